@@ -1,0 +1,259 @@
+//! S3 and what speaks like it, through the AWS SDK: the only module that names it.
+//!
+//! Credentials, region and endpoint are the SDK's own business (`AWS_*` variables, profiles, roles).
+
+use super::*;
+use anyhow::{Context, anyhow, bail};
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use bytes::BytesMut;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use std::time::Duration;
+
+/// A dead address is given up after this and tried again.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the end of a request to the first byte of its answer. S3 sends white space while a long
+/// CompleteMultipartUpload or CopyObject is at work, so this needn't cover them.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// First try included; the SDK waits longer each time, and slows down on SlowDown.
+const ATTEMPTS: u32 = 5;
+
+/// One bucket, or a prefix in it.
+pub struct S3Store {
+    client: Client,
+    bucket: String,
+    /// Over TLS the connection protects the body, so that its SHA-256 need not be in the signature.
+    unsigned_payload: bool,
+}
+
+impl S3Store {
+    /// Reads the AWS settings of the environment and checks once that the bucket answers.
+    pub async fn connect(bucket: &str) -> anyhow::Result<S3Store> {
+        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT).build();
+        let settings = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+            .timeout_config(timeouts)
+            .load()
+            .await;
+        let endpoint = std::env::var("AWS_ENDPOINT_URL_S3").ok().or(settings.endpoint_url().map(str::to_owned));
+        let mut config = aws_sdk_s3::config::Builder::from(&settings);
+        if endpoint.is_some() {
+            // Servers other than AWS rarely have a host name per bucket, and not all know the newer checksums.
+            config.set_force_path_style(Some(true));
+            if std::env::var_os("AWS_REQUEST_CHECKSUM_CALCULATION").is_none() {
+                config.set_request_checksum_calculation(Some(RequestChecksumCalculation::WhenRequired));
+            }
+            if std::env::var_os("AWS_RESPONSE_CHECKSUM_VALIDATION").is_none() {
+                config.set_response_checksum_validation(Some(ResponseChecksumValidation::WhenRequired));
+            }
+            if settings.region().is_none() {
+                config.set_region(Some(Region::from_static("us-east-1")));
+            }
+        } else if settings.region().is_none() {
+            bail!("no AWS region is set: set AWS_REGION (or AWS_ENDPOINT_URL for another S3 server)");
+        }
+        let unsigned_payload = endpoint.is_none_or(|url| url.starts_with("https:"));
+        let store = S3Store { client: Client::from_conf(config.build()), bucket: bucket.to_owned(), unsigned_payload };
+        store.check().await.with_context(|| format!("bucket {bucket} can't be used"))?;
+        Ok(store)
+    }
+
+    /// One list request of one entry: proves credentials, region and bucket before a client has to find out.
+    async fn check(&self) -> anyhow::Result<()> {
+        let root = Key::new("").context("no key")?;
+        match self.list(ListRequest { prefix: &root, folded: false, after: None, limit: 1 }).await {
+            Ok(_) => Ok(()),
+            Err(StoreError::Forbidden(why)) => {
+                // A set-up that may only put is a valid one.
+                log::warn!("listing bucket {} is not allowed ({why}): clients will see no directories", self.bucket);
+                Ok(())
+            }
+            Err(StoreError::NotFound) => Err(anyhow!("there is no such bucket: create it, or correct --store")),
+            Err(error) => Err(anyhow!("{error}: check the AWS_* settings, the endpoint and the region")),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for S3Store {
+    async fn head(&self, key: &Key) -> Result<Object> {
+        let out = self.client.head_object().bucket(&self.bucket).key(key.as_str()).send().await.map_err(failed)?;
+        object(out.content_length, out.e_tag, out.last_modified)
+    }
+
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Bytes> {
+        let length = (range.end - range.start) as usize;
+        let mut bytes = BytesMut::with_capacity(length);
+        // The SDK retries a request, not a body that breaks off: go on where it did.
+        for attempt in 1.. {
+            let from = range.start + bytes.len() as u64;
+            let request = self.client.get_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
+            let mut body = request.range(format!("bytes={from}-{}", range.end - 1)).send().await.map_err(failed)?.body;
+            let broken = loop {
+                match body.next().await {
+                    Some(Ok(chunk)) if bytes.len() + chunk.len() <= length => bytes.extend_from_slice(&chunk),
+                    Some(Ok(_)) => return Err(StoreError::Other("more bytes than asked for".into())),
+                    Some(Err(error)) => break DisplayErrorContext(error).to_string(),
+                    None if bytes.len() == length => return Ok(bytes.freeze()),
+                    None => break "the body ended early".to_owned(),
+                }
+            };
+            if attempt == ATTEMPTS {
+                return Err(StoreError::Other(broken));
+            }
+            tokio::time::sleep(Duration::from_millis(100 << attempt)).await;
+        }
+        Err(StoreError::Other("unreachable".into()))
+    }
+
+    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<()> {
+        let request = self.client.put_object().bucket(&self.bucket).key(key.as_str()).body(ByteStream::from(body));
+        let request = request.set_if_none_match(star(condition)).customize();
+        let request = if self.unsigned_payload { request.disable_payload_signing() } else { request };
+        request.send().await.map_err(uncertain)?;
+        Ok(())
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.client.delete_object().bucket(&self.bucket).key(key.as_str()).send().await.map_err(failed)?;
+        Ok(())
+    }
+
+    async fn copy(&self, from: &Key, to: &Key) -> Result<()> {
+        let request = self.client.copy_object().bucket(&self.bucket).key(to.as_str());
+        match request.copy_source(self.copy_source(from)).send().await {
+            Ok(_) => Ok(()),
+            // AWS says InvalidRequest for a source over 5 GiB, others EntityTooLarge.
+            Err(error) if matches!(error.code(), Some("InvalidRequest" | "EntityTooLarge")) => {
+                Err(StoreError::TooLarge)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
+        let out = self.client.list_objects_v2().bucket(&self.bucket).prefix(request.prefix.as_str());
+        let out = out.set_delimiter(request.folded.then(|| "/".to_owned())).max_keys(request.limit as i32);
+        let out = out.set_continuation_token(request.after).send().await.map_err(failed)?;
+        let mut entries = Vec::with_capacity(out.contents().len() + out.common_prefixes().len());
+        for found in out.contents.unwrap_or_default() {
+            if let Some(key) = found.key {
+                entries.push(Entry::Object(key, object(found.size, found.e_tag, found.last_modified)?));
+            }
+        }
+        let prefixes = out.common_prefixes.unwrap_or_default().into_iter();
+        entries.extend(prefixes.filter_map(|found| found.prefix).map(Entry::Prefix));
+        let next = out.next_continuation_token.filter(|_| out.is_truncated == Some(true));
+        Ok(Page { entries, next })
+    }
+
+    async fn create_upload(&self, key: &Key) -> Result<String> {
+        let out = self.client.create_multipart_upload().bucket(&self.bucket).key(key.as_str());
+        out.send().await.map_err(failed)?.upload_id.ok_or_else(|| missing("an upload id"))
+    }
+
+    async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part> {
+        let size = body.len() as u64;
+        let request = self.client.upload_part().bucket(&self.bucket).key(key.as_str()).upload_id(upload_id);
+        let request = request.part_number(number as i32).body(ByteStream::from(body)).customize();
+        let request = if self.unsigned_payload { request.disable_payload_signing() } else { request };
+        let etag = request.send().await.map_err(failed)?.e_tag.ok_or_else(|| missing("an ETag"))?;
+        Ok(Part { number, size, etag })
+    }
+
+    async fn copy_part(&self, key: &Key, upload_id: &str, number: u32, from: PartSource<'_>) -> Result<Part> {
+        let size = from.range.end - from.range.start;
+        let request = self.client.upload_part_copy().bucket(&self.bucket).key(key.as_str()).upload_id(upload_id);
+        let request = request.part_number(number as i32).copy_source(self.copy_source(from.key));
+        let request = request.copy_source_if_match(from.etag);
+        let request = request.copy_source_range(format!("bytes={}-{}", from.range.start, from.range.end - 1));
+        let result = request.send().await.map_err(failed)?.copy_part_result;
+        let etag = result.and_then(|result| result.e_tag).ok_or_else(|| missing("an ETag"))?;
+        Ok(Part { number, size, etag })
+    }
+
+    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<()> {
+        let list = parts
+            .iter()
+            .map(|part| CompletedPart::builder().part_number(part.number as i32).e_tag(part.etag.clone()).build());
+        let list = CompletedMultipartUpload::builder().set_parts(Some(list.collect())).build();
+        let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(key.as_str());
+        let request = request.upload_id(upload_id).multipart_upload(list).set_if_none_match(star(condition));
+        request.send().await.map_err(uncertain)?;
+        Ok(())
+    }
+
+    async fn abort(&self, key: &Key, upload_id: &str) -> Result<()> {
+        let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key.as_str());
+        match request.upload_id(upload_id).send().await.map_err(failed) {
+            Ok(_) | Err(StoreError::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl S3Store {
+    /// `x-amz-copy-source` is a header: URL-encoded, and without a leading slash.
+    fn copy_source(&self, key: &Key) -> String {
+        format!("{}/{}", self.bucket, utf8_percent_encode(key.as_str(), NOT_IN_A_URL_PATH))
+    }
+}
+
+/// All but RFC 3986's unreserved characters and the slash.
+const NOT_IN_A_URL_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+
+fn star(condition: Condition) -> Option<String> {
+    (condition == Condition::Absent).then(|| "*".to_owned())
+}
+
+fn missing(what: &str) -> StoreError {
+    StoreError::Other(format!("the store's answer holds no {what}"))
+}
+
+fn object(size: Option<i64>, etag: Option<String>, modified: Option<DateTime>) -> Result<Object> {
+    let size = size.and_then(|size| u64::try_from(size).ok()).ok_or_else(|| missing("size"))?;
+    let modified = modified.and_then(|time| SystemTime::try_from(time).ok()).unwrap_or(SystemTime::UNIX_EPOCH);
+    Ok(Object { size, etag: etag.ok_or_else(|| missing("ETag"))?, modified })
+}
+
+/// An error of a request that is safe to repeat: what the store answered, or why it didn't.
+fn failed<E>(error: SdkError<E>) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    let text = match (error.code(), error.message()) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code.to_owned(),
+        // An answer to HEAD has no body to explain itself.
+        _ => status.map_or_else(|| DisplayErrorContext(&error).to_string(), |status| format!("HTTP status {status}")),
+    };
+    match (error.code(), status) {
+        (Some("NoSuchUpload"), _) => StoreError::NotFound,
+        (Some("ConditionalRequestConflict"), _) | (_, Some(412)) => StoreError::Precondition,
+        (_, Some(404)) => StoreError::NotFound,
+        (_, Some(403)) => StoreError::Forbidden(text),
+        _ => StoreError::Other(text),
+    }
+}
+
+/// An error of a request that makes an object: unless the store clearly refused, it may have been made.
+///
+/// A repeated request can be refused because the first one succeeded: `NoSuchUpload`, or 412 under `If-None-Match`.
+fn uncertain<E>(error: SdkError<E>) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let refused = error.raw_response().is_some_and(|response| matches!(response.status().as_u16(), 400 | 403 | 409));
+    match failed(error) {
+        refusal if refused => refusal,
+        StoreError::Precondition => StoreError::Precondition,
+        other => StoreError::Unknown(other.to_string()),
+    }
+}
