@@ -59,9 +59,14 @@ impl S3Store {
             bail!("no AWS region is set: set AWS_REGION (or AWS_ENDPOINT_URL for another S3 server)");
         }
         let unsigned_payload = endpoint.is_none_or(|url| url.starts_with("https:"));
-        let store = S3Store { client: Client::from_conf(config.build()), bucket: bucket.to_owned(), unsigned_payload };
+        let store = S3Store { unsigned_payload, ..S3Store::new(Client::from_conf(config.build()), bucket) };
         store.check().await.with_context(|| format!("bucket {bucket} can't be used"))?;
         Ok(store)
+    }
+
+    /// With a client of the caller's own making. Bodies are signed.
+    pub fn new(client: Client, bucket: &str) -> S3Store {
+        S3Store { client, bucket: bucket.to_owned(), unsigned_payload: false }
     }
 
     /// One list request of one entry: proves credentials, region and bucket before a client has to find out.
