@@ -1,0 +1,364 @@
+//! Files opened for writing: any order, over an old object, at its end, in its middle, and everything that goes wrong.
+//!
+//! Each test ends with the same look: the object's bytes are exact, and no multipart upload is in progress.
+
+// A panic is how a test fails.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
+use sftpd::upload::PartSizes;
+use std::time::Duration;
+use support::s3::{FakeS3, Fault, When};
+use support::*;
+
+const EDIT: OpenFlags = OpenFlags::READ.union(OpenFlags::WRITE);
+/// As scp opens its target.
+const OVER: OpenFlags = OpenFlags::WRITE.union(OpenFlags::CREATE);
+
+async fn world() -> (FakeS3, Server, Client) {
+    let s3 = FakeS3::start().await;
+    let server = Server::start(s3_store(&s3)).await;
+    let client = server.client().await;
+    (s3, server, client)
+}
+
+fn size(size: u64) -> FileAttributes {
+    FileAttributes { size: Some(size), ..Default::default() }
+}
+
+fn assert_object(s3: &FakeS3, key: &str, want: &[u8]) {
+    assert_clean(s3);
+    let body = s3.object(key).expect("the object exists");
+    let differs = body.iter().zip(want).position(|(a, b)| a != b);
+    assert!(body == want, "{key}: {} bytes for {}, first difference at {differs:?}", body.len(), want.len());
+}
+
+#[tokio::test]
+async fn blocks_in_any_order_within_the_window() {
+    let (s3, _server, client) = world().await;
+    let data = noise(11 * MIB, 1);
+    let handle = client.open("/f", PUT).await.unwrap();
+    let mut blocks: Vec<(usize, &[u8])> = data.chunks(100_000).enumerate().collect();
+    // Neighbours swapped, and runs of eight reversed.
+    blocks.chunks_mut(8).for_each(<[_]>::reverse);
+    for (n, block) in blocks {
+        client.write(&handle, n as u64 * 100_000, block).await.unwrap();
+    }
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", &data);
+}
+
+#[tokio::test]
+async fn bytes_in_ram_can_be_written_again() {
+    let (s3, _server, client) = world().await;
+    let handle = client.open("/f", PUT).await.unwrap();
+    client.write(&handle, 0, b"hello world").await.unwrap();
+    client.write(&handle, 6, b"there").await.unwrap();
+    client.write(&handle, 0, b"J").await.unwrap();
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", b"Jello there");
+}
+
+#[tokio::test]
+async fn bytes_that_left_are_refused_for_good() {
+    let (s3, _server, client) = world().await;
+    s3.put("alice/f", "old");
+    let handle = client.open("/f", PUT).await.unwrap();
+    let data = noise(6 * MIB, 1);
+    client.write(&handle, 0, &data).await.unwrap();
+    let refused = client.write(&handle, 10, b"x").await.unwrap_err();
+    assert_eq!(refused.0, StatusCode::Failure);
+    assert!(refused.1.contains("offset 10 ") && refused.1.contains("5242880"), "{}", refused.1);
+    let later = client.write(&handle, data.len() as u64, b"x").await.unwrap_err();
+    assert_eq!(later, refused, "the failure sticks");
+    assert_eq!(client.close(&handle).await.unwrap_err(), refused);
+    assert_object(&s3, "alice/f", b"old");
+}
+
+#[tokio::test]
+async fn a_gap_is_never_filled() {
+    let (s3, _server, client) = world().await;
+    let handle = client.open("/f", PUT).await.unwrap();
+    client.write(&handle, 0, b"abc").await.unwrap();
+    client.write(&handle, 5, b"def").await.unwrap();
+    let failed = client.close(&handle).await.unwrap_err();
+    assert!(failed.1.contains("offset 3"), "{}", failed.1);
+    let handle = client.open("/f", PUT).await.unwrap();
+    assert_eq!(code(client.write(&handle, 2 << 20, b"far ahead").await), StatusCode::Failure);
+    assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
+    assert_eq!(s3.objects(), [""; 0]);
+    assert_clean(&s3);
+}
+
+#[tokio::test]
+async fn overwriting_like_scp_moves_no_old_byte() {
+    let (s3, _server, client) = world().await;
+    for (old, new) in [(100, 40), (40, 100), (12 * MIB, 7 * MIB), (7 * MIB, 12 * MIB), (12 * MIB, 100), (3, 0)] {
+        s3.put("alice/f", noise(old, 1));
+        s3.reset();
+        let data = noise(new, 2);
+        let handle = client.open("/f", OVER).await.unwrap();
+        client.write(&handle, 0, &data).await.unwrap();
+        client.sftp.fsetstat(&handle, size(new as u64)).await.unwrap();
+        client.close(&handle).await.unwrap();
+        assert_object(&s3, "alice/f", &data);
+        assert_eq!(s3.count("GetObject") + s3.count("UploadPartCopy"), 0, "{old} → {new}");
+        assert_eq!(s3.count("HeadObject"), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_overwritten_stays() {
+    let (s3, _server, client) = world().await;
+    for (old, at, new) in [
+        (100, 0, 40),
+        (100, 50, 10),
+        (100, 95, 10),
+        (5 * MIB, 1000, 10),
+        (12 * MIB, 0, 10),
+        (12 * MIB, 0, 6 * MIB),
+        (12 * MIB, 11 * MIB, 10),
+        (12 * MIB, 6 * MIB, 8 * MIB),
+        (20 * MIB, 7 * MIB, 6 * MIB),
+    ] {
+        let before = noise(old, 1);
+        s3.put("alice/f", before.clone());
+        let data = noise(new, 2);
+        let handle = client.open("/f", EDIT).await.unwrap();
+        client.write(&handle, at as u64, &data).await.unwrap();
+        client.close(&handle).await.unwrap();
+        let mut want = before.to_vec();
+        want.resize(want.len().max(at + new), 0);
+        want[at..at + new].copy_from_slice(&data);
+        assert_object(&s3, "alice/f", &want);
+    }
+}
+
+#[tokio::test]
+async fn appending_copies_inside_the_store() {
+    let (s3, _server, client) = world().await;
+    for old in [0, 10, 5 * MIB - 1, 5 * MIB, 5 * MIB + 1, 12 * MIB] {
+        for flags in [OpenFlags::WRITE, OpenFlags::WRITE | OpenFlags::APPEND] {
+            let before = noise(old, 1);
+            s3.put("alice/f", before.clone());
+            s3.reset();
+            let handle = client.open("/f", flags).await.unwrap();
+            // With APPEND the offset does not matter.
+            let at = if flags.contains(OpenFlags::APPEND) { 3 } else { old };
+            client.write(&handle, at as u64, b"the end").await.unwrap();
+            client.close(&handle).await.unwrap();
+            assert_object(&s3, "alice/f", &[&before[..], b"the end"].concat());
+            let copies = s3.count("UploadPartCopy");
+            assert_eq!(copies, usize::from(old > 5 * MIB), "{old}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn edits_that_cannot_be_done_right_leave_the_old_object() {
+    let (s3, _server, client) = world().await;
+    let before = noise(20 * MIB, 1);
+    s3.put("alice/f", before.clone());
+    let handle = client.open("/f", EDIT).await.unwrap();
+    client.write(&handle, 15 << 20, b"late").await.unwrap();
+    assert_eq!(code(client.write(&handle, 1 << 20, b"early").await), StatusCode::Failure);
+    assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
+    assert_object(&s3, "alice/f", &before);
+}
+
+#[tokio::test]
+async fn opened_and_closed_without_a_write() {
+    let (s3, _server, client) = world().await;
+    s3.put("alice/f", "old");
+    let handle = client.open("/f", EDIT).await.unwrap();
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", b"old");
+    assert_eq!(s3.count("PutObject"), 0);
+    let handle = client.open("/new", OVER).await.unwrap();
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/new", b"");
+    assert_eq!(code(client.open("/none", EDIT).await), StatusCode::NoSuchFile);
+}
+
+#[tokio::test]
+async fn a_file_being_edited_can_be_read() {
+    let (s3, _server, client) = world().await;
+    s3.put("alice/f", "0123456789");
+    let handle = client.open("/f", EDIT).await.unwrap();
+    assert_eq!(client.read_to_end(&handle).await.unwrap(), b"0123456789");
+    client.write(&handle, 2, b"xy").await.unwrap();
+    assert_eq!(client.read_to_end(&handle).await.unwrap(), b"01xy456789");
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", b"01xy456789");
+}
+
+#[tokio::test]
+async fn truncation() {
+    let (s3, _server, client) = world().await;
+    let handle = client.open("/f", PUT).await.unwrap();
+    client.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
+    let beyond = client.sftp.fsetstat(&handle, size(7 << 20)).await;
+    assert_eq!(code(beyond), StatusCode::OpUnsupported);
+    assert_eq!(code(client.sftp.fsetstat(&handle, size(10)).await), StatusCode::OpUnsupported, "that has left RAM");
+    client.sftp.fsetstat(&handle, size(6 << 20)).await.unwrap();
+    client.sftp.fsetstat(&handle, size(0)).await.unwrap();
+    client.write(&handle, 0, b"short").await.unwrap();
+    client.sftp.fsetstat(&handle, size(2)).await.unwrap();
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", b"sh");
+
+    s3.put("alice/f", "0123456789");
+    let handle = client.open("/f", EDIT).await.unwrap();
+    client.sftp.fsetstat(&handle, size(4)).await.unwrap();
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", b"0123");
+}
+
+#[tokio::test]
+async fn parts_grow_and_end() {
+    let s3 = FakeS3::start().await;
+    s3.set_min_part(1);
+    let small = PartSizes { first: 1000, cap: 4000, double_every: 3 };
+    let server = Server::with(s3_store(&s3), |config| config.part_sizes = small).await;
+    let client = server.client().await;
+    let data = noise(50_000, 1);
+    client.put("/f", &data).await.unwrap();
+    assert_object(&s3, "alice/f", &data);
+    // 3 of 1,000, 3 of 2,000, then 4,000 each.
+    assert_eq!(s3.count("UploadPart"), 17);
+
+    let tiny = PartSizes { first: 1, cap: 1, double_every: 0 };
+    let server = Server::with(s3_store(&s3), |config| config.part_sizes = tiny).await;
+    let client = server.client().await;
+    let handle = client.open("/g", PUT).await.unwrap();
+    let refused = client.write(&handle, 0, &data[..10_001]).await.unwrap_err();
+    assert!(refused.1.contains("10000 bytes"), "{}", refused.1);
+    assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
+    assert_clean(&s3);
+    assert_eq!(s3.objects(), ["alice/f"]);
+}
+
+#[tokio::test]
+async fn a_failed_part_fails_the_upload() {
+    let (s3, _server, client) = world().await;
+    s3.put("alice/f", "old");
+    s3.fault("UploadPart", When::Nth(1), Fault::Status(403, "AccessDenied"));
+    let handle = client.open("/f", PUT).await.unwrap();
+    let written = client.write(&handle, 0, &noise(12 * MIB, 1)).await;
+    let closed = client.close(&handle).await;
+    assert_eq!(code(closed), StatusCode::PermissionDenied, "after {written:?}");
+    assert_object(&s3, "alice/f", b"old");
+}
+
+#[tokio::test]
+async fn transient_faults_are_absorbed() {
+    let (s3, _server, client) = world().await;
+    let data = noise(12 * MIB, 1);
+    for op in ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"] {
+        for fault in [Fault::Status(500, "InternalError"), Fault::Status(503, "SlowDown"), Fault::ResetBefore] {
+            s3.fault(op, When::Nth(1), fault);
+            let data = if op == "PutObject" { &data[..100] } else { &data[..] };
+            client.put("/f", data).await.unwrap_or_else(|failed| panic!("{op}: {failed:?}"));
+            assert_object(&s3, "alice/f", data);
+            s3.clear_faults();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_decided_by_what_is_there() {
+    let (s3, _server, client) = world().await;
+    for (op, len) in [("PutObject", 100), ("CompleteMultipartUpload", 12 * MIB)] {
+        s3.put("alice/f", "old");
+        let data = noise(len, 1);
+        // Carried out, and the answer lost: the retry finds the upload gone.
+        s3.fault(op, When::Nth(1), Fault::LostAnswer);
+        client.put("/f", &data).await.unwrap_or_else(|failed| panic!("{op}: {failed:?}"));
+        assert_object(&s3, "alice/f", &data);
+        s3.clear_faults();
+        // Never carried out: whatever is there is not ours.
+        s3.put("alice/f", noise(len, 2));
+        s3.fault(op, When::Every, Fault::ResetBefore);
+        assert_eq!(code(client.put("/f", &data).await), StatusCode::Failure, "{op}");
+        s3.clear_faults();
+        assert_object(&s3, "alice/f", &noise(len, 2));
+    }
+    s3.fault("CompleteMultipartUpload", When::Every, Fault::ErrorBody);
+    assert_eq!(code(client.put("/f", &noise(12 * MIB, 3)).await), StatusCode::Failure);
+    assert_object(&s3, "alice/f", &noise(12 * MIB, 2));
+}
+
+#[tokio::test]
+async fn an_excl_put_whose_answer_was_lost_is_no_race() {
+    let (s3, _server, client) = world().await;
+    s3.fault("PutObject", When::Nth(1), Fault::LostAnswer);
+    let handle = client.open("/f", OVER | OpenFlags::EXCLUDE).await.unwrap();
+    client.write(&handle, 0, b"mine").await.unwrap();
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", b"mine");
+}
+
+#[tokio::test]
+async fn a_client_lost_while_parts_are_in_flight_leaves_nothing() {
+    let (s3, server, client) = world().await;
+    let hold = std::sync::Arc::new(tokio::sync::Notify::new());
+    s3.fault("UploadPart", When::Every, Fault::Hold(hold.clone()));
+    let handle = client.open("/f", PUT).await.unwrap();
+    client.write(&handle, 0, &noise(11 * MIB, 1)).await.unwrap();
+    eventually("two parts are in flight", || s3.count("UploadPart") == 2).await;
+    drop(client);
+    // An abort now would leave the parts that arrive after it.
+    assert_eq!(s3.count("AbortMultipartUpload"), 0);
+    hold.notify_one();
+    hold.notify_one();
+    eventually("the upload is aborted", || s3.count("AbortMultipartUpload") == 1).await;
+    eventually("and gone", || s3.uploads() == 0).await;
+    assert_eq!(s3.objects(), [""; 0]);
+    drop(server);
+}
+
+#[tokio::test]
+async fn more_uploads_than_memory_all_arrive() {
+    let s3 = FakeS3::start().await;
+    let server = Server::with(s3_store(&s3), |config| config.buffer_memory = 20 << 20).await;
+    let mut puts = tokio::task::JoinSet::new();
+    for n in 0..12 {
+        let client = server.client().await;
+        puts.spawn(async move {
+            let data = noise(11 * MIB, n);
+            client.put(&format!("/{n}"), &data).await.unwrap();
+            (format!("alice/{n}"), data)
+        });
+    }
+    while let Some(put) = puts.join_next().await {
+        let (key, data) = put.unwrap();
+        assert_eq!(s3.object(&key).unwrap(), data);
+    }
+    assert_clean(&s3);
+}
+
+#[tokio::test]
+async fn slow_downloads_do_not_starve_an_upload() {
+    let s3 = FakeS3::start().await;
+    let server = Server::with(s3_store(&s3), |config| config.buffer_memory = 20 << 20).await;
+    s3.put("alice/big", noise(40 * MIB, 1));
+    let mut readers = Vec::new();
+    for _ in 0..6 {
+        let client = server.client().await;
+        let handle = client.open("/big", OpenFlags::READ).await.unwrap();
+        for at in 0..100 {
+            client.sftp.read(&handle, at * 32768, 32768).await.unwrap();
+        }
+        readers.push((client, handle));
+    }
+    let data = noise(22 * MIB, 2);
+    let client = server.client().await;
+    let put = tokio::time::timeout(Duration::from_secs(60), client.put("/f", &data)).await;
+    put.expect("the upload gets its memory").unwrap();
+    assert_object(&s3, "alice/f", &data);
+    for (client, handle) in readers {
+        client.sftp.read(&handle, 100 * 32768, 32768).await.unwrap();
+    }
+}
