@@ -22,8 +22,8 @@ use tokio_util::task::AbortOnDropHandle;
 /// Where the answers go.
 pub trait Answers: Send + Sync + 'static {
     /// Sends the bytes that a READ asked for, or its failure; an empty answer is the end of the file.
-    /// Waits until the client takes them.
-    fn answer(&self, id: u32, result: Result<BytesMut, StoreError>) -> impl Future<Output = ()> + Send;
+    /// Waits until the client takes them; false when it is gone.
+    fn answer(&self, id: u32, result: Result<BytesMut, StoreError>) -> impl Future<Output = bool> + Send;
     /// An empty buffer with room for an answer of so many bytes, which it begins with a header of its own.
     fn buffer(&self, len: usize) -> BytesMut;
 }
@@ -41,10 +41,11 @@ pub struct Summary {
     pub error: Option<StoreError>,
 }
 
-/// A file open for reading.
+/// A file open for reading. Dropped, it still answers the READs that wait, but without data.
 pub struct Download {
     queue: Arc<ReadQueue>,
     object: Object,
+    finishes: bool,
 }
 
 impl Download {
@@ -66,7 +67,7 @@ impl Download {
             requests: 0,
         };
         context.tasks.spawn(run(fetcher, object.size, queue.clone(), answers, on_end));
-        Download { queue, object }
+        Download { queue, object, finishes: false }
     }
 
     /// Size, ETag and time of the version being read.
@@ -78,11 +79,16 @@ impl Download {
     pub fn read(&self, read: Read) -> bool {
         self.queue.push(read)
     }
+
+    /// Lets the READs that wait have their data.
+    pub fn finish(mut self) {
+        self.finishes = true;
+    }
 }
 
 impl Drop for Download {
     fn drop(&mut self) {
-        self.queue.close();
+        if self.finishes { self.queue.close() } else { self.queue.cancel() }
     }
 }
 
@@ -99,7 +105,7 @@ async fn run(
     while let Some(read) = queue.pop().await {
         let end = read.offset.saturating_add(u64::from(read.len)).min(size);
         let mut out = answers.buffer(end.saturating_sub(read.offset) as usize);
-        let result = if queue.is_closed() {
+        let result = if queue.is_cancelled() {
             Err(StoreError::Other("the file was closed before its data came".into()))
         } else if read.offset >= size {
             // rclone, libssh2 and psftp always ask past the end: the store need not be troubled.
@@ -109,10 +115,12 @@ async fn run(
         };
         match &result {
             Ok(()) => bytes += end.saturating_sub(read.offset),
-            Err(_) if queue.is_closed() => {}
+            Err(_) if queue.is_cancelled() => {}
             Err(failure) => error = Some(failure.clone()),
         }
-        answers.answer(read.id, result.map(|()| out)).await;
+        if !answers.answer(read.id, result.map(|()| out)).await {
+            break;
+        }
     }
     on_end(Summary { bytes, requests: fetcher.requests, took: opened.elapsed(), error });
 }

@@ -44,6 +44,7 @@ pub struct ReadQueue {
 struct State {
     runs: VecDeque<Run>,
     closed: bool,
+    cancelled: bool,
 }
 
 impl ReadQueue {
@@ -72,9 +73,15 @@ impl ReadQueue {
         self.changed.notify_one();
     }
 
-    /// The file was closed: whoever still waits gets no data.
-    pub fn is_closed(&self) -> bool {
-        self.state().closed
+    /// As [`ReadQueue::close`], and nobody wants the data any more.
+    pub fn cancel(&self) {
+        self.state().cancelled = true;
+        self.close();
+    }
+
+    /// See [`ReadQueue::cancel`].
+    pub fn is_cancelled(&self) -> bool {
+        self.state().cancelled
     }
 
     /// Waits for the next READ; `None` after [`ReadQueue::close`].

@@ -28,6 +28,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use wire::Inbox;
 
 /// Files and directories one session can have open at once; told to clients by `limits@openssh.com`.
@@ -112,11 +113,21 @@ pub async fn serve(mut source: impl Source, sink: impl Sink, settings: Settings)
         started: SystemTime::now(),
         version_settled: false,
     };
+    let idle_timeout = session.settings.idle_timeout;
     let end = session.run(&mut source, &clock).await;
+    if matches!(end, End::Closed) {
+        session.finish_reads();
+    }
     session.settle(None).await;
     drop(session);
-    let _ = sending.await;
-    end
+    let sending = AbortOnDropHandle::new(sending);
+    if matches!(end, End::Ignored) {
+        return end;
+    }
+    tokio::select! {
+        _ = sending => end,
+        () = clock.idle(idle_timeout) => End::Idle(idle_timeout),
+    }
 }
 
 impl Session {
@@ -129,12 +140,7 @@ impl Session {
             }
             let chunk = tokio::select! {
                 chunk = source.next() => chunk,
-                () = tokio::time::sleep_until(clock.last() + idle_timeout) => {
-                    if clock.last().elapsed() < idle_timeout {
-                        continue;
-                    }
-                    return End::Idle(idle_timeout);
-                }
+                () = clock.idle(idle_timeout) => return End::Idle(idle_timeout),
                 () = drain.cancelled(), if !drain.is_cancelled() => continue,
             };
             let Some(chunk) = chunk else { return End::Closed };
@@ -150,6 +156,15 @@ impl Session {
                         Err(end) => return end,
                     },
                 }
+            }
+        }
+    }
+
+    /// A client that sends all its requests at once and then the end of the stream still gets its files.
+    fn finish_reads(&mut self) {
+        for (_, handle) in self.handles.drain() {
+            if let Handle::Reader(download) = handle {
+                download.finish();
             }
         }
     }
@@ -179,8 +194,15 @@ impl Clock {
         self.last.store(self.origin.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn last(&self) -> Instant {
-        self.origin + Duration::from_millis(self.last.load(Ordering::Relaxed))
+    /// Comes back once nothing has happened for so long.
+    async fn idle(&self, timeout: Duration) {
+        loop {
+            let deadline = self.origin + Duration::from_millis(self.last.load(Ordering::Relaxed)) + timeout;
+            if Instant::now() >= deadline {
+                return;
+            }
+            tokio::time::sleep_until(deadline).await;
+        }
     }
 }
 

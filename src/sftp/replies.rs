@@ -87,11 +87,12 @@ impl Replies {
         self.unread.load(Ordering::Relaxed) > UNREAD_LIMIT
     }
 
-    /// Queues a reply once there is room: for those who may wait.
-    async fn paced(&self, bytes: Bytes) {
+    /// Queues a reply once there is room: for those who may wait. False when the client is gone.
+    async fn paced(&self, bytes: Bytes) -> bool {
         let weight = bytes.len().min(DATA_ROOM) as u32;
-        if let Ok(permit) = self.room.clone().acquire_many_owned(weight).await {
-            let _ = self.queue.send((bytes, Some(permit)));
+        match self.room.clone().acquire_many_owned(weight).await {
+            Ok(permit) => self.queue.send((bytes, Some(permit))).is_ok(),
+            Err(_) => false,
         }
     }
 }
@@ -118,14 +119,15 @@ impl Answers for Replies {
         buffer
     }
 
-    async fn answer(&self, id: u32, result: Result<BytesMut, StoreError>) {
+    async fn answer(&self, id: u32, result: Result<BytesMut, StoreError>) -> bool {
         let status = match result {
             Ok(packet) if packet.len() > DATA_HEADER => return self.paced(data_packet(id, packet)).await,
             Ok(_) => status_packet(id, StatusCode::Eof, "end of file"),
             Err(error) => status_packet(id, super::status_of_store(&error), &error.to_string()),
         };
-        if let Ok(bytes) = Bytes::try_from(status) {
-            self.paced(bytes).await;
+        match Bytes::try_from(status) {
+            Ok(bytes) => self.paced(bytes).await,
+            Err(_) => false,
         }
     }
 }

@@ -1,0 +1,432 @@
+//! The server around the sessions: logins, limits, ends, and clients that keep no rule.
+
+// A panic is how a test fails.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use russh::client::Msg;
+use russh::{Channel, ChannelMsg};
+use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
+use sftpd::budget::Budget;
+use sftpd::sftp::{End, Settings};
+use sftpd::store::memory::MemoryStore;
+use sftpd::tree::{Home, Tree};
+use sftpd::upload::{Context, PartSizes};
+use sftpd::users::Access;
+use std::sync::Arc;
+use std::time::Duration;
+use support::s3::{FakeS3, Fault, When};
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+async fn memory() -> Server {
+    Server::start(Arc::new(MemoryStore::default())).await
+}
+
+/// Long enough for any machine; only a server that hangs gets there.
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(|_| panic!("hangs: {what}"))
+}
+
+#[tokio::test]
+async fn wrong_logins_are_refused_alike() {
+    let server = memory().await;
+    for (user, password) in [("alice", "wrong"), ("nobody", PASSWORD), ("alice", ""), ("", PASSWORD)] {
+        assert!(Client::login(&server, user, password).await.is_none(), "{user:?}");
+    }
+    let mut ssh = SshClient::connect(&server).await;
+    assert!(!ssh.login("alice", "wrong").await);
+    assert!(ssh.login("alice", PASSWORD).await, "a second try may succeed");
+}
+
+#[tokio::test]
+async fn several_sessions_share_a_connection() {
+    let server = memory().await;
+    let mut ssh = SshClient::connect(&server).await;
+    assert!(ssh.login("alice", PASSWORD).await);
+    let mut sessions = Vec::new();
+    for n in 0..10 {
+        let sftp = ssh.sftp().await;
+        sftp.mkdir(format!("/{n}"), FileAttributes::empty()).await.unwrap();
+        sessions.push(sftp);
+    }
+    assert!(ssh.channel().await.is_err(), "ten is the most");
+    assert!(sessions[0].stat("/9").await.unwrap().attrs.is_dir());
+}
+
+#[tokio::test]
+async fn users_do_what_their_access_allows() {
+    let s3 = FakeS3::start().await;
+    let server = Server::start(s3_store(&s3)).await;
+    s3.put("alice/f", "secret");
+    let reader = server.client_as("reader").await;
+    assert_eq!(reader.get("/f").await.unwrap(), b"secret");
+    let size = FileAttributes { size: Some(0), ..Default::default() };
+    let denied = [
+        code(reader.put("/g", b"").await),
+        code(reader.open("/f", OpenFlags::READ | OpenFlags::WRITE).await),
+        code(reader.open("/f", OpenFlags::APPEND).await),
+        code(reader.sftp.remove("/f").await),
+        code(reader.sftp.rename("/f", "/g").await),
+        code(reader.posix_rename("/f", "/g").await),
+        code(reader.sftp.mkdir("/d", FileAttributes::empty()).await),
+        code(reader.sftp.rmdir("/d").await),
+        code(reader.sftp.setstat("/f", size).await),
+    ];
+    assert_eq!(denied, [StatusCode::PermissionDenied; 9]);
+    let writer = server.client_as("writer").await;
+    writer.put("/g", b"given").await.unwrap();
+    assert_eq!(code(writer.get("/f").await), StatusCode::PermissionDenied);
+    let handle = writer.open("/f", OpenFlags::READ | OpenFlags::WRITE).await.unwrap();
+    assert_eq!(code(writer.sftp.read(&handle, 0, 10).await), StatusCode::PermissionDenied);
+    writer.close(&handle).await.unwrap();
+    assert_eq!(writer.list("/").await.unwrap(), ["f 6", "g 5"]);
+    assert_eq!(s3.object("alice/f").unwrap(), "secret");
+    assert_eq!(s3.objects(), ["alice/f", "alice/g"]);
+}
+
+/// Everything a channel says until it is closed: data, standard error, exit status.
+async fn hear(mut channel: Channel<Msg>) -> (Vec<u8>, String, Option<u32>) {
+    let (mut data, mut errors, mut status) = (Vec::new(), String::new(), None);
+    while let Some(message) = channel.wait().await {
+        match message {
+            ChannelMsg::Data { data: more } => data.extend(more),
+            ChannelMsg::ExtendedData { data: more, .. } => errors += &String::from_utf8_lossy(&more),
+            ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status),
+            _ => {}
+        }
+    }
+    (data, errors, status)
+}
+
+#[tokio::test]
+async fn a_shell_or_a_command_is_a_sentence() {
+    let server = memory().await;
+    let mut ssh = SshClient::connect(&server).await;
+    assert!(ssh.login("alice", PASSWORD).await);
+    for shell in [true, false] {
+        let channel = ssh.channel().await.unwrap();
+        channel.set_env(true, "LANG", "C").await.unwrap();
+        channel.request_pty(true, "xterm", 80, 24, 0, 0, &[]).await.unwrap();
+        if shell { channel.request_shell(true).await } else { channel.exec(true, "scp -t .").await }.unwrap();
+        let (data, errors, status) = within("the refusal", hear(channel)).await;
+        assert_eq!((data.len(), status), (0, Some(1)));
+        assert!(errors.contains("SFTP only"), "{errors}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_subsystem_request_harms_nobody() {
+    let server = memory().await;
+    let mut ssh = SshClient::connect(&server).await;
+    assert!(ssh.login("alice", PASSWORD).await);
+    let channel = ssh.channel().await.unwrap();
+    for name in ["sftp", "sftp", "netconf"] {
+        channel.request_subsystem(true, name).await.unwrap();
+    }
+    channel.data(&packet(1, 3, &[])[..]).await.unwrap();
+    channel.eof().await.unwrap();
+    let (data, _, status) = within("the session", hear(channel)).await;
+    assert_eq!((data[4], status), (2, Some(0)), "VERSION, and a good end");
+}
+
+fn packet(kind: u8, id: u32, rest: &[&[u8]]) -> Vec<u8> {
+    let rest = rest.concat();
+    let mut out = (5 + rest.len() as u32).to_be_bytes().to_vec();
+    out.push(kind);
+    out.extend(id.to_be_bytes());
+    out.extend(rest);
+    out
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
+}
+
+/// Sends raw bytes after INIT, ends the stream, and returns the replies after VERSION (type, id, rest) and the status.
+async fn raw(server: &Server, bytes: Vec<u8>) -> (Vec<(u8, u32, Vec<u8>)>, Option<u32>) {
+    let mut ssh = SshClient::connect(server).await;
+    assert!(ssh.login("alice", PASSWORD).await);
+    let channel = ssh.channel().await.unwrap();
+    channel.request_subsystem(true, "sftp").await.unwrap();
+    channel.data(&[packet(1, 3, &[]), bytes].concat()[..]).await.unwrap();
+    let _ = channel.eof().await;
+    let (data, _, status) = within("the session", hear(channel)).await;
+    let mut replies = Vec::new();
+    let mut rest = &data[..];
+    while let Some((length, more)) = rest.split_first_chunk::<4>() {
+        let (reply, more) = more.split_at(u32::from_be_bytes(*length) as usize);
+        replies.push((reply[0], u32::from_be_bytes(reply[1..5].try_into().unwrap()), reply[5..].to_vec()));
+        rest = more;
+    }
+    replies.remove(0);
+    (replies, status)
+}
+
+#[tokio::test]
+async fn every_request_is_answered_once_with_its_id() {
+    let server = memory().await;
+    let requests = [
+        packet(16, 1, &[&text("/a")]),
+        packet(99, 2, &[b"unknown type"]),
+        packet(101, 3, &[b"a reply"]),
+        packet(4, 4, &[&text("no such handle")]),
+        packet(4, 5, &[b"malformed"]),
+        packet(17, 6, &[&[0, 0, 0, 2, 0xFF, 0xFE]]),
+        packet(200, 7, &[&text("unknown@example.com")]),
+        packet(200, 8, &[&text("posix-rename@openssh.com"), &[0, 0, 0, 9]]),
+        packet(6, 9, &[&text("1"), &[0; 8], &[0, 0, 0, 100]]),
+        packet(5, 10, &[&text("1"), &[0; 8], &[0, 0, 0, 100]]),
+        packet(20, 11, &[&text("a"), &text("b")]),
+        packet(12, 12, &[&text("1")]),
+        packet(17, 13, &[&text("/with\0nul")]),
+        packet(17, 14, &[&text(&"x".repeat(2000))]),
+        packet(3, 15, &[&text("/"), &[0, 0, 0, 26], &[0; 4]]),
+    ];
+    let (replies, status) = raw(&server, requests.concat()).await;
+    let codes: Vec<_> = replies.iter().map(|(kind, id, rest)| (*kind, *id, rest[3])).collect();
+    let want = [8, 8, 4, 5, 5, 8, 5, 5, 4, 8, 4, 5, 5, 4].into_iter().zip(2..).map(|(code, id)| (101, id, code));
+    assert_eq!(codes[0].0, 104);
+    assert_eq!(codes[1..], want.collect::<Vec<_>>());
+    assert_eq!(status, Some(0));
+}
+
+#[tokio::test]
+async fn what_cannot_be_followed_ends_the_session() {
+    let server = memory().await;
+    for bytes in [
+        (256 * 1024 + 1u32).to_be_bytes().to_vec(),
+        vec![0, 0, 0, 0],
+        vec![0, 0, 0, 4, 4, 0, 0, 0],
+        [u32::MAX.to_be_bytes().to_vec(), packet(13, 1, &[&text("/f")])].concat(),
+    ] {
+        let (replies, status) = raw(&server, bytes).await;
+        assert_eq!((replies.len(), status), (0, Some(1)), "nothing of it is taken for a request");
+    }
+    server.client().await;
+}
+
+#[tokio::test]
+async fn a_whole_file_asked_for_at_once_arrives() {
+    let server = memory().await;
+    let data = noise(40 * MIB, 1);
+    server.client().await.put("/f", &data).await.unwrap();
+    let mut ssh = SshClient::connect(&server).await;
+    assert!(ssh.login("alice", PASSWORD).await);
+    let channel = ssh.channel().await.unwrap();
+    channel.request_subsystem(true, "sftp").await.unwrap();
+    let mut requests = [packet(1, 3, &[]), packet(3, 0, &[&text("/f"), &[0, 0, 0, 1], &[0; 4]])].concat();
+    // The first handle of a session is called 1. Every READ goes out before one reply is looked at.
+    for n in 0..1280u32 {
+        let offset = (u64::from(n) * 32768).to_be_bytes();
+        requests.extend(packet(5, n, &[&text("1"), &offset, &32768u32.to_be_bytes()]));
+    }
+    channel.data(&requests[..]).await.unwrap();
+    channel.eof().await.unwrap();
+    let (replies, _, status) = within("the download", hear(channel)).await;
+    let mut got = Vec::new();
+    let mut rest = &replies[..];
+    while let Some((length, more)) = rest.split_first_chunk::<4>() {
+        let (reply, more) = more.split_at(u32::from_be_bytes(*length) as usize);
+        if reply[0] == 103 {
+            got.extend(&reply[9..]);
+        }
+        rest = more;
+    }
+    assert!(got == data, "{} of {} bytes", got.len(), data.len());
+    assert_eq!(status, Some(0));
+}
+
+#[tokio::test]
+async fn a_read_in_vain_is_still_answered_after_close() {
+    let s3 = FakeS3::start().await;
+    s3.put("alice/f", noise(2 * MIB, 1));
+    let server = Server::start(s3_store(&s3)).await;
+    let open = packet(3, 1, &[&text("/f"), &[0, 0, 0, 1], &[0; 4]]);
+    let reads = (2..40).map(|n| packet(5, n, &[&text("1"), &(u64::from(n) * 999).to_be_bytes(), &[0, 0, 0x7F, 0]]));
+    let requests = [vec![open], reads.collect(), vec![packet(4, 40, &[&text("1")])]].concat().concat();
+    let (replies, _) = raw(&server, requests).await;
+    let mut ids: Vec<_> = replies.iter().map(|(_, id, _)| *id).collect();
+    ids.sort();
+    assert_eq!(ids, (1..=40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn handles_are_limited() {
+    let server = memory().await;
+    let client = server.client().await;
+    for n in 0..256 {
+        client.open(&format!("/{n}"), PUT).await.unwrap();
+    }
+    let refused = client.open("/one-more", PUT).await.unwrap_err();
+    assert!(refused.1.contains("256"), "{}", refused.1);
+    client.close("1").await.unwrap();
+    client.open("/one-more", PUT).await.unwrap();
+}
+
+#[tokio::test]
+async fn requests_after_close_see_its_outcome() {
+    let s3 = FakeS3::start().await;
+    let server = Server::start(s3_store(&s3)).await;
+    let hold = Arc::new(tokio::sync::Notify::new());
+    s3.fault("PutObject", When::Nth(1), Fault::Hold(hold.clone()));
+    // OPEN, WRITE, CLOSE, STAT and a rename, none of them waited for, as sshfs sends them; another file beside them.
+    let write = |handle: &str, id| packet(6, id, &[&text(handle), &[0; 8], &text("data")]);
+    let open = |path: &str, id| packet(3, id, &[&text(path), &[0, 0, 0, 26], &[0; 4]]);
+    let requests = [
+        open("/tmp", 1),
+        write("1", 2),
+        packet(4, 3, &[&text("1")]),
+        open("/other", 4),
+        write("2", 5),
+        packet(4, 6, &[&text("2")]),
+        packet(18, 7, &[&text("/tmp"), &text("/final")]),
+    ];
+    let session = tokio::spawn(async move { raw(&server, requests.concat()).await });
+    eventually("the second upload overtakes the first", || s3.object("alice/other").is_some()).await;
+    assert_eq!(s3.count("CopyObject"), 0, "the rename waits");
+    hold.notify_one();
+    let (replies, _) = session.await.unwrap();
+    assert!(replies.iter().all(|(kind, _, rest)| *kind == 102 || rest[3] == 0), "{replies:?}");
+    assert_eq!(s3.objects(), ["alice/final", "alice/other"]);
+}
+
+#[tokio::test]
+async fn no_login_in_time_ends_the_connection() {
+    let brief = Duration::from_millis(300);
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.login_timeout = brief).await;
+    // Silent from the start, silent after the version, and after the key exchange.
+    for greeting in ["", "SSH-2.0-test\r\n"] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(greeting.as_bytes()).await.unwrap();
+        let mut heard = Vec::new();
+        let _ = within("the end", stream.read_to_end(&mut heard)).await;
+        assert!(heard.starts_with(b"SSH-2.0-sftpd"));
+    }
+    let ssh = SshClient::connect(&server).await;
+    assert!(within("the end", ssh.channel()).await.is_err());
+}
+
+#[tokio::test]
+async fn an_idle_session_ends_and_a_busy_one_does_not() {
+    let brief = Duration::from_millis(500);
+    let s3 = FakeS3::start().await;
+    let server = Server::with(s3_store(&s3), |config| config.idle_timeout = brief).await;
+    let busy = server.client().await;
+    let idle = server.client().await;
+    let handle = idle.open("/f", PUT).await.unwrap();
+    idle.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
+    let started = tokio::time::Instant::now();
+    while started.elapsed() < 4 * brief {
+        busy.size("/").await.unwrap();
+        tokio::time::sleep(brief / 10).await;
+    }
+    eventually("the idle session's upload is aborted", || s3.uploads() == 0).await;
+    assert_eq!(s3.objects(), [""; 0]);
+    busy.put("/g", b"still here").await.unwrap();
+}
+
+#[tokio::test]
+async fn more_sessions_than_allowed_are_told() {
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.max_sessions = 2).await;
+    let (first, _second) = (server.client().await, server.client().await);
+    let mut heard = String::new();
+    let mut third = TcpStream::connect(server.address).await.unwrap();
+    within("the refusal", third.read_to_string(&mut heard)).await.unwrap();
+    assert!(heard.contains("try again later"), "{heard}");
+    first.put("/f", b"untouched").await.unwrap();
+    drop(first);
+    // The place is free once the server has seen the end.
+    within("the place", async { while Client::login_or_refused(&server).await.is_none() {} }).await;
+}
+
+#[tokio::test]
+async fn a_drain_lets_transfers_finish() {
+    let s3 = FakeS3::start().await;
+    let mut server = Server::start(s3_store(&s3)).await;
+    let (busy, idle) = (server.client().await, server.client().await);
+    let data = noise(7 * MIB, 1);
+    let handle = busy.open("/f", PUT).await.unwrap();
+    busy.write(&handle, 0, &data[..6 * MIB]).await.unwrap();
+    server.shutdown.drain.cancel();
+    within("the idle session's end", async {
+        while !idle.ssh.is_closed() {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
+    assert!(TcpStream::connect(server.address).await.is_err(), "nobody new");
+    assert_eq!(code(busy.open("/g", PUT).await), StatusCode::Failure);
+    busy.write(&handle, 6 << 20, &data[6 * MIB..]).await.unwrap();
+    busy.close(&handle).await.unwrap();
+    within("the server's end", &mut server.task).await.unwrap();
+    assert_eq!(s3.object("alice/f").unwrap(), data);
+    assert_clean(&s3);
+}
+
+#[tokio::test]
+async fn what_outlasts_the_drain_is_aborted() {
+    for second_signal in [false, true] {
+        let s3 = FakeS3::start().await;
+        let patience = Duration::from_millis(if second_signal { 60_000 } else { 300 });
+        let mut server = Server::with(s3_store(&s3), |config| config.drain_timeout = patience).await;
+        let client = server.client().await;
+        let handle = client.open("/f", PUT).await.unwrap();
+        client.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
+        server.shutdown.drain.cancel();
+        if second_signal {
+            server.shutdown.stop.cancel();
+        }
+        within("the server's end", &mut server.task).await.unwrap();
+        assert_clean(&s3);
+        assert_eq!(s3.objects(), [""; 0]);
+    }
+}
+
+/// Asks for ever.
+struct Flood(bytes::Bytes);
+
+impl sftpd::sftp::Source for Flood {
+    async fn next(&mut self) -> Option<bytes::Bytes> {
+        tokio::task::yield_now().await;
+        Some(self.0.clone())
+    }
+}
+
+/// Never takes an answer.
+struct Deaf;
+
+impl sftpd::sftp::Sink for Deaf {
+    async fn send(&mut self, _bytes: bytes::Bytes) -> bool {
+        std::future::pending().await
+    }
+}
+
+fn settings() -> Settings {
+    let context = Arc::new(Context {
+        store: Arc::new(MemoryStore::default()),
+        budget: Budget::new(64 << 20),
+        sizes: PartSizes::default(),
+        tasks: TaskTracker::new(),
+    });
+    Settings {
+        tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap()),
+        access: Access::ReadWrite,
+        who: "alice@test".into(),
+        user: "alice".into(),
+        idle_timeout: Duration::from_secs(2),
+        drain: CancellationToken::new(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_listens_is_cut_off() {
+    let many = (0..100).map(|id| packet(16, id, &[&text(&"deep/".repeat(150))]));
+    let requests = [packet(1, 3, &[])].into_iter().chain(many).collect::<Vec<_>>().concat();
+    let end = sftpd::sftp::serve(Flood(requests.into()), Deaf, settings()).await;
+    assert!(matches!(end, End::Ignored), "{end}");
+}
