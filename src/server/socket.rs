@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// Read while a write was stuck, in bytes: the window that a client can fill, and a little more.
-const AHEAD_LIMIT: usize = 4 * 1024 * 1024;
+const AHEAD_LIMIT: usize = 2560 * 1024;
 const AHEAD_STEP: usize = 64 * 1024;
 
 /// See the module.

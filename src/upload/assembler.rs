@@ -25,7 +25,7 @@ pub struct PartSizes {
 }
 
 impl Default for PartSizes {
-    /// 5 MiB, doubled every 1,000 parts up to 64 MiB: 10,000 parts hold 442 GiB.
+    /// 5 MiB, doubled every 1,000 parts up to 64 MiB: 10,000 parts hold 448 GiB.
     fn default() -> Self {
         PartSizes { first: MIN_PART, cap: 64 * 1024 * 1024, double_every: 1000 }
     }
@@ -229,5 +229,115 @@ impl Assembler {
             to = to.max(self.early.remove(&key).unwrap_or(to));
         }
         self.early.insert(from, to);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TINY: PartSizes = PartSizes { first: 1000, cap: 4000, double_every: 3 };
+
+    /// Every part that is complete.
+    fn cut_all(assembler: &mut Assembler, parts: &mut Vec<Bytes>) {
+        while assembler.is_full() {
+            let (number, body) = assembler.cut();
+            assert_eq!(number as usize, parts.len() + 1);
+            assert_eq!(body.len() as u64, TINY.of(number));
+            parts.push(body);
+        }
+    }
+
+    fn write_all(assembler: &mut Assembler, mut offset: u64, mut data: &[u8], parts: &mut Vec<Bytes>) {
+        while !data.is_empty() {
+            cut_all(assembler, parts);
+            let taken = assembler.write(offset, data).unwrap();
+            assert!(taken > 0 || assembler.is_full());
+            offset += taken as u64;
+            data = &data[taken..];
+        }
+    }
+
+    /// Random pieces of a file, shuffled within the window, against the file itself.
+    #[test]
+    fn whatever_the_order_the_parts_are_the_file() {
+        use rand::{RngExt, SeedableRng, seq::SliceRandom};
+        for seed in 0..300 {
+            let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+            let file: Vec<u8> = (0..random.random_range(0..40_000u32)).map(|_| random.random()).collect();
+            let mut pieces = Vec::new();
+            let mut at = 0;
+            while at < file.len() {
+                let len = random.random_range(1..1500).min(file.len() - at);
+                pieces.push(at..at + len);
+                at += len;
+            }
+            pieces.chunks_mut(random.random_range(1..9)).for_each(|near| near.shuffle(&mut random));
+            let mut assembler = Assembler::new(TINY);
+            let mut parts = Vec::new();
+            for piece in pieces {
+                // Sometimes the bytes come twice, the first time wrong: what is in RAM may change.
+                let (mut at, mut data) = (piece.start as u64, &file[piece]);
+                if random.random_bool(0.2) && !assembler.is_full() {
+                    let taken = assembler.write(at, &vec![0; data.len()]).unwrap();
+                    assert_eq!(assembler.write(at, data), Ok(taken));
+                    (at, data) = (at + taken as u64, &data[taken..]);
+                }
+                write_all(&mut assembler, at, data, &mut parts);
+            }
+            assert!(!assembler.has_gap(), "seed {seed}");
+            assert_eq!(assembler.end(), assembler.high());
+            cut_all(&mut assembler, &mut parts);
+            parts.push(assembler.cut().1);
+            assert!(parts.concat() == file, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn refused_writes_change_nothing() {
+        let mut assembler = Assembler::new(TINY);
+        let mut parts = Vec::new();
+        write_all(&mut assembler, 0, &[7; 2500], &mut parts);
+        assert_eq!((assembler.start(), assembler.end()), (2000, 2500));
+        assert_eq!(assembler.write(1999, b"x"), Err(Refused::Sent { offset: 1999, start: 2000 }));
+        let far = 2501 + REORDER_WINDOW;
+        assert_eq!(assembler.write(far, b"x"), Err(Refused::Ahead { offset: far, end: 2500 }));
+        assert_eq!((assembler.end(), assembler.high()), (2500, 2500));
+    }
+
+    #[test]
+    fn sizes_double_up_to_the_cap() {
+        let sizes: Vec<u64> = (1..=9).map(|number| TINY.of(number)).collect();
+        assert_eq!(sizes, [1000, 1000, 1000, 2000, 2000, 2000, 4000, 4000, 4000]);
+        assert_eq!(TINY.of(10_000), 4000);
+        let equal = PartSizes { double_every: 0, ..TINY };
+        assert_eq!(equal.of(10_000), 1000);
+        assert_eq!(PartSizes::default().of(u32::MAX), 64 << 20);
+        assert_eq!(PartSizes::default().reach() >> 30, 448);
+    }
+
+    #[test]
+    fn the_buffer_never_outgrows_the_part() {
+        let mut assembler = Assembler::new(PartSizes::default());
+        for block in 0..160u64 {
+            assert_eq!(assembler.write(block * 32768, &[1; 32768]), Ok(32768));
+            assert!(assembler.buffer.capacity() as u64 <= MIN_PART);
+        }
+        assert!(assembler.is_full() && !assembler.is_overfull());
+        let (_, body) = assembler.cut();
+        assert_eq!((body.len() as u64, assembler.buffer.capacity()), (MIN_PART, 0));
+    }
+
+    #[test]
+    fn truncating_forgets_what_came_early() {
+        let mut assembler = Assembler::new(TINY);
+        assembler.write(0, &[1; 100]).unwrap();
+        assembler.write(200, &[1; 100]).unwrap();
+        assert!(assembler.has_gap() && !assembler.truncate(150));
+        assert!(assembler.truncate(50));
+        assert!(!assembler.has_gap());
+        assert_eq!((assembler.end(), assembler.high()), (50, 50));
+        assert_eq!(assembler.peek(40, 100), Some(&[1; 10][..]));
+        assert_eq!(assembler.peek(50, 1), None);
     }
 }

@@ -1,0 +1,224 @@
+//! One conformance suite for every store: what `sftpd::store::Store` promises, on the memory store and on S3.
+
+// A panic is how a test fails.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use bytes::Bytes;
+use sftpd::store::memory::MemoryStore;
+use sftpd::store::{Condition, Entry, Key, ListRequest, Page, Part, PartSource, Store, StoreError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use support::s3::{FakeS3, Fault, When};
+use support::{MIB, noise, s3_store};
+
+fn key(text: &str) -> Key {
+    Key::new(text).unwrap()
+}
+
+/// Runs a check on each store.
+macro_rules! on_every_store {
+    ($($check:ident)*) => {
+        mod memory_store {
+            $(#[tokio::test]
+            async fn $check() {
+                super::$check(std::sync::Arc::new(super::MemoryStore::default())).await;
+            })*
+        }
+        mod s3_store {
+            $(#[tokio::test]
+            async fn $check() {
+                let s3 = super::FakeS3::start().await;
+                super::$check(super::s3_store(&s3)).await;
+                assert_eq!(s3.uploads(), 0);
+            })*
+        }
+    };
+}
+
+on_every_store! {
+    objects_come_back_as_they_went
+    missing_objects_are_not_found
+    gets_are_pinned_to_a_version
+    conditions_hold
+    copies_are_whole
+    listings_are_complete_and_in_order
+    uploads_appear_when_complete
+    uploads_that_break_the_rules_fail
+    parts_can_be_copied
+}
+
+async fn objects_come_back_as_they_went(store: Arc<dyn Store>) {
+    for name in ["a", "a/b", "a b+c%20d#e?f&g=h", "ü/☃", "back\\slash", "dir/", "quote'\"<>", &"x".repeat(1024)] {
+        for body in [Bytes::new(), Bytes::from_static(b"abc"), noise(300_000, 1)] {
+            store.put(&key(name), body.clone(), Condition::None).await.unwrap();
+            let object = store.head(&key(name)).await.unwrap();
+            assert_eq!(object.size, body.len() as u64, "{name}");
+            assert!(object.modified.elapsed().is_ok_and(|age| age.as_secs() < 60), "{name}");
+            if !body.is_empty() {
+                assert_eq!(store.get(&key(name), 0..object.size, &object.etag).await.unwrap(), body, "{name}");
+                assert_eq!(store.get(&key(name), 1..2, &object.etag).await.unwrap(), body[1..2], "{name}");
+            }
+        }
+        store.delete(&key(name)).await.unwrap();
+        assert_eq!(store.head(&key(name)).await, Err(StoreError::NotFound), "{name}");
+    }
+}
+
+async fn missing_objects_are_not_found(store: Arc<dyn Store>) {
+    assert_eq!(store.head(&key("none")).await, Err(StoreError::NotFound));
+    assert_eq!(store.copy(&key("none"), &key("x")).await, Err(StoreError::NotFound));
+    store.delete(&key("none")).await.unwrap();
+    assert!(store.get(&key("none"), 0..1, "\"etag\"").await.is_err());
+}
+
+async fn gets_are_pinned_to_a_version(store: Arc<dyn Store>) {
+    store.put(&key("f"), "old".into(), Condition::None).await.unwrap();
+    let old = store.head(&key("f")).await.unwrap();
+    store.put(&key("f"), "new".into(), Condition::None).await.unwrap();
+    assert_eq!(store.get(&key("f"), 0..3, &old.etag).await, Err(StoreError::Precondition));
+}
+
+async fn conditions_hold(store: Arc<dyn Store>) {
+    store.put(&key("f"), "first".into(), Condition::Absent).await.unwrap();
+    assert_eq!(store.put(&key("f"), "second".into(), Condition::Absent).await, Err(StoreError::Precondition));
+    let id = store.create_upload(&key("f")).await.unwrap();
+    let part = store.upload_part(&key("f"), &id, 1, "third".into()).await.unwrap();
+    assert_eq!(store.complete(&key("f"), &id, &[part], Condition::Absent).await, Err(StoreError::Precondition));
+    store.abort(&key("f"), &id).await.unwrap();
+    assert_eq!(store.head(&key("f")).await.unwrap().size, 5);
+}
+
+async fn copies_are_whole(store: Arc<dyn Store>) {
+    let body = noise(200_000, 1);
+    store.put(&key("from + ü"), body.clone(), Condition::None).await.unwrap();
+    store.put(&key("to"), "old".into(), Condition::None).await.unwrap();
+    store.copy(&key("from + ü"), &key("to")).await.unwrap();
+    let object = store.head(&key("to")).await.unwrap();
+    assert_eq!(store.get(&key("to"), 0..object.size, &object.etag).await.unwrap(), body);
+}
+
+async fn list_all(store: &Arc<dyn Store>, prefix: &str, folded: bool, limit: usize) -> Vec<String> {
+    let (prefix, mut after, mut all) = (key(prefix), None, Vec::new());
+    loop {
+        let page: Page = store.list(ListRequest { prefix: &prefix, folded, after, limit }).await.unwrap();
+        assert!(page.entries.len() <= limit);
+        all.extend(page.entries.into_iter().map(|entry| match entry {
+            Entry::Object(key, object) => format!("{key} {}", object.size),
+            Entry::Prefix(prefix) => prefix,
+        }));
+        after = page.next;
+        if after.is_none() {
+            return all;
+        }
+    }
+}
+
+async fn listings_are_complete_and_in_order(store: Arc<dyn Store>) {
+    let names = ["d", "d/", "d/a", "d/a/x", "d/a/y", "d/a0", "d/a-b", "d/b/c/d", "d/b0", "d/ü", "d0", "e"];
+    for name in names {
+        store.put(&key(name), name.to_owned().into(), Condition::None).await.unwrap();
+    }
+    let below = |prefix: &str| {
+        let mut found: Vec<&str> = names.into_iter().filter(|name| name.starts_with(prefix)).collect();
+        found.sort();
+        found.into_iter().map(|name| format!("{name} {}", name.len())).collect::<Vec<_>>()
+    };
+    for limit in [1, 2, 3, 1000] {
+        for prefix in ["", "d", "d/", "d/a", "none"] {
+            assert_eq!(list_all(&store, prefix, false, limit).await, below(prefix), "{prefix:?} by {limit}");
+        }
+        // Objects and prefixes may come in two runs a page; as a set they are all there, and each once.
+        let folded = list_all(&store, "d/", true, limit).await;
+        let want = ["d/ 2", "d/a 3", "d/a-b 5", "d/a/", "d/a0 4", "d/b/", "d/b0 4", "d/ü 4"];
+        let set: BTreeSet<_> = folded.iter().map(String::as_str).collect();
+        assert_eq!((set, folded.len()), (want.into_iter().collect(), want.len()), "by {limit}");
+    }
+}
+
+async fn send_parts(store: &Arc<dyn Store>, id: &str, sizes: &[usize]) -> (Vec<Part>, Vec<u8>) {
+    let (mut parts, mut all) = (Vec::new(), Vec::new());
+    for (number, size) in (1..).zip(sizes) {
+        let body = noise(*size, number.into());
+        all.extend(&body);
+        parts.push(store.upload_part(&key("f"), id, number, body).await.unwrap());
+    }
+    (parts, all)
+}
+
+async fn uploads_appear_when_complete(store: Arc<dyn Store>) {
+    store.put(&key("f"), "old".into(), Condition::None).await.unwrap();
+    let id = store.create_upload(&key("f")).await.unwrap();
+    let (parts, all) = send_parts(&store, &id, &[5 * MIB, 6 * MIB, 100]).await;
+    assert_eq!(store.head(&key("f")).await.unwrap().size, 3);
+    store.complete(&key("f"), &id, &parts, Condition::None).await.unwrap();
+    let object = store.head(&key("f")).await.unwrap();
+    assert_eq!(object.size, all.len() as u64);
+    let across = 5 * MIB - 10..5 * MIB + 10;
+    let got = store.get(&key("f"), across.start as u64..across.end as u64, &object.etag).await.unwrap();
+    assert_eq!(got, all[across]);
+}
+
+async fn uploads_that_break_the_rules_fail(store: Arc<dyn Store>) {
+    let id = store.create_upload(&key("f")).await.unwrap();
+    let (parts, _) = send_parts(&store, &id, &[5 * MIB, 100, 100]).await;
+    let wrong = Part { etag: "\"0123456789abcdef0123456789abcdef\"".into(), ..parts[1].clone() };
+    for bad in [
+        vec![parts[1].clone(), parts[0].clone()],
+        vec![parts[0].clone(), wrong],
+        parts.clone(),
+        vec![Part { number: 9, ..parts[0].clone() }],
+    ] {
+        assert!(store.complete(&key("f"), &id, &bad, Condition::None).await.is_err(), "{bad:?}");
+    }
+    assert_eq!(store.head(&key("f")).await, Err(StoreError::NotFound));
+    store.abort(&key("f"), &id).await.unwrap();
+    store.abort(&key("f"), &id).await.unwrap();
+    assert!(store.upload_part(&key("f"), &id, 1, "late".into()).await.is_err());
+}
+
+async fn parts_can_be_copied(store: Arc<dyn Store>) {
+    let body = noise(7 * MIB, 1);
+    store.put(&key("source + ü"), body.clone(), Condition::None).await.unwrap();
+    let etag = store.head(&key("source + ü")).await.unwrap().etag;
+    let id = store.create_upload(&key("f")).await.unwrap();
+    let from = |etag| PartSource { key: &SOURCE, etag, range: 1..6 * MIB as u64 };
+    static SOURCE: std::sync::LazyLock<Key> = std::sync::LazyLock::new(|| key("source + ü"));
+    assert_eq!(store.copy_part(&key("f"), &id, 1, from("\"other\"")).await, Err(StoreError::Precondition));
+    let copied = store.copy_part(&key("f"), &id, 1, from(&etag)).await.unwrap();
+    let sent = store.upload_part(&key("f"), &id, 2, "end".into()).await.unwrap();
+    store.complete(&key("f"), &id, &[copied, sent], Condition::None).await.unwrap();
+    let object = store.head(&key("f")).await.unwrap();
+    let got = store.get(&key("f"), 0..object.size, &object.etag).await.unwrap();
+    assert_eq!(got, [&body[1..6 * MIB], b"end"].concat());
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_continued() {
+    let s3 = FakeS3::start().await;
+    let store = s3_store(&s3);
+    let body = noise(MIB, 1);
+    s3.put("f", body.clone());
+    let etag = store.head(&key("f")).await.unwrap().etag;
+    s3.fault("GetObject", When::Nth(1), Fault::ResetMidBody);
+    assert_eq!(store.get(&key("f"), 0..MIB as u64, &etag).await.unwrap(), body);
+    let second = s3.requests().pop().unwrap().range.unwrap();
+    assert_ne!(second, format!("bytes=0-{}", MIB - 1), "what had come is not fetched twice");
+    s3.fault("GetObject", When::Every, Fault::ResetMidBody);
+    assert!(store.get(&key("f"), 0..MIB as u64, &etag).await.is_err());
+}
+
+#[tokio::test]
+async fn refusals_and_lost_answers_are_told_apart() {
+    let s3 = FakeS3::start().await;
+    let store = s3_store(&s3);
+    s3.fault("PutObject", When::Every, Fault::Status(403, "AccessDenied"));
+    let put = store.put(&key("f"), "x".into(), Condition::None).await;
+    assert!(matches!(&put, Err(StoreError::Forbidden(why)) if why.contains("AccessDenied")), "{put:?}");
+    s3.clear_faults();
+    s3.fault("PutObject", When::Every, Fault::ResetBefore);
+    let put = store.put(&key("f"), "x".into(), Condition::None).await;
+    assert!(matches!(put, Err(StoreError::Unknown(_))), "{put:?}");
+    assert_eq!(s3.objects(), [""; 0]);
+}
