@@ -313,18 +313,19 @@ async fn no_login_in_time_ends_the_connection() {
 
 #[tokio::test]
 async fn an_idle_session_ends_and_a_busy_one_does_not() {
-    let brief = Duration::from_millis(500);
+    let data = noise(6 * MIB, 1);
     let s3 = FakeS3::start().await;
-    let server = Server::with(s3_store(&s3), |config| config.idle_timeout = brief).await;
+    let server = Server::with(s3_store(&s3), |config| config.idle_timeout = Duration::from_secs(2)).await;
     let busy = server.client().await;
     let idle = server.client().await;
     let handle = idle.open("/f", PUT).await.unwrap();
-    idle.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
-    let started = tokio::time::Instant::now();
-    while started.elapsed() < 4 * brief {
-        busy.size("/").await.unwrap();
-        tokio::time::sleep(brief / 10).await;
-    }
+    idle.write(&handle, 0, &data).await.unwrap();
+    within("the idle session's end", async {
+        while !idle.ssh.is_closed() && s3.uploads() > 0 {
+            busy.size("/").await.unwrap();
+        }
+    })
+    .await;
     eventually("the idle session's upload is aborted", || s3.uploads() == 0).await;
     assert_eq!(s3.objects(), [""; 0]);
     busy.put("/g", b"still here").await.unwrap();
@@ -429,4 +430,38 @@ async fn a_client_that_never_listens_is_cut_off() {
     let requests = [packet(1, 3, &[])].into_iter().chain(many).collect::<Vec<_>>().concat();
     let end = sftpd::sftp::serve(Flood(requests.into()), Deaf, settings()).await;
     assert!(matches!(end, End::Ignored), "{end}");
+}
+
+#[tokio::test]
+async fn what_is_asked_after_close_waits_for_it_in_every_session() {
+    let s3 = FakeS3::start().await;
+    let server = Server::start(s3_store(&s3)).await;
+    let (first, second) = (server.client().await, server.client().await);
+    s3.put("alice/log", "one\n");
+    let hold = Arc::new(tokio::sync::Notify::new());
+    s3.fault("PutObject", When::Nth(1), Fault::Hold(hold.clone()));
+    let append = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::APPEND;
+    let handle = first.open("/log", append).await.unwrap();
+    first.write(&handle, 0, b"two\n").await.unwrap();
+    let closing = tokio::spawn(async move { first.close(&handle).await });
+    eventually("the first append is on its way", || s3.count("PutObject") == 1).await;
+    let appended = tokio::spawn(async move {
+        let handle = second.open("/log", append).await?;
+        second.write(&handle, 0, b"three\n").await?;
+        second.close(&handle).await
+    });
+    hold.notify_one();
+    closing.await.unwrap().unwrap();
+    appended.await.unwrap().unwrap();
+    assert_eq!(s3.object("alice/log").unwrap(), "one\ntwo\nthree\n");
+}
+
+#[tokio::test]
+async fn excl_without_write_is_no_way_to_read() {
+    let s3 = FakeS3::start().await;
+    let server = Server::start(s3_store(&s3)).await;
+    s3.put("alice/f", "old");
+    let excl = OpenFlags::CREATE | OpenFlags::EXCLUDE;
+    assert_eq!(code(server.client().await.open("/f", excl).await), StatusCode::Failure);
+    assert_eq!(code(server.client_as("reader").await.open("/f", excl).await), StatusCode::PermissionDenied);
 }

@@ -17,7 +17,16 @@ use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+
+/// paramiko's `get` asks for a whole file from one thread and, if the answers ever catch up with its questions,
+/// takes the file for finished and goes on READ by READ, at a tenth of the speed. So the first answer waits
+/// until this many more READs are there …
+const HEAD_START: u32 = 8;
+/// … but no longer than this, counted from the question: most of it, or all, S3 takes anyway.
+const HEAD_START_TIME: Duration = Duration::from_millis(5);
 
 /// Where the answers go.
 pub trait Answers: Send + Sync + 'static {
@@ -36,7 +45,7 @@ pub struct Summary {
     /// GET requests.
     pub requests: u64,
     /// From OPEN on.
-    pub took: std::time::Duration,
+    pub took: Duration,
     /// The last failure.
     pub error: Option<StoreError>,
 }
@@ -99,10 +108,12 @@ async fn run(
     answers: impl Answers,
     on_end: impl FnOnce(Summary) + Send,
 ) {
-    let opened = tokio::time::Instant::now();
+    let opened = Instant::now();
     let mut bytes = 0;
     let mut error = None;
+    let mut first = true;
     while let Some(read) = queue.pop().await {
+        let asked = Instant::now();
         let end = read.offset.saturating_add(u64::from(read.len)).min(size);
         let mut out = answers.buffer(end.saturating_sub(read.offset) as usize);
         let result = if queue.is_cancelled() {
@@ -113,6 +124,9 @@ async fn run(
         } else {
             fetcher.read(read.offset..end, &mut out).await
         };
+        if std::mem::take(&mut first) && end < size {
+            let _ = tokio::time::timeout_at(asked + HEAD_START_TIME, queue.fill(HEAD_START)).await;
+        }
         match &result {
             Ok(()) => bytes += end.saturating_sub(read.offset),
             Err(_) if queue.is_cancelled() => {}

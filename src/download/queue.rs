@@ -84,6 +84,20 @@ impl ReadQueue {
         self.state().cancelled
     }
 
+    /// Waits until so many READs wait, or the file is closed.
+    pub async fn fill(&self, count: u32) {
+        loop {
+            let notified = self.changed.notified();
+            {
+                let state = self.state();
+                if state.closed || state.runs.iter().map(|run| run.count).sum::<u32>() >= count {
+                    return;
+                }
+            }
+            notified.await;
+        }
+    }
+
     /// Waits for the next READ; `None` after [`ReadQueue::close`].
     pub async fn pop(&self) -> Option<Read> {
         loop {

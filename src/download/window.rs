@@ -118,7 +118,8 @@ mod tests {
 
     #[test]
     fn a_small_file_is_one_request() {
-        assert_eq!(play(10_000, sequence(0, 10_000, 4096)), [0..10_000]);
+        assert_eq!(play(10_000, sequence(0, 10_000, 4096)).first(), Some(&(0..10_000)));
+        assert_eq!(play(10_000, sequence(0, 10_000, 4096)).len(), 1);
     }
 
     #[test]
@@ -129,7 +130,8 @@ mod tests {
 
     #[test]
     fn the_end_of_the_file_alone_costs_its_own_bytes() {
-        assert_eq!(play(100 * MIB, [100 * MIB - 100..100 * MIB]), [100 * MIB - 100..100 * MIB]);
+        let end = || std::iter::once(100 * MIB - 100..100 * MIB);
+        assert!(play(100 * MIB, end()).into_iter().eq(end()));
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub use replies::Sink;
 
 use crate::download::Download;
 use crate::store::StoreError;
-use crate::tree::{Listing, Path, Tree, TreeError};
+use crate::tree::{Listing, Tree, TreeError};
 use crate::upload::{Upload, UploadError};
 use crate::users::Access;
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
-use tokio::sync::oneshot;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -33,6 +33,9 @@ use wire::Inbox;
 
 /// Files and directories one session can have open at once; told to clients by `limits@openssh.com`.
 pub const MAX_HANDLES: usize = 256;
+
+/// Uploads of one session that can be on their way from CLOSE to its reply; the next CLOSE waits.
+const MAX_CLOSING: usize = 16;
 
 /// Where a session's bytes come from.
 pub trait Source: Send + 'static {
@@ -83,7 +86,7 @@ pub enum End {
 enum Handle {
     Directory(Listing),
     Reader(Download),
-    Writer { upload: Upload, path: Path, append: bool },
+    Writer { upload: Upload, append: bool },
 }
 
 struct Session {
@@ -91,8 +94,8 @@ struct Session {
     replies: Replies,
     handles: HashMap<String, Handle>,
     next_handle: u64,
-    /// Uploads whose CLOSE is not answered yet.
-    closing: Vec<(Path, oneshot::Receiver<()>)>,
+    /// Places for uploads whose CLOSE is not answered yet: they still hold memory.
+    closing: Arc<Semaphore>,
     /// Shown as the time of directories, which have none in S3.
     started: SystemTime,
     version_settled: bool,
@@ -109,7 +112,7 @@ pub async fn serve(mut source: impl Source, sink: impl Sink, settings: Settings)
         replies,
         handles: HashMap::new(),
         next_handle: 0,
-        closing: Vec::new(),
+        closing: Arc::new(Semaphore::new(MAX_CLOSING)),
         started: SystemTime::now(),
         version_settled: false,
     };
@@ -118,7 +121,6 @@ pub async fn serve(mut source: impl Source, sink: impl Sink, settings: Settings)
     if matches!(end, End::Closed) {
         session.finish_reads();
     }
-    session.settle(None).await;
     drop(session);
     let sending = AbortOnDropHandle::new(sending);
     if matches!(end, End::Ignored) {
@@ -165,18 +167,6 @@ impl Session {
         for (_, handle) in self.handles.drain() {
             if let Handle::Reader(download) = handle {
                 download.finish();
-            }
-        }
-    }
-
-    /// Waits for uploads being closed: for one path, or for all. What a client asks after its CLOSE must see the
-    /// outcome, even if it did not wait for the reply (sshfs doesn't).
-    async fn settle(&mut self, path: Option<&Path>) {
-        for (closing, done) in std::mem::take(&mut self.closing) {
-            if path.is_none_or(|path| *path == closing) {
-                let _ = done.await;
-            } else {
-                self.closing.push((closing, done));
             }
         }
     }

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use russh_sftp::extensions::{LimitsExtension, Statvfs};
 use russh_sftp::protocol::*;
 use std::collections::HashMap;
-use tokio::sync::oneshot;
 
 /// Extensions that work here, with their versions, as
 /// [OpenSSH's PROTOCOL](https://github.com/openssh/openssh-portable/blob/master/PROTOCOL) describes them.
@@ -23,6 +22,10 @@ const EXPAND_PATH: &str = "expand-path@openssh.com";
 
 /// A NAME reply stays below this many bytes: the least that version 3 asks every client to take is 34,000.
 const NAMES_LIMIT: usize = 30_000;
+
+/// Flags of OPEN that make or change a file; paramiko's mode `x` has no WRITE among them.
+const CHANGES: OpenFlags =
+    OpenFlags::WRITE.union(OpenFlags::APPEND).union(OpenFlags::CREATE).union(OpenFlags::TRUNCATE);
 
 type Answer = Result<Option<Packet>, Failure>;
 
@@ -85,17 +88,17 @@ impl Session {
             Packet::OpenDir(open) => self.opendir(id, &open.path).await,
             Packet::ReadDir(read) => self.readdir(id, &read.handle).await,
             Packet::Remove(remove) => {
-                let path = self.path(&remove.filename).await?;
+                let path = Path::parse(&remove.filename)?;
                 self.settings.tree.remove(&path).await?;
                 done(id)
             }
             Packet::MkDir(mkdir) => {
-                let path = self.path(&mkdir.path).await?;
+                let path = Path::parse(&mkdir.path)?;
                 self.settings.tree.make_directory(&path).await?;
                 done(id)
             }
             Packet::RmDir(rmdir) => {
-                let path = self.path(&rmdir.path).await?;
+                let path = Path::parse(&rmdir.path)?;
                 self.settings.tree.remove_directory(&path).await?;
                 done(id)
             }
@@ -121,7 +124,7 @@ impl Session {
     /// which OPEN gives or refuses.
     fn permit(&self, packet: &Packet) -> Result<(), Failure> {
         let changes = match packet {
-            Packet::Open(open) => open.pflags.intersects(OpenFlags::WRITE | OpenFlags::APPEND),
+            Packet::Open(open) => open.pflags.intersects(CHANGES),
             Packet::SetStat(set) => set.attrs.size.is_some(),
             Packet::Extended(extended) => extended.request == POSIX_RENAME,
             Packet::Remove(_) | Packet::MkDir(_) | Packet::RmDir(_) | Packet::Rename(_) => true,
@@ -134,12 +137,6 @@ impl Session {
             }
             Access::ReadWrite | Access::ReadOnly | Access::WriteOnly => Ok(()),
         }
-    }
-
-    /// A path that a request is about; what was closed before is settled first.
-    async fn path(&mut self, text: &str) -> Result<Path, Failure> {
-        self.settle(None).await;
-        Ok(Path::parse(text)?)
     }
 
     fn view(&self) -> View<'_> {
@@ -166,9 +163,8 @@ impl Session {
     async fn open(&mut self, open: Open) -> Answer {
         self.check_room()?;
         let path = Path::parse(&open.filename)?;
-        self.settle(Some(&path)).await;
         let (who, shown, flags) = (self.settings.who.clone(), path.clone(), open.pflags);
-        if !flags.intersects(OpenFlags::WRITE | OpenFlags::APPEND) {
+        if !flags.intersects(CHANGES) {
             let log = move |summary| log_download(&who, &shown, &summary);
             let download = self.settings.tree.open_read(&path, self.replies.clone(), log).await?;
             return self.add(open.id, Handle::Reader(download));
@@ -180,23 +176,22 @@ impl Session {
         };
         let log = move |summary| log_upload(&who, &shown, &summary);
         let upload = self.settings.tree.open_write(&path, mode, log).await?;
-        self.add(open.id, Handle::Writer { upload, path, append: flags.contains(OpenFlags::APPEND) })
+        self.add(open.id, Handle::Writer { upload, append: flags.contains(OpenFlags::APPEND) })
     }
 
     async fn close(&mut self, id: u32, handle: &str) -> Answer {
         match self.handles.remove(handle) {
             None => Err(bad_handle()),
             Some(Handle::Directory(_) | Handle::Reader(_)) => done(id),
-            Some(Handle::Writer { upload, path, .. }) => {
-                let (closed, settled) = oneshot::channel();
-                self.closing.retain_mut(|(_, pending)| pending.try_recv() == Err(oneshot::error::TryRecvError::Empty));
-                self.closing.push((path, settled));
+            Some(Handle::Writer { upload, .. }) => {
+                // Other requests go on while the store finishes; those that must see the outcome wait for it.
+                let place = self.closing.clone().acquire_owned().await;
                 let reply = self.outcome(id);
-                let reply = Box::new(move |result| {
+                let reply = move |result| {
                     reply(result);
-                    let _ = closed.send(());
-                });
-                upload.close(reply).await;
+                    drop(place);
+                };
+                upload.close(Box::new(reply)).await;
                 Ok(None)
             }
         }
@@ -251,7 +246,7 @@ impl Session {
     }
 
     async fn stat(&mut self, id: u32, path: &str) -> Answer {
-        let path = self.path(path).await?;
+        let path = Path::parse(path)?;
         let stat = self.settings.tree.stat(&path).await?;
         Ok(Some(Attrs { id, attrs: self.view().attributes(&stat) }.into()))
     }
@@ -268,7 +263,7 @@ impl Session {
     /// Times, modes and owners have no place in S3: accepted and ignored, or `put -p`, WinSCP and sshfs would fail.
     async fn setstat(&mut self, id: u32, path: &str, attrs: &FileAttributes) -> Answer {
         if let Some(size) = attrs.size {
-            let path = self.path(path).await?;
+            let path = Path::parse(path)?;
             self.settings.tree.set_size(&path, size).await?;
         }
         done(id)
@@ -287,7 +282,7 @@ impl Session {
 
     async fn opendir(&mut self, id: u32, path: &str) -> Answer {
         self.check_room()?;
-        let path = self.path(path).await?;
+        let path = Path::parse(path)?;
         let listing = self.settings.tree.open_directory(&path).await?;
         self.add(id, Handle::Directory(listing))
     }
@@ -313,7 +308,7 @@ impl Session {
     }
 
     async fn rename(&mut self, id: u32, from: &str, to: &str, replace: bool) -> Answer {
-        let (from, to) = (self.path(from).await?, Path::parse(to)?);
+        let (from, to) = (Path::parse(from)?, Path::parse(to)?);
         self.settings.tree.rename(&from, &to, replace).await?;
         done(id)
     }

@@ -124,6 +124,17 @@ impl Local {
         }
     }
 
+    /// An upload at this key, or below this prefix, that is being closed.
+    pub fn closing(&self, key: &Key) -> Option<Arc<Progress>> {
+        let state = self.state();
+        let all = state.uploads.range::<str, _>((Bound::Included(key.as_str()), Bound::Unbounded));
+        let below = key.as_str().ends_with('/');
+        let mut all =
+            all.take_while(|(found, _)| if below { found.starts_with(key.as_str()) } else { *found == key.as_str() });
+        all.find_map(|(_, uploads)| uploads.iter().find(|(_, upload)| upload.is_closing()))
+            .map(|(_, upload)| upload.clone())
+    }
+
     /// The newest upload in progress to this key.
     pub fn upload(&self, key: &Key) -> Option<Arc<Progress>> {
         self.state().uploads.get(key.as_str()).and_then(|all| all.last()).map(|(_, progress)| progress.clone())

@@ -108,6 +108,14 @@ impl Tree {
         self.context.store.as_ref()
     }
 
+    /// Waits for uploads to this key, or below this prefix, that are being closed, in whatever session. What is asked
+    /// after a CLOSE must see its outcome, even if nobody waited for the reply (sshfs doesn't).
+    async fn settle(&self, key: &Key) {
+        while let Some(upload) = self.local.closing(key) {
+            upload.ended().await;
+        }
+    }
+
     /// Nothing if known here, else HEAD, else a list of one.
     pub async fn stat(&self, path: &Path) -> Result<Stat> {
         if path.is_root() {
@@ -221,6 +229,7 @@ impl Tree {
     /// HEAD and DELETE.
     pub async fn remove(&self, path: &Path) -> Result<()> {
         let key = self.home.file(path)?;
+        self.settle(&key).await;
         match self.object(&key).await {
             Ok(_) => self.store().delete(&key).await?,
             Err(error) => return Err(self.why_no_file(path, &key, error).await),
@@ -252,6 +261,7 @@ impl Tree {
     /// SETSTAT with a size: 0 empties the file (HEAD and PUT), any other must be what it is (as stat).
     pub async fn set_size(&self, path: &Path, size: u64) -> Result<()> {
         let key = self.home.file(path)?;
+        self.settle(&key).await;
         match self.stat(path).await? {
             Stat::Directory => Err(TreeError::IsDirectory),
             Stat::File { size: now, .. } if now == size => Ok(()),
@@ -269,6 +279,7 @@ impl Tree {
         on_end: impl FnOnce(download::Summary) + Send + 'static,
     ) -> Result<Download> {
         let key = self.home.file(path)?;
+        self.settle(&key).await;
         match self.object(&key).await {
             Ok(object) => Ok(Download::open(self.context.clone(), key, object, answers, on_end)),
             Err(error) => Err(self.why_no_file(path, &key, error).await),
@@ -283,6 +294,7 @@ impl Tree {
         on_end: impl FnOnce(upload::Summary) + Send + 'static,
     ) -> Result<Upload> {
         let key = self.home.file(path)?;
+        self.settle(&key).await;
         if self.local.directory(&self.home.directory(path)?) == Some(Origin::Made) {
             return Err(TreeError::IsDirectory);
         }

@@ -17,13 +17,16 @@ impl Tree {
         let (Ok(source), Ok(target)) = (self.home.file(from), self.home.file(to)) else {
             return Err(TreeError::Refused("the home directory can't be renamed or replaced"));
         };
+        let directories = (self.home.directory(from)?, self.home.directory(to)?);
+        for key in [&source, &target, &directories.0, &directories.1] {
+            self.settle(key).await;
+        }
         if !replace {
             self.must_be_free(to).await?;
         }
         if self.local.upload(&source).is_some() {
             return Err(TreeError::Busy);
         }
-        let directories = (self.home.directory(from)?, self.home.directory(to)?);
         if self.local.directory(&directories.1) == Some(Origin::Made) && source != target {
             return Err(TreeError::Exists);
         }

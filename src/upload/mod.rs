@@ -12,10 +12,11 @@ use crate::budget::{Budget, Taken};
 use crate::store::*;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Parts of one upload in flight: enough to fill a link to a distant S3, little enough for one session's memory.
@@ -120,12 +121,24 @@ pub struct Progress {
     size: AtomicU64,
     /// When it was opened.
     pub started: SystemTime,
+    closing: AtomicBool,
+    ended: CancellationToken,
 }
 
 impl Progress {
     /// Bytes that the file would have if it was closed now.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Relaxed)
+    }
+
+    /// CLOSE has come: the outcome is only a matter of the store.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Comes back once there is an object, or there will be none.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 }
 
@@ -134,7 +147,12 @@ impl Upload {
     pub fn open(context: Arc<Context>, target: Target) -> Upload {
         let (commands, inbox) = mpsc::channel(1);
         let size = AtomicU64::new(target.base.as_ref().map_or(0, |base| base.size));
-        let progress = Arc::new(Progress { size, started: SystemTime::now() });
+        let progress = Arc::new(Progress {
+            size,
+            started: SystemTime::now(),
+            closing: AtomicBool::new(false),
+            ended: CancellationToken::new(),
+        });
         let base = target.base.map(|object| Base { size: object.size, limit: object.size, etag: object.etag });
         let work = Work {
             assembler: Assembler::new(context.sizes),
@@ -178,6 +196,7 @@ impl Upload {
 
     /// CLOSE: the reply comes after the store has said whether the object is there.
     pub async fn close(self, reply: Reply<()>) {
+        self.progress.closing.store(true, Ordering::Relaxed);
         self.send(Command::Close(reply)).await;
     }
 
@@ -245,6 +264,7 @@ impl Work {
         let parts = self.done.len() as u32;
         let (result, reply) = closing.unzip();
         on_end(Summary { bytes: self.received, parts, took: opened.elapsed(), result: result.clone() });
+        self.progress.ended.cancel();
         if let (Some(result), Some(reply)) = (result, reply) {
             reply(result);
         }
