@@ -465,3 +465,23 @@ async fn excl_without_write_is_no_way_to_read() {
     assert_eq!(code(server.client().await.open("/f", excl).await), StatusCode::Failure);
     assert_eq!(code(server.client_as("reader").await.open("/f", excl).await), StatusCode::PermissionDenied);
 }
+
+#[test]
+fn host_keys_are_made_once_and_can_be_moved_in() {
+    use russh::keys::ssh_key::LineEnding;
+    use russh::keys::{Algorithm, EcdsaCurve, PrivateKey};
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("host_keys");
+    let made = sftpd::server::load_or_create(&keys).unwrap();
+    let mode = |name: &str| std::fs::metadata(keys.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(""), mode("ssh_host_ed25519_key")), (0o700, 0o600));
+    let again = sftpd::server::load_or_create(&keys).unwrap();
+    assert_eq!(made[0].fingerprint(), again[0].fingerprint());
+    let ecdsa = PrivateKey::random(&mut rand::rng(), Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 }).unwrap();
+    std::fs::write(keys.join("ssh_host_ecdsa_key"), ecdsa.to_openssh(LineEnding::LF).unwrap()).unwrap();
+    assert_eq!(sftpd::server::load_or_create(&keys).unwrap().len(), 2);
+    std::fs::write(keys.join("notes.txt"), "not a key").unwrap();
+    let error = sftpd::server::load_or_create(&keys).err().unwrap();
+    assert!(format!("{error:#}").contains("notes.txt is not a private key"), "{error:#}");
+}

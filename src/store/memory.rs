@@ -15,38 +15,10 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct State {
-    objects: BTreeMap<String, (Content, Object)>,
-    uploads: HashMap<String, BTreeMap<u32, (Bytes, String)>>,
+    /// Bytes as they came, part by part: a GiB sent in parts is never copied together.
+    objects: BTreeMap<String, (Vec<Bytes>, Object)>,
+    uploads: HashMap<String, HashMap<u32, Bytes>>,
     next_upload: u64,
-}
-
-/// An object's bytes as they came, part by part: a GiB sent in parts is never copied together.
-#[derive(Clone)]
-struct Content(Vec<Bytes>);
-
-impl Content {
-    fn size(&self) -> u64 {
-        self.0.iter().map(|piece| piece.len() as u64).sum()
-    }
-
-    fn range(&self, range: &Range<u64>) -> Bytes {
-        let mut out = Vec::new();
-        let mut at = 0u64;
-        for piece in &self.0 {
-            let end = at + piece.len() as u64;
-            let from = range.start.max(at);
-            let to = range.end.min(end);
-            if from < to {
-                let slice = piece.slice((from - at) as usize..(to - at) as usize);
-                if to - from == range.end - range.start {
-                    return slice;
-                }
-                out.extend_from_slice(&slice);
-            }
-            at = end;
-        }
-        out.into()
-    }
 }
 
 impl MemoryStore {
@@ -62,27 +34,39 @@ impl MemoryStore {
 }
 
 impl State {
-    fn insert(&mut self, key: &Key, content: Content, etag: String, condition: Condition) -> Result<()> {
+    fn insert(&mut self, key: &Key, content: Vec<Bytes>, etag: String, condition: Condition) -> Result<()> {
         if condition == Condition::Absent && self.objects.contains_key(key.as_str()) {
             return Err(StoreError::Precondition);
         }
-        let object = Object { size: content.size(), etag, modified: SystemTime::now() };
+        let size = content.iter().map(|piece| piece.len() as u64).sum();
+        let object = Object { size, etag, modified: SystemTime::now() };
         self.objects.insert(key.as_str().to_owned(), (content, object));
         Ok(())
     }
 
-    fn find(&self, key: &Key) -> Result<&(Content, Object)> {
+    fn find(&self, key: &Key) -> Result<&(Vec<Bytes>, Object)> {
         self.objects.get(key.as_str()).ok_or(StoreError::NotFound)
     }
+}
 
-    fn version(&self, key: &Key, etag: &str) -> Result<&Content> {
-        let (content, object) = self.find(key)?;
-        if object.etag == etag { Ok(content) } else { Err(StoreError::Precondition) }
+/// Part of an object; without a copy where it lies in one piece.
+fn slice(pieces: &[Bytes], range: Range<u64>) -> Bytes {
+    let (mut skip, mut left) = (range.start as usize, (range.end - range.start) as usize);
+    let cut = pieces.iter().map(|piece| {
+        let from = skip.min(piece.len());
+        let to = piece.len().min(from + left);
+        (skip, left) = (skip - from, left - (to - from));
+        piece.slice(from..to)
+    });
+    match cut.filter(|piece| !piece.is_empty()).collect::<Vec<_>>().as_slice() {
+        [one] => one.clone(),
+        several => several.concat().into(),
     }
+}
 
-    fn upload(&mut self, upload_id: &str) -> Result<&mut BTreeMap<u32, (Bytes, String)>> {
-        self.uploads.get_mut(upload_id).ok_or_else(|| StoreError::Other("no such upload".into()))
-    }
+/// Any value that names the bytes will do here; hashing every part would make the demo slow.
+fn part_etag(upload_id: &str, number: u32, body: &Bytes) -> String {
+    format!("\"{upload_id}-{number}-{}\"", body.len())
 }
 
 #[async_trait]
@@ -93,17 +77,16 @@ impl Store for MemoryStore {
 
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Bytes> {
         let state = self.state();
-        let content = state.version(key, etag)?;
-        let bytes = content.range(&range);
-        if bytes.len() as u64 != range.end - range.start {
-            return Err(StoreError::Other("range beyond the object".into()));
+        match state.find(key)? {
+            (_, object) if object.etag != etag => Err(StoreError::Precondition),
+            (_, object) if object.size < range.end => Err(StoreError::Other("range beyond the object".into())),
+            (content, _) => Ok(slice(content, range)),
         }
-        Ok(bytes)
     }
 
     async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<()> {
         let etag = etag_of(&body);
-        self.state().insert(key, Content(vec![body]), etag, condition)
+        self.state().insert(key, vec![body], etag, condition)
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
@@ -150,16 +133,15 @@ impl Store for MemoryStore {
         let mut state = self.state();
         state.next_upload += 1;
         let id = state.next_upload.to_string();
-        state.uploads.insert(id.clone(), BTreeMap::new());
+        state.uploads.insert(id.clone(), HashMap::new());
         Ok(id)
     }
 
     async fn upload_part(&self, _key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part> {
-        // Any value that names the bytes will do here; hashing every part would make the demo slow.
-        let etag = format!("\"{upload_id}-{number}-{}\"", body.len());
-        let size = body.len() as u64;
-        self.state().upload(upload_id)?.insert(number, (body, etag.clone()));
-        Ok(Part { number, size, etag })
+        let part = Part { number, size: body.len() as u64, etag: part_etag(upload_id, number, &body) };
+        let mut state = self.state();
+        state.uploads.get_mut(upload_id).ok_or(StoreError::NotFound)?.insert(number, body);
+        Ok(part)
     }
 
     async fn copy_part(&self, key: &Key, upload_id: &str, number: u32, from: PartSource<'_>) -> Result<Part> {
@@ -169,19 +151,21 @@ impl Store for MemoryStore {
 
     async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<()> {
         let mut state = self.state();
-        let sent = state.upload(upload_id)?;
+        let sent = state.uploads.get(upload_id).ok_or(StoreError::NotFound)?;
         let mut pieces = Vec::with_capacity(parts.len());
         let mut before = None;
         for part in parts {
             let rules_hold = before.is_none_or(|p: &Part| p.number < part.number && p.size >= MIN_PART);
-            match sent.get(&part.number) {
-                Some((body, etag)) if rules_hold && *etag == part.etag => pieces.push(body.clone()),
-                _ => return Err(StoreError::Other(format!("part {} is invalid", part.number))),
+            match sent
+                .get(&part.number)
+                .filter(|body| rules_hold && part.etag == part_etag(upload_id, part.number, body))
+            {
+                Some(body) => pieces.push(body.clone()),
+                None => return Err(StoreError::Other(format!("part {} is invalid", part.number))),
             }
             before = Some(part);
         }
-        let etag = format!("\"{upload_id}-{}\"", parts.len());
-        state.insert(key, Content(pieces), etag, condition)?;
+        state.insert(key, pieces, format!("\"{upload_id}-{}\"", parts.len()), condition)?;
         state.uploads.remove(upload_id);
         Ok(())
     }

@@ -9,9 +9,8 @@ pub mod s3;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::fmt;
-use std::ops::Range;
-use std::time::SystemTime;
+use md5::{Digest, Md5};
+use std::{fmt, ops::Range, time::SystemTime};
 
 /// Longest key in bytes of UTF-8 ([S3: object keys](https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html)).
 pub const MAX_KEY: usize = 1024;
@@ -27,7 +26,7 @@ pub const MAX_PAGE: usize = 1000;
 /// The key of an object or, empty or ending with `/`, the prefix that all keys of a directory share.
 ///
 /// Made from client input in `tree::path` only, so that no unchecked string reaches a store.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(String);
 
 impl Key {
@@ -181,15 +180,13 @@ pub struct PartSource<'a> {
 /// ([S3: object integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html)).
 /// Not so under SSE-KMS or SSE-C.
 pub fn etag_of(body: &[u8]) -> String {
-    use md5::Digest;
-    format!("\"{}\"", hex(&md5::Md5::digest(body)))
+    format!("\"{}\"", hex(&Md5::digest(body)))
 }
 
 /// ETag that S3 gives an object made of these parts: MD5 over the parts' binary MD5s, and their number.
 /// `None` when a part's ETag is no MD5.
 pub fn etag_of_parts(parts: &[Part]) -> Option<String> {
-    use md5::Digest;
-    let mut all = md5::Md5::new();
+    let mut all = Md5::new();
     for part in parts {
         let digits = part.etag.trim_matches('"');
         let md5 = (digits.len() == 32).then(|| u128::from_str_radix(digits, 16).ok()).flatten()?;

@@ -3,18 +3,15 @@
 //! Credentials, region and endpoint are the SDK's own business (`AWS_*` variables, profiles, roles).
 
 use super::*;
-use anyhow::{Context, anyhow, bail};
-use aws_config::retry::RetryConfig;
-use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
-use aws_sdk_s3::Client;
+use anyhow::{Context, anyhow, ensure};
+use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::primitives::{ByteStream, DateTime};
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::primitives::DateTime;
+use aws_sdk_s3::{Client, types::CompletedMultipartUpload, types::CompletedPart};
 use bytes::BytesMut;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use std::time::Duration;
+use std::{env::var, time::Duration};
 
 /// A dead address is given up after this and tried again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,22 +38,20 @@ impl S3Store {
             .timeout_config(timeouts)
             .load()
             .await;
-        let endpoint = std::env::var("AWS_ENDPOINT_URL_S3").ok().or(settings.endpoint_url().map(str::to_owned));
+        let endpoint = var("AWS_ENDPOINT_URL_S3").ok().or(settings.endpoint_url().map(str::to_owned));
+        let known = endpoint.is_some() || settings.region().is_some();
+        ensure!(known, "no AWS region is set: set AWS_REGION (or AWS_ENDPOINT_URL for another S3 server)");
         let mut config = aws_sdk_s3::config::Builder::from(&settings);
         if endpoint.is_some() {
             // Servers other than AWS rarely have a host name per bucket, and not all know the newer checksums.
             config.set_force_path_style(Some(true));
-            if std::env::var_os("AWS_REQUEST_CHECKSUM_CALCULATION").is_none() {
+            config.set_region(settings.region().cloned().or(Some(Region::from_static("us-east-1"))));
+            if var("AWS_REQUEST_CHECKSUM_CALCULATION").is_err() {
                 config.set_request_checksum_calculation(Some(RequestChecksumCalculation::WhenRequired));
             }
-            if std::env::var_os("AWS_RESPONSE_CHECKSUM_VALIDATION").is_none() {
+            if var("AWS_RESPONSE_CHECKSUM_VALIDATION").is_err() {
                 config.set_response_checksum_validation(Some(ResponseChecksumValidation::WhenRequired));
             }
-            if settings.region().is_none() {
-                config.set_region(Some(Region::from_static("us-east-1")));
-            }
-        } else if settings.region().is_none() {
-            bail!("no AWS region is set: set AWS_REGION (or AWS_ENDPOINT_URL for another S3 server)");
         }
         let unsigned_payload = endpoint.is_none_or(|url| url.starts_with("https:"));
         let store = S3Store { unsigned_payload, ..S3Store::new(Client::from_conf(config.build()), bucket) };
@@ -71,17 +66,19 @@ impl S3Store {
 
     /// One list request of one entry: proves credentials, region and bucket before a client has to find out.
     async fn check(&self) -> anyhow::Result<()> {
-        let root = Key::new("").context("no key")?;
-        match self.list(ListRequest { prefix: &root, folded: false, after: None, limit: 1 }).await {
-            Ok(_) => Ok(()),
-            Err(StoreError::Forbidden(why)) => {
-                // A set-up that may only put is a valid one.
-                log::warn!("listing bucket {} is not allowed ({why}): clients will see no directories", self.bucket);
-                Ok(())
-            }
-            Err(StoreError::NotFound) => Err(anyhow!("there is no such bucket: create it, or correct --store")),
-            Err(error) => Err(anyhow!("{error}: check the AWS_* settings, the endpoint and the region")),
+        match self.list(ListRequest { prefix: &Key::default(), folded: false, after: None, limit: 1 }).await {
+            // A set-up that may only put is a valid one.
+            Err(StoreError::Forbidden(why)) => log::warn!("clients will see no directories: {why}"),
+            Err(StoreError::NotFound) => return Err(anyhow!("there is no such bucket: create it, or correct --store")),
+            Err(error) => return Err(anyhow!("{error}: check the AWS_* settings, the endpoint and the region")),
+            Ok(_) => {}
         }
+        Ok(())
+    }
+
+    /// `x-amz-copy-source` is a header: URL-encoded, and without a leading slash.
+    fn copy_source(&self, key: &Key) -> String {
+        format!("{}/{}", self.bucket, utf8_percent_encode(key.as_str(), NOT_IN_A_URL_PATH))
     }
 }
 
@@ -96,7 +93,8 @@ impl Store for S3Store {
         let length = (range.end - range.start) as usize;
         let mut bytes = BytesMut::with_capacity(length);
         // The SDK retries a request, not a body that breaks off: go on where it did.
-        for attempt in 1.. {
+        let mut pauses = (0..ATTEMPTS - 1).map(|attempt| Duration::from_millis(200 << attempt));
+        loop {
             let from = range.start + bytes.len() as u64;
             let request = self.client.get_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
             let mut body = request.range(format!("bytes={from}-{}", range.end - 1)).send().await.map_err(failed)?.body;
@@ -109,37 +107,28 @@ impl Store for S3Store {
                     None => break "the body ended early".to_owned(),
                 }
             };
-            if attempt == ATTEMPTS {
-                return Err(StoreError::Other(broken));
-            }
-            tokio::time::sleep(Duration::from_millis(100 << attempt)).await;
+            tokio::time::sleep(pauses.next().ok_or(StoreError::Other(broken))?).await;
         }
-        Err(StoreError::Other("unreachable".into()))
     }
 
     async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<()> {
-        let request = self.client.put_object().bucket(&self.bucket).key(key.as_str()).body(ByteStream::from(body));
+        let request = self.client.put_object().bucket(&self.bucket).key(key.as_str()).body(body.into());
         let request = request.set_if_none_match(star(condition)).customize();
         let request = if self.unsigned_payload { request.disable_payload_signing() } else { request };
-        request.send().await.map_err(uncertain)?;
-        Ok(())
+        request.send().await.map(drop).map_err(uncertain)
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
-        self.client.delete_object().bucket(&self.bucket).key(key.as_str()).send().await.map_err(failed)?;
-        Ok(())
+        self.client.delete_object().bucket(&self.bucket).key(key.as_str()).send().await.map(drop).map_err(failed)
     }
 
     async fn copy(&self, from: &Key, to: &Key) -> Result<()> {
         let request = self.client.copy_object().bucket(&self.bucket).key(to.as_str());
-        match request.copy_source(self.copy_source(from)).send().await {
-            Ok(_) => Ok(()),
+        request.copy_source(self.copy_source(from)).send().await.map(drop).map_err(|error| match error.code() {
             // AWS says InvalidRequest for a source over 5 GiB, others EntityTooLarge.
-            Err(error) if matches!(error.code(), Some("InvalidRequest" | "EntityTooLarge")) => {
-                Err(StoreError::TooLarge)
-            }
-            Err(error) => Err(failed(error)),
-        }
+            Some("InvalidRequest" | "EntityTooLarge") => StoreError::TooLarge,
+            _ => failed(error),
+        })
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
@@ -166,7 +155,7 @@ impl Store for S3Store {
     async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part> {
         let size = body.len() as u64;
         let request = self.client.upload_part().bucket(&self.bucket).key(key.as_str()).upload_id(upload_id);
-        let request = request.part_number(number as i32).body(ByteStream::from(body)).customize();
+        let request = request.part_number(number as i32).body(body.into()).customize();
         let request = if self.unsigned_payload { request.disable_payload_signing() } else { request };
         let etag = request.send().await.map_err(failed)?.e_tag.ok_or_else(|| missing("an ETag"))?;
         Ok(Part { number, size, etag })
@@ -190,8 +179,7 @@ impl Store for S3Store {
         let list = CompletedMultipartUpload::builder().set_parts(Some(list.collect())).build();
         let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(key.as_str());
         let request = request.upload_id(upload_id).multipart_upload(list).set_if_none_match(star(condition));
-        request.send().await.map_err(uncertain)?;
-        Ok(())
+        request.send().await.map(drop).map_err(uncertain)
     }
 
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()> {
@@ -200,13 +188,6 @@ impl Store for S3Store {
             Ok(_) | Err(StoreError::NotFound) => Ok(()),
             Err(error) => Err(error),
         }
-    }
-}
-
-impl S3Store {
-    /// `x-amz-copy-source` is a header: URL-encoded, and without a leading slash.
-    fn copy_source(&self, key: &Key) -> String {
-        format!("{}/{}", self.bucket, utf8_percent_encode(key.as_str(), NOT_IN_A_URL_PATH))
     }
 }
 
