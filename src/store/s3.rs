@@ -6,7 +6,7 @@ use super::*;
 use anyhow::{Context, anyhow, ensure};
 use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::{Client, types::CompletedMultipartUpload, types::CompletedPart};
 use bytes::BytesMut;
@@ -102,7 +102,7 @@ impl Store for S3Store {
                 match body.next().await {
                     Some(Ok(chunk)) if bytes.len() + chunk.len() <= length => bytes.extend_from_slice(&chunk),
                     Some(Ok(_)) => return Err(StoreError::Other("more bytes than asked for".into())),
-                    Some(Err(error)) => break DisplayErrorContext(error).to_string(),
+                    Some(Err(error)) => break sentence(&error),
                     None if bytes.len() == length => return Ok(bytes.freeze()),
                     None => break "the body ended early".to_owned(),
                 }
@@ -208,6 +208,12 @@ fn object(size: Option<i64>, etag: Option<String>, modified: Option<DateTime>) -
     Ok(Object { size, etag: etag.ok_or_else(|| missing("ETag"))?, modified })
 }
 
+/// What went wrong and why, for people: the SDK's own way to say it comes with a dump of its structures.
+fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source()).map(|error| error.to_string());
+    causes.collect::<Vec<_>>().join(": ")
+}
+
 /// An error of a request that is safe to repeat: what the store answered, or why it didn't.
 fn failed<E>(error: SdkError<E>) -> StoreError
 where
@@ -218,7 +224,7 @@ where
         (Some(code), Some(message)) => format!("{code}: {message}"),
         (Some(code), None) => code.to_owned(),
         // An answer to HEAD has no body to explain itself.
-        _ => status.map_or_else(|| DisplayErrorContext(&error).to_string(), |status| format!("HTTP status {status}")),
+        _ => status.map_or_else(|| sentence(&error), |status| format!("HTTP status {status}")),
     };
     match (error.code(), status) {
         (Some("NoSuchUpload"), _) => StoreError::NotFound,
