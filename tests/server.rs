@@ -483,5 +483,5 @@ fn host_keys_are_made_once_and_can_be_moved_in() {
     assert_eq!(sftpd::server::load_or_create(&keys).unwrap().len(), 2);
     std::fs::write(keys.join("notes.txt"), "not a key").unwrap();
     let error = sftpd::server::load_or_create(&keys).err().unwrap();
-    assert!(format!("{error:#}").contains("notes.txt is not a private key"), "{error:#}");
+    assert!(format!("{error:#}").contains("notes.txt is no private key"), "{error:#}");
 }

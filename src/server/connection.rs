@@ -1,160 +1,186 @@
-//! One connection: who it is, and its end.
+//! One connection: who it is, what its channels want, and its end.
+//!
+//! A channel is a session with the `sftp` subsystem, or a sentence for whoever expected a shell.
 
-use super::channel::{self, Login};
-
-use super::Shared;
-use super::socket::Socket;
+use super::{Shared, Shutdown, socket::Socket};
+use crate::sftp::{self, End, Settings, Sink, Source};
+use crate::tree::{Home, Tree};
 use crate::users::Account;
-use russh::keys::ssh_key::{Algorithm, HashAlg};
-use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Pty};
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use bytes::{Bytes, BytesMut};
+use russh::keys::{Algorithm, HashAlg, PublicKey};
+use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey, run_stream};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf};
+use russh::{Disconnect, Error, Pty};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{net::TcpStream, sync::SetOnce};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// SFTP sessions on one connection, as OpenSSH's MaxSessions.
 const MAX_CHANNELS: usize = 10;
 /// For a goodbye to reach the client before the connection is cut.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
+/// The one subsystem there is.
+const SUBSYSTEM: &str = "sftp";
+const NO_SHELL: &str =
+    "This server speaks SFTP only: no shell, no commands, no scp -O. Use sftp, or scp without -O.\r\n";
+/// Standard error ([RFC 4254 §5.2](https://www.rfc-editor.org/rfc/rfc4254#section-5.2)).
+const STDERR: u32 = 1;
 
+/// One for `russh` to ask, one for [`serve`], and one for each channel, of the same connection.
+#[derive(Clone)]
 struct Connection {
     shared: Arc<Shared>,
     peer: SocketAddr,
-    account: Option<Account>,
-    /// How the login was proved, for the log.
-    method: String,
-    logged_in: CancellationToken,
+    /// Whose it is, once logged in.
+    account: Arc<SetOnce<Account>>,
     channels: TaskTracker,
-    /// Cancelled when the connection is no more.
+    /// Cancelled when the connection is no more, and to cut it.
     gone: CancellationToken,
 }
 
 /// Runs the connection until either side ends it.
 pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
-    let (cut, gone, logged_in) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-    let channels = TaskTracker::new();
-    let connection = Connection {
-        shared: shared.clone(),
-        peer,
-        account: None,
-        method: String::new(),
-        logged_in: logged_in.clone(),
-        channels: channels.clone(),
-        gone: gone.clone(),
-    };
-    let socket = Socket::new(stream, cut.clone().cancelled_owned());
-    let ssh = russh::server::run_stream(shared.ssh.clone(), socket, connection);
-    let deadline = Instant::now() + shared.login_timeout;
-    let mut running = match tokio::time::timeout_at(deadline, ssh).await {
-        Ok(Ok(running)) => running,
-        Ok(Err(error)) => return log::debug!("{peer}: no SSH: {error}"),
-        Err(_) => return log::info!("{peer}: no SSH within {:?}", shared.login_timeout),
-    };
-    let handle = running.handle();
-    let reason = tokio::select! {
-        ended = &mut running => {
-            if let Err(error) = ended {
-                log::debug!("{peer}: connection ended: {error}");
-            }
-            None
+    let (channels, gone) = (TaskTracker::new(), CancellationToken::new());
+    let socket = Socket { stream, cut: Box::pin(gone.clone().cancelled_owned()), ahead: BytesMut::new() };
+    let connection = Connection { shared, peer, account: Arc::default(), channels, gone };
+    let deadline = Instant::now() + connection.shared.config.login_timeout;
+    let ssh = run_stream(connection.shared.ssh.clone(), socket, connection.clone());
+    let started = timeout_at(deadline, ssh).await.map_err(Error::from).flatten();
+    let started = started.inspect_err(|error| log::debug!("{peer}: no SSH: {error}"));
+    let Ok(mut running) = started else { return };
+    tokio::select! {
+        ended = &mut running => log::debug!("{peer}: connection ended: {ended:?}"),
+        reason = connection.must_end(deadline) => {
+            log::info!("{peer}: disconnected: {reason}");
+            let goodbye = async {
+                let _ = running.handle().disconnect(Disconnect::ByApplication, reason.to_owned(), String::new()).await;
+                let _ = running.await;
+            };
+            let _ = timeout(GOODBYE_TIME, goodbye).await;
         }
-        reason = must_end(&shared, &logged_in, deadline, &channels) => Some(reason),
-    };
-    if let Some(reason) = reason {
-        log::info!("{peer}: disconnected: {reason}");
-        let goodbye = async {
-            let _ = handle.disconnect(Disconnect::ByApplication, reason.to_owned(), String::new()).await;
-            let _ = running.await;
-        };
-        let _ = tokio::time::timeout(GOODBYE_TIME, goodbye).await;
     }
-    cut.cancel();
-    gone.cancel();
-    channels.close();
-    channels.wait().await;
-}
-
-/// Comes back when the connection has to be ended from this side, and says why.
-async fn must_end(
-    shared: &Shared,
-    logged_in: &CancellationToken,
-    deadline: Instant,
-    channels: &TaskTracker,
-) -> &'static str {
-    let (drain, stop) = (&shared.shutdown.drain, &shared.shutdown.stop);
-    tokio::select! {
-        () = logged_in.cancelled() => {}
-        () = tokio::time::sleep_until(deadline) => return "no login in time",
-        () = drain.cancelled() => return "the server is shutting down",
-    }
-    tokio::select! {
-        () = drain.cancelled() => {}
-        () = stop.cancelled() => {}
-    }
-    // Only a closed tracker can be waited for; sessions that are open go on.
-    channels.close();
-    tokio::select! {
-        () = channels.wait() => {}
-        () = stop.cancelled() => {}
-    }
-    "the server is shutting down"
+    connection.gone.cancel();
+    connection.channels.close();
+    connection.channels.wait().await;
 }
 
 impl Connection {
+    /// Comes back when the connection has to be ended from this side, and says why.
+    async fn must_end(&self, deadline: Instant) -> &'static str {
+        let Shutdown { drain, stop } = &self.shared.shutdown;
+        if let Some(Err(_)) = drain.run_until_cancelled(timeout_at(deadline, self.account.wait())).await {
+            return "no login in time";
+        }
+        drain.cancelled().await;
+        // Only a closed tracker can be waited for; sessions that are open go on.
+        self.channels.close();
+        stop.run_until_cancelled(self.channels.wait()).await;
+        "the server is shutting down"
+    }
+
+    /// Whose key it is. SHA-1 is no proof any more; russh would still take it.
+    async fn key_owner(&self, user: &str, key: &PublicKey, algorithm: &Algorithm) -> Option<Account> {
+        let sha1 = matches!(algorithm, Algorithm::Rsa { hash: None });
+        if sha1 { None } else { self.shared.config.auth.public_key(user, key).await }
+    }
+
     /// The outcome of one attempt. A refusal is logged, except for keys that are only being tried out.
-    fn outcome(&mut self, user: &str, account: Option<Account>, method: String) -> Auth {
-        match account {
-            Some(account) => {
-                self.account = Some(account);
-                self.method = method;
-                Auth::Accept
+    fn outcome(&self, user: &str, account: Option<Account>, method: &str) -> Result<Auth, Error> {
+        let Some(account) = account else {
+            log::warn!("{}: login failed: user {user:?}, {method}", self.peer);
+            return Ok(Auth::reject());
+        };
+        log::info!("{}@{}: logged in with {method}", account.name, self.peer);
+        let _ = self.account.set(account);
+        Ok(Auth::Accept)
+    }
+
+    /// Waits for what the client wants of the channel, and does it. The requests are answered by the [`Handler`], in
+    /// the order in which they come.
+    async fn serve_channel(self, channel: Channel<Msg>, account: Account) {
+        let (mut read, write) = channel.split();
+        let write = Arc::new(write);
+        let status = loop {
+            match read.wait().await {
+                Some(ChannelMsg::RequestSubsystem { name, .. }) if name == SUBSYSTEM => {
+                    break self.serve_sftp(read, write.clone(), account).await;
+                }
+                Some(ChannelMsg::Exec { .. } | ChannelMsg::RequestShell { .. }) => {
+                    let _ = write.extended_data_bytes(STDERR, NO_SHELL).await;
+                    break 1;
+                }
+                Some(ChannelMsg::Eof | ChannelMsg::Close) | None => return,
+                Some(_) => {}
             }
-            None => {
-                log::warn!("{}: login failed: user {user:?}, {method}", self.peer);
-                Auth::reject()
+        };
+        // restic and scp look at the status.
+        let _ = write.exit_status(status).await;
+        let _ = write.eof().await;
+        let _ = write.close().await;
+    }
+
+    /// The exit status of the session, once it has ended.
+    async fn serve_sftp(self, read: ChannelReadHalf, write: Arc<ChannelWriteHalf<Msg>>, account: Account) -> u32 {
+        let who: Arc<str> = format!("{}@{}", account.name, self.peer).into();
+        let home = Home::new(&self.shared.config.prefix, &account.home)
+            .inspect_err(|error| log::error!("{who}: home {:?} can't be used: {error}", account.home));
+        let Ok(home) = home else { return 1 };
+        let settings = Settings {
+            tree: Tree::new(self.shared.context.clone(), self.shared.local.clone(), home),
+            access: account.access,
+            who: who.clone(),
+            user: account.name.into(),
+            idle_timeout: self.shared.config.idle_timeout,
+            drain: self.shared.shutdown.drain.clone(),
+        };
+        let opened = Instant::now();
+        let end = sftp::serve(read, Outgoing(write, self.gone), settings).await;
+        log::info!("{who}: session ended after {:.1} s: {end}", opened.elapsed().as_secs_f64());
+        u32::from(!matches!(end, End::Closed | End::Drained))
+    }
+}
+
+impl Source for ChannelReadHalf {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            match self.wait().await? {
+                ChannelMsg::Data { data } => return Some(data),
+                ChannelMsg::Eof | ChannelMsg::Close => return None,
+                _ => {}
             }
         }
     }
 }
 
-/// SHA-1 is no proof any more; russh would still take it.
-fn is_sha1(algorithm: &Algorithm) -> bool {
-    matches!(algorithm, Algorithm::Rsa { hash: None })
+/// A channel, and the end of its connection.
+struct Outgoing(Arc<ChannelWriteHalf<Msg>>, CancellationToken);
+
+impl Sink for Outgoing {
+    async fn send(&mut self, bytes: Bytes) -> bool {
+        let Outgoing(write, gone) = self;
+        // russh leaves whoever waits for the window waiting when the connection ends.
+        gone.run_until_cancelled(write.data_bytes(bytes)).await.is_some_and(|sent| sent.is_ok())
+    }
 }
 
 impl Handler for Connection {
-    type Error = russh::Error;
+    type Error = Error;
 
-    async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Self::Error> {
-        let account = self.shared.auth.password(user, password).await;
-        Ok(self.outcome(user, account, "password".to_owned()))
+    async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Error> {
+        let account = self.shared.config.auth.password(user, password).await;
+        self.outcome(user, account, "password")
     }
 
-    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Self::Error> {
-        let known = !is_sha1(offer.algorithm) && self.shared.auth.public_key(user, offer.public_key).await.is_some();
-        Ok(if known { Auth::Accept } else { Auth::reject() })
+    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
+        let account = self.key_owner(user, offer.public_key, offer.algorithm).await;
+        Ok(if account.is_some() { Auth::Accept } else { Auth::reject() })
     }
 
-    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
-        let fingerprint = key.public_key.fingerprint(HashAlg::Sha256);
-        let account = match is_sha1(key.algorithm) {
-            true => None,
-            false => self.shared.auth.public_key(user, key.public_key).await,
-        };
-        Ok(self.outcome(user, account, format!("key {fingerprint}")))
-    }
-
-    async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Self::Error> {
-        self.logged_in.cancel();
-        if let Some(account) = &self.account {
-            log::info!("{}@{}: logged in with {}", account.name, self.peer, self.method);
-        }
-        Ok(())
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
+        let account = self.key_owner(user, key.public_key, key.algorithm).await;
+        self.outcome(user, account, &format!("key {}", key.public_key.fingerprint(HashAlg::Sha256)))
     }
 
     async fn channel_open_session(
@@ -162,33 +188,27 @@ impl Handler for Connection {
         channel: Channel<Msg>,
         reply: ChannelOpenHandle,
         _session: &mut Session,
-    ) -> Result<(), Self::Error> {
-        let Some(account) = self.account.clone() else { return Ok(()) };
-        if self.channels.len() >= MAX_CHANNELS || self.shared.shutdown.drain.is_cancelled() {
-            reply.reject(ChannelOpenFailure::ResourceShortage).await;
-            return Ok(());
-        }
-        reply.accept().await;
-        let login = Login { account, peer: self.peer, gone: self.gone.clone(), shared: self.shared.clone() };
-        let stop = self.shared.shutdown.stop.clone();
-        self.channels.spawn(async move {
-            tokio::select! {
-                () = channel::serve(channel, login) => {}
-                () = stop.cancelled() => {}
+    ) -> Result<(), Error> {
+        match self.account.get().cloned() {
+            Some(account) if self.channels.len() < MAX_CHANNELS && !self.shared.shutdown.drain.is_cancelled() => {
+                reply.accept().await;
+                let session = self.clone().serve_channel(channel, account);
+                self.channels.spawn(self.shared.shutdown.stop.clone().run_until_cancelled_owned(session));
             }
-        });
+            _ => reply.reject(ChannelOpenFailure::ResourceShortage).await,
+        }
         Ok(())
     }
 
-    async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), Self::Error> {
-        if name == channel::SUBSYSTEM { session.channel_success(id) } else { session.channel_failure(id) }
+    async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), Error> {
+        if name == SUBSYSTEM { session.channel_success(id) } else { session.channel_failure(id) }
     }
 
-    async fn exec_request(&mut self, id: ChannelId, _command: &[u8], session: &mut Session) -> Result<(), Self::Error> {
+    async fn exec_request(&mut self, id: ChannelId, _command: &[u8], session: &mut Session) -> Result<(), Error> {
         session.channel_success(id)
     }
 
-    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Error> {
         session.channel_success(id)
     }
 
@@ -202,17 +222,11 @@ impl Handler for Connection {
         _height: u32,
         _modes: &[(Pty, u32)],
         session: &mut Session,
-    ) -> Result<(), Self::Error> {
+    ) -> Result<(), Error> {
         session.channel_failure(id)
     }
 
-    async fn env_request(
-        &mut self,
-        id: ChannelId,
-        _name: &str,
-        _value: &str,
-        session: &mut Session,
-    ) -> Result<(), Self::Error> {
+    async fn env_request(&mut self, id: ChannelId, _: &str, _: &str, session: &mut Session) -> Result<(), Error> {
         session.channel_failure(id)
     }
 }

@@ -4,10 +4,10 @@
 //! reads, up to a bound: the loop does one at a time, so a client that does the same (it sends requests, and would read
 //! the answers only then) and the server would otherwise wait for each other for ever, each with full buffers.
 
-use bytes::{Buf, BytesMut};
-use std::io::{Error, ErrorKind, Result};
+use bytes::{BufMut, BytesMut};
+use std::io::{ErrorKind, Result};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -18,36 +18,28 @@ const AHEAD_STEP: usize = 64 * 1024;
 
 /// See the module.
 pub struct Socket {
-    stream: TcpStream,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    ahead: BytesMut,
+    pub stream: TcpStream,
+    /// Ends the stream for both sides.
+    pub cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// What was read while a write was stuck; empty at first.
+    pub ahead: BytesMut,
 }
 
 impl Socket {
-    /// `cut` ends the stream for both sides.
-    pub fn new(stream: TcpStream, cut: WaitForCancellationFutureOwned) -> Socket {
-        Socket { stream, cut: Box::pin(cut), ahead: BytesMut::new() }
-    }
-
     fn check_cut(&mut self, context: &mut Context<'_>) -> Result<()> {
-        match self.cut.as_mut().poll(context) {
-            Poll::Ready(()) => Err(Error::from(ErrorKind::ConnectionAborted)),
-            Poll::Pending => Ok(()),
-        }
+        if self.cut.as_mut().poll(context).is_ready() { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 
     /// Takes what has arrived off the socket, so that the client can go on.
     fn read_ahead(&mut self, context: &mut Context<'_>) {
-        while self.ahead.len() < AHEAD_LIMIT {
-            let old = self.ahead.len();
-            self.ahead.resize(old + AHEAD_STEP, 0);
-            let mut buffer = ReadBuf::new(self.ahead.get_mut(old..).unwrap_or_default());
-            let polled = Pin::new(&mut self.stream).poll_read(context, &mut buffer);
-            let count = buffer.filled().len();
-            self.ahead.truncate(old + count);
-            // An error or the end will be met again by whoever reads.
-            if !matches!(polled, Poll::Ready(Ok(()))) || count == 0 {
-                return;
+        while self.ahead.len() < AHEAD_LIMIT && self.stream.poll_read_ready(context).is_ready() {
+            self.ahead.reserve(AHEAD_STEP);
+            match self.stream.try_read_buf(&mut (&mut self.ahead).limit(AHEAD_STEP)) {
+                Ok(1..) => {}
+                // Not ready after all: the next look waits for it.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                // An error or the end will be met again by whoever reads.
+                _ => return,
             }
         }
     }
@@ -60,8 +52,7 @@ impl AsyncRead for Socket {
             return Pin::new(&mut self.stream).poll_read(context, buffer);
         }
         let count = self.ahead.len().min(buffer.remaining());
-        buffer.put_slice(self.ahead.get(..count).unwrap_or_default());
-        self.ahead.advance(count);
+        buffer.put_slice(&self.ahead.split_to(count));
         if self.ahead.is_empty() {
             self.ahead = BytesMut::new();
         }
@@ -76,7 +67,7 @@ impl AsyncWrite for Socket {
         if written.is_pending() {
             self.read_ahead(context);
         }
-        Poll::Ready(Ok(ready!(written)?))
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
