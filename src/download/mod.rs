@@ -14,10 +14,7 @@ use crate::budget::Taken;
 use crate::store::{Key, Object, StoreError};
 use crate::upload::Context;
 use bytes::{Bytes, BytesMut};
-use std::collections::VecDeque;
-use std::ops::Range;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -54,7 +51,6 @@ pub struct Summary {
 pub struct Download {
     queue: Arc<ReadQueue>,
     object: Object,
-    finishes: bool,
 }
 
 impl Download {
@@ -67,16 +63,10 @@ impl Download {
         on_end: impl FnOnce(Summary) + Send + 'static,
     ) -> Download {
         let queue = Arc::new(ReadQueue::default());
-        let fetcher = Fetcher {
-            window: Window::new(object.size),
-            context: context.clone(),
-            key,
-            etag: object.etag.clone(),
-            blocks: VecDeque::new(),
-            requests: 0,
-        };
-        context.tasks.spawn(run(fetcher, object.size, queue.clone(), answers, on_end));
-        Download { queue, object, finishes: false }
+        let (window, blocks, tasks) = (Window::new(object.size), VecDeque::new(), context.tasks.clone());
+        let fetcher = Fetcher { context, key, object: object.clone(), window, blocks, requests: 0 };
+        tasks.spawn(fetcher.run(queue.clone(), answers, on_end));
+        Download { queue, object }
     }
 
     /// Size, ETag and time of the version being read.
@@ -90,139 +80,108 @@ impl Download {
     }
 
     /// Lets the READs that wait have their data.
-    pub fn finish(mut self) {
-        self.finishes = true;
+    pub fn finish(self) {
+        self.queue.close();
     }
 }
 
 impl Drop for Download {
     fn drop(&mut self) {
-        if self.finishes { self.queue.close() } else { self.queue.cancel() }
+        self.queue.cancel();
     }
-}
-
-async fn run(
-    mut fetcher: Fetcher,
-    size: u64,
-    queue: Arc<ReadQueue>,
-    answers: impl Answers,
-    on_end: impl FnOnce(Summary) + Send,
-) {
-    let opened = Instant::now();
-    let mut bytes = 0;
-    let mut error = None;
-    let mut first = true;
-    while let Some(read) = queue.pop().await {
-        let asked = Instant::now();
-        let end = read.offset.saturating_add(u64::from(read.len)).min(size);
-        let mut out = answers.buffer(end.saturating_sub(read.offset) as usize);
-        let result = if queue.is_cancelled() {
-            Err(StoreError::Other("the file was closed before its data came".into()))
-        } else if read.offset >= size {
-            // rclone, libssh2 and psftp always ask past the end: the store need not be troubled.
-            Ok(())
-        } else {
-            fetcher.read(read.offset..end, &mut out).await
-        };
-        if std::mem::take(&mut first) && end < size {
-            let _ = tokio::time::timeout_at(asked + HEAD_START_TIME, queue.fill(HEAD_START)).await;
-        }
-        match &result {
-            Ok(()) => bytes += end.saturating_sub(read.offset),
-            Err(_) if queue.is_cancelled() => {}
-            Err(failure) => error = Some(failure.clone()),
-        }
-        if !answers.answer(read.id, result.map(|()| out)).await {
-            break;
-        }
-    }
-    on_end(Summary { bytes, requests: fetcher.requests, took: opened.elapsed(), error });
 }
 
 /// A range of the object, here or on its way.
 struct Block {
     range: Range<u64>,
-    state: State,
-    _memory: Option<Taken>,
-}
-
-enum State {
     // Dropped, the request ends.
-    Coming(AbortOnDropHandle<Result<Bytes, StoreError>>),
-    Here(Bytes),
+    coming: Option<AbortOnDropHandle<Result<Bytes, StoreError>>>,
+    bytes: Bytes,
+    _memory: Option<Taken>,
 }
 
 struct Fetcher {
     context: Arc<Context>,
     key: Key,
-    etag: String,
+    object: Object,
     window: Window,
     blocks: VecDeque<Block>,
     requests: u64,
 }
 
 impl Fetcher {
-    /// Appends the bytes of `range`, which lies inside the object, to `out`.
-    async fn read(&mut self, range: Range<u64>, out: &mut BytesMut) -> Result<(), StoreError> {
-        if self.window.seek(&range) {
-            self.blocks.clear();
-        }
-        self.drop_passed();
-        while let Some(wanted) = self.window.wanted(range.end) {
-            if !self.fetch(wanted, range.end) {
+    async fn run(mut self, queue: Arc<ReadQueue>, answers: impl Answers, on_end: impl FnOnce(Summary) + Send) {
+        let (opened, size) = (Instant::now(), self.object.size);
+        let (mut bytes, mut error) = (0, None);
+        while let Some(read) = queue.pop().await {
+            let asked = Instant::now();
+            let end = read.offset.saturating_add(u64::from(read.len)).min(size);
+            let len = end.saturating_sub(read.offset);
+            let mut out = answers.buffer(len as usize);
+            let result = match queue.is_cancelled() {
+                true => Err(StoreError::Other("the file was closed before its data came".into())),
+                // rclone, libssh2 and psftp always ask past the end: the store need not be troubled.
+                false if len == 0 => Ok(()),
+                false => self.read(read.offset..end, &mut out).await,
+            };
+            if bytes == 0 && end < size {
+                let _ = tokio::time::timeout_at(asked + HEAD_START_TIME, queue.fill(HEAD_START)).await;
+            }
+            match &result {
+                Ok(()) => bytes += len,
+                Err(_) if queue.is_cancelled() => {}
+                Err(failure) => {
+                    // The next READ tries again, from nothing.
+                    (self.window, self.blocks) = (Window::new(size), VecDeque::new());
+                    error = Some(failure.clone());
+                }
+            }
+            if !answers.answer(read.id, result.map(|()| out)).await {
                 break;
             }
         }
-        let result = self.copy(&range, out).await;
-        if result.is_err() {
-            // The next READ tries again, from nothing.
-            self.blocks.clear();
-            self.window = Window::new(self.window.size());
-        }
-        result
+        on_end(Summary { bytes, requests: self.requests, took: opened.elapsed(), error });
     }
 
-    fn drop_passed(&mut self) {
-        let keep_from = self.window.keep_from();
-        while let Some(block) = self.blocks.pop_front_if(|block| block.range.end <= keep_from) {
-            self.window.dropped(block.range.end);
-        }
-    }
-
-    /// Starts a request. Ahead of need only with memory from the pool; what a READ needs comes anyway, but then
-    /// no more than that.
-    fn fetch(&mut self, mut range: Range<u64>, needed: u64) -> bool {
-        let memory = self.context.budget.try_read_ahead(range.end - range.start);
-        if memory.is_none() {
-            if range.start >= needed {
-                return false;
+    /// Appends the bytes of `range`, which lies inside the object, to `out`.
+    async fn read(&mut self, range: Range<u64>, out: &mut BytesMut) -> Result<(), StoreError> {
+        self.window.seek(&range);
+        self.blocks.retain(|block| self.window.keeps(&block.range));
+        self.window.have.start = self.blocks.front().map_or(self.window.have.end, |block| block.range.start);
+        self.fetch(range.end);
+        let full = out.len() as u64 + (range.end - range.start);
+        for block in &mut self.blocks {
+            let (from, to) = (range.start.max(block.range.start), range.end.min(block.range.end));
+            if from >= to {
+                continue;
             }
-            range.end = range.end.min(needed);
+            if let Some(task) = block.coming.take() {
+                block.bytes = task.await.map_err(|error| StoreError::Other(error.to_string()))??;
+            }
+            let wanted = (from - block.range.start) as usize..(to - block.range.start) as usize;
+            out.extend_from_slice(block.bytes.get(wanted).unwrap_or_default());
         }
-        self.window.fetching(&range);
-        let (context, key, etag) = (self.context.clone(), self.key.clone(), self.etag.clone());
-        let wanted = range.clone();
-        let task = tokio::spawn(async move { context.store.get(&key, wanted, &etag).await });
-        self.requests += 1;
-        self.blocks.push_back(Block { range, state: State::Coming(AbortOnDropHandle::new(task)), _memory: memory });
-        true
+        if out.len() as u64 == full { Ok(()) } else { Err(StoreError::Other("a block is missing".into())) }
     }
 
-    async fn copy(&mut self, range: &Range<u64>, out: &mut BytesMut) -> Result<(), StoreError> {
-        let mut at = range.start;
-        for block in
-            self.blocks.iter_mut().filter(|block| block.range.end > range.start && block.range.start < range.end)
-        {
-            if let State::Coming(task) = &mut block.state {
-                let bytes = task.await.map_err(|error| StoreError::Other(error.to_string()))??;
-                block.state = State::Here(bytes);
+    /// Starts the requests for a READ that ends at `needed`. Ahead of need only with memory from the pool; what a
+    /// READ needs comes anyway, but then no more than that.
+    fn fetch(&mut self, needed: u64) {
+        while let Some(mut range) = self.window.wanted(needed) {
+            let memory = self.context.budget.try_read_ahead(range.end - range.start);
+            if memory.is_none() {
+                range.end = range.end.min(needed);
             }
-            let State::Here(bytes) = &block.state else { continue };
-            let from = (at - block.range.start) as usize;
-            let to = (range.end.min(block.range.end) - block.range.start) as usize;
-            out.extend_from_slice(bytes.get(from..to).unwrap_or_default());
-            at = range.end.min(block.range.end);
+            if range.is_empty() {
+                break;
+            }
+            self.requests += 1;
+            self.window.have.end = range.end;
+            let (context, key, etag) = (self.context.clone(), self.key.clone(), self.object.etag.clone());
+            let wanted = range.clone();
+            let task = tokio::spawn(async move { context.store.get(&key, wanted, &etag).await });
+            let coming = Some(AbortOnDropHandle::new(task));
+            self.blocks.push_back(Block { range, coming, bytes: Bytes::new(), _memory: memory });
         }
-        if at == range.end { Ok(()) } else { Err(StoreError::Other("a block is missing".into())) }
     }
 }

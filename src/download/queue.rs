@@ -2,8 +2,7 @@
 //! consecutive requests become one entry, so that 10 GiB of them still cost a few bytes.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 /// Entries a client can have waiting, after folding; one more READ is refused.
 const MAX_RUNS: usize = 4096;
@@ -19,105 +18,74 @@ pub struct Read {
     pub len: u32,
 }
 
-/// `count` READs with rising ids and adjoining ranges.
-struct Run {
-    first: Read,
-    count: u32,
-}
-
-impl Run {
-    fn next(&self) -> Read {
-        let offset = self.first.offset.saturating_add(u64::from(self.count) * u64::from(self.first.len));
-        Read { id: self.first.id.wrapping_add(self.count), offset, len: self.first.len }
+impl Read {
+    /// The n-th of those that may follow, with rising ids and adjoining ranges.
+    fn after(self, n: u32) -> Read {
+        let offset = self.offset.saturating_add(u64::from(n) * u64::from(self.len));
+        Read { id: self.id.wrapping_add(n), offset, len: self.len }
     }
-}
-
-/// Filled by the session, emptied by the download's task.
-#[derive(Default)]
-pub struct ReadQueue {
-    // A std lock: held for a few instructions, never across an await.
-    state: Mutex<State>,
-    changed: Notify,
 }
 
 #[derive(Default)]
 struct State {
-    runs: VecDeque<Run>,
+    /// The first of some READs that follow each other, and how many they are.
+    runs: VecDeque<(Read, u32)>,
     closed: bool,
     cancelled: bool,
 }
 
-impl ReadQueue {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Filled by the session, emptied by the download's task.
+#[derive(Default)]
+pub struct ReadQueue(watch::Sender<State>);
 
+impl ReadQueue {
     /// False when too many wait already.
     pub fn push(&self, read: Read) -> bool {
-        let mut state = self.state();
-        if let Some(run) = state.runs.back_mut().filter(|run| run.next() == read) {
-            run.count += 1;
-        } else if state.runs.len() < MAX_RUNS {
-            state.runs.push_back(Run { first: read, count: 1 });
-        } else {
-            return false;
-        }
-        drop(state);
-        self.changed.notify_one();
-        true
+        self.0.send_if_modified(|state| {
+            let has_room = state.runs.len() < MAX_RUNS;
+            match state.runs.back_mut() {
+                Some((first, count)) if first.after(*count) == read => *count += 1,
+                _ if has_room => state.runs.push_back((read, 1)),
+                _ => return false,
+            }
+            true
+        })
     }
 
     /// What is queued is still handed out, then comes the end.
     pub fn close(&self) {
-        self.state().closed = true;
-        self.changed.notify_one();
+        self.0.send_modify(|state| state.closed = true);
     }
 
-    /// As [`ReadQueue::close`], and nobody wants the data any more.
+    /// As [`ReadQueue::close`], unless that came before, and nobody wants the data any more.
     pub fn cancel(&self) {
-        self.state().cancelled = true;
-        self.close();
+        self.0.send_modify(|state| (state.cancelled, state.closed) = (!state.closed || state.cancelled, true));
     }
 
     /// See [`ReadQueue::cancel`].
     pub fn is_cancelled(&self) -> bool {
-        self.state().cancelled
+        self.0.borrow().cancelled
     }
 
     /// Waits until so many READs wait, or the file is closed.
     pub async fn fill(&self, count: u32) {
-        loop {
-            let notified = self.changed.notified();
-            {
-                let state = self.state();
-                if state.closed || state.runs.iter().map(|run| run.count).sum::<u32>() >= count {
-                    return;
-                }
-            }
-            notified.await;
-        }
+        let waiting = |state: &State| state.runs.iter().map(|(_, count)| *count).fold(0, u32::saturating_add);
+        let _ = self.0.subscribe().wait_for(|state| state.closed || waiting(state) >= count).await;
     }
 
     /// Waits for the next READ; `None` after [`ReadQueue::close`].
     pub async fn pop(&self) -> Option<Read> {
-        loop {
-            let notified = self.changed.notified();
-            {
-                let mut state = self.state();
-                if let Some(run) = state.runs.front_mut() {
-                    let read = run.first;
-                    *run = Run { first: Run { first: read, count: 1 }.next(), count: run.count - 1 };
-                    if run.count == 0 {
-                        state.runs.pop_front();
-                    }
-                    return Some(read);
-                }
-                if state.closed {
-                    return None;
-                }
+        self.fill(1).await;
+        let mut next = None;
+        self.0.send_if_modified(|state| {
+            if let Some((first, count)) = state.runs.front_mut() {
+                next = Some(*first);
+                (*first, *count) = (first.after(1), *count - 1);
             }
-            notified.await;
-        }
+            state.runs.pop_front_if(|(_, count)| *count == 0);
+            false
+        });
+        next
     }
 }
 
@@ -133,7 +101,7 @@ mod tests {
             .chain([Read { id: 9, offset: 5, len: 10 }, Read { id: 10, offset: 15, len: 7 }])
             .collect();
         assert!(reads.iter().all(|read| queue.push(*read)));
-        assert_eq!(queue.state().runs.len(), 3);
+        assert_eq!(queue.0.borrow().runs.len(), 3);
         queue.close();
         let mut out = Vec::new();
         while let Some(read) = queue.pop().await {

@@ -1,6 +1,6 @@
 //! Which ranges of an object to fetch for the READs that come: the pure half of a download.
 //!
-//! Invariant: `low..high` is fetched or being fetched, without a hole. The window grows with what was
+//! Invariant: `have` is fetched or being fetched, without a hole. The window grows with what was
 //! read in sequence and falls back to nothing on a seek, so that a stream gets megabytes ahead while a
 //! READ of 4 KiB somewhere fetches 4 KiB.
 
@@ -20,8 +20,10 @@ const BEHIND: u64 = 256 * 1024;
 /// See the module.
 pub struct Window {
     size: u64,
-    low: u64,
-    high: u64,
+    /// What is fetched or being fetched. The caller moves the end when it fetches what is
+    /// [`wanted`](Window::wanted), or less, and the start when it drops what the window no more
+    /// [`keeps`](Window::keeps).
+    pub have: Range<u64>,
     /// Bytes read in sequence since the last seek.
     run: u64,
     /// Where the sequence goes on.
@@ -31,52 +33,34 @@ pub struct Window {
 impl Window {
     /// For an object of this size in bytes.
     pub fn new(size: u64) -> Window {
-        Window { size, low: 0, high: 0, run: 0, next: 0 }
+        Window { size, have: 0..0, run: 0, next: 0 }
     }
 
-    /// Size of the object in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Notes a READ of `range`, which lies inside the object. True when it is a seek: all that was fetched is void.
-    pub fn seek(&mut self, range: &Range<u64>) -> bool {
-        let jump = range.start < self.low || range.start > self.high;
-        if jump {
-            (self.low, self.high, self.run) = (range.start, range.start, 0);
+    /// Notes a READ of `range`, which lies inside the object. After a jump all that was fetched is void.
+    pub fn seek(&mut self, range: &Range<u64>) {
+        if range.start < self.have.start || range.start > self.have.end {
+            *self = Window { size: self.size, have: range.start..range.start, run: 0, next: range.end };
         } else if range.end > self.next {
             self.run += range.end - self.next.max(range.start);
+            self.next = range.end;
         }
-        self.next = if jump { range.end } else { self.next.max(range.end) };
-        jump
     }
 
     /// The next range to fetch for a READ that ends at `end`, or ahead of it; `None` when enough is under way.
     pub fn wanted(&self, end: u64) -> Option<Range<u64>> {
-        let from_start = self.low == 0;
-        let ahead = if from_start { self.run.max(FIRST_BLOCK) } else { self.run }.min(MAX_AHEAD);
-        let block = if from_start { (ahead / 2).max(FIRST_BLOCK) } else { ahead / 2 };
-        let block = if block == 0 { 0 } else { block.clamp(MIN_BLOCK, MAX_BLOCK) };
+        let least = if self.have.start == 0 { FIRST_BLOCK } else { 0 };
+        let ahead = self.run.max(least).min(MAX_AHEAD);
+        let block = if ahead == 0 { 0 } else { (ahead / 2).max(least).clamp(MIN_BLOCK, MAX_BLOCK) };
+        let from = self.have.end;
         let target = end.saturating_add(ahead).min(self.size);
-        let to = self.high.saturating_add(block).max(end).min(self.size);
-        let needed = self.high < end;
-        let worth_it = block > 0 && self.high < target && (to <= target || target == self.size);
-        (self.high < self.size && (needed || worth_it)).then_some(self.high..to)
+        let to = from.saturating_add(block).max(end).min(self.size);
+        let worth_it = from < target && (to <= target || target == self.size);
+        (from < self.size && (from < end || worth_it)).then_some(from..to)
     }
 
-    /// `range`, as [`Window::wanted`] said or shorter, is being fetched.
-    pub fn fetching(&mut self, range: &Range<u64>) {
-        self.high = range.end;
-    }
-
-    /// Everything below this offset can be dropped.
-    pub fn keep_from(&self) -> u64 {
-        self.next.saturating_sub(BEHIND)
-    }
-
-    /// Blocks below `low` were dropped.
-    pub fn dropped(&mut self, low: u64) {
-        self.low = low;
+    /// Is what was fetched as `range` still of use?
+    pub fn keeps(&self, range: &Range<u64>) -> bool {
+        self.have.start <= range.start && range.end <= self.have.end && range.end + BEHIND > self.next
     }
 }
 
@@ -94,11 +78,11 @@ mod tests {
             window.seek(&read);
             while let Some(range) = window.wanted(read.end) {
                 assert!(range.start < range.end && range.end <= size, "{range:?}");
-                window.fetching(&range);
+                window.have.end = range.end;
                 fetched.push(range);
             }
-            assert!(window.low <= read.start && read.end <= window.high, "{read:?} is not covered");
-            assert!(window.high - read.end <= MAX_AHEAD + MAX_BLOCK);
+            assert!(window.have.start <= read.start && read.end <= window.have.end, "{read:?} is not covered");
+            assert!(window.have.end - read.end <= MAX_AHEAD + MAX_BLOCK);
         }
         fetched
     }

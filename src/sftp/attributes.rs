@@ -2,24 +2,25 @@
 
 use crate::tree::{Item, Stat};
 use crate::users::Access;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use russh_sftp::protocol::{File, FileAttributes};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const REGULAR: u32 = 0o100_000;
 const DIRECTORY: u32 = 0o040_000;
 
 /// How a session shows files.
-pub struct View<'a> {
+pub struct View {
     /// Owner and group.
-    pub user: &'a str,
+    pub user: Arc<str>,
     /// Decides the permission bits.
     pub access: Access,
-    /// Time of directories.
+    /// Shown as the time of directories, which have none in S3.
     pub started: SystemTime,
 }
 
-impl View<'_> {
+impl View {
     /// SFTP attributes.
     pub fn attributes(&self, stat: &Stat) -> FileAttributes {
         let (kind, size, modified) = match stat {
@@ -32,35 +33,22 @@ impl View<'_> {
             Access::WriteOnly => 0o200,
         };
         let seconds = modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
-        FileAttributes {
-            size: Some(size),
-            uid: Some(0),
-            gid: Some(0),
-            permissions: Some(kind | bits),
-            atime: Some(seconds),
-            mtime: Some(seconds),
-            user: None,
-            group: None,
-        }
+        let (permissions, mtime) = (Some(kind | bits), Some(seconds.try_into().unwrap_or(u32::MAX)));
+        // The rest, owner and group, is 0.
+        FileAttributes { size: Some(size), permissions, atime: mtime, mtime, ..FileAttributes::dummy() }
     }
 
-    /// An entry of a NAME reply.
-    pub fn file(&self, item: Item) -> File {
-        let attrs = self.attributes(&item.stat);
-        let longname = self.line(&item.name, &attrs);
-        File { filename: item.name, longname, attrs }
-    }
-
-    /// As `ls -l` prints it, and as OpenSSH's server does: some clients have nothing else to parse.
-    fn line(&self, name: &str, attrs: &FileAttributes) -> String {
-        let kind = if attrs.permissions.is_some_and(|mode| mode & DIRECTORY != 0) { 'd' } else { '-' };
-        let modified = DateTime::<Utc>::from_timestamp(i64::from(attrs.mtime.unwrap_or(0)), 0).unwrap_or_default();
-        let age = Utc::now() - modified;
-        let recent = age < TimeDelta::days(182) && age > TimeDelta::days(-1);
+    /// An entry of a NAME reply. Its long name is a line as `ls -l` prints it, and as OpenSSH's server does:
+    /// some clients have nothing else to parse.
+    pub fn file(&self, Item { name, stat }: Item) -> File {
+        let attrs = self.attributes(&stat);
+        let kind = if attrs.is_dir() { 'd' } else { '-' };
+        let modified = DateTime::<Utc>::from(attrs.modified().unwrap_or(UNIX_EPOCH));
+        let recent = (0..182).contains(&(Utc::now() - modified).num_days());
         let date = modified.format(if recent { "%b %e %H:%M" } else { "%b %e  %Y" });
-        let (mode, size) = (attrs.permissions(), attrs.size.unwrap_or(0));
-        format!("{kind}{mode}    1 {user:<8} {user:<8} {size:>8} {date} {name}", user = self.user)
+        let (mode, size, user) = (attrs.permissions(), attrs.len(), &self.user);
+        let longname = format!("{kind}{mode}    1 {user:<8} {user:<8} {size:>8} {date} {name}");
+        File { filename: name, longname, attrs }
     }
 }
 
@@ -71,7 +59,7 @@ mod tests {
 
     #[test]
     fn the_long_line_is_like_that_of_ls() {
-        let view = View { user: "alice", access: Access::ReadWrite, started: UNIX_EPOCH };
+        let view = View { user: "alice".into(), access: Access::ReadWrite, started: UNIX_EPOCH };
         let stat = Stat::File { size: 1234, modified: UNIX_EPOCH + Duration::from_secs(86_400 * 365) };
         let line = view.file(Item { name: "a b".into(), stat }).longname;
         assert_eq!(line, "-rw-r--r--    1 alice    alice        1234 Jan  1  1971 a b");

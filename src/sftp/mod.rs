@@ -13,23 +13,18 @@ mod wire;
 
 pub use replies::Sink;
 
-use crate::download::Download;
-use crate::store::StoreError;
 use crate::tree::{Listing, Tree, TreeError};
 use crate::upload::{Upload, UploadError};
-use crate::users::Access;
+use crate::{download::Download, store::StoreError, users::Access};
+use attributes::View;
 use bytes::Bytes;
 use replies::Replies;
-use russh_sftp::protocol::StatusCode;
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use russh_sftp::protocol::{Packet, StatusCode};
 use std::time::{Duration, SystemTime};
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
-use wire::Inbox;
+use std::{collections::HashMap, convert::Infallible, sync::Arc};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Files and directories one session can have open at once; told to clients by `limits@openssh.com`.
 pub const MAX_HANDLES: usize = 256;
@@ -90,111 +85,84 @@ enum Handle {
 }
 
 struct Session {
+    view: View,
     settings: Settings,
     replies: Replies,
     handles: HashMap<String, Handle>,
     next_handle: u64,
     /// Places for uploads whose CLOSE is not answered yet: they still hold memory.
     closing: Arc<Semaphore>,
-    /// Shown as the time of directories, which have none in S3.
-    started: SystemTime,
     version_settled: bool,
 }
 
 /// Serves one session until it ends; every reply is sent, or given up with the client, before this returns.
 pub async fn serve(mut source: impl Source, sink: impl Sink, settings: Settings) -> End {
-    let clock = Arc::new(Clock { origin: Instant::now(), last: AtomicU64::new(0) });
-    let sent = clock.clone();
-    let (replies, sending) = Replies::new(sink, move || sent.touch());
-    let sending = tokio::spawn(sending);
-    let mut session = Session {
+    let last = Clock::new(watch::Sender::new(Instant::now()));
+    let (replies, sending) = Replies::new(sink, last.clone());
+    let sending = AbortOnDropHandle::new(tokio::spawn(sending));
+    let idle_timeout = settings.idle_timeout;
+    let session = Session {
+        view: View { user: settings.user.clone(), access: settings.access, started: SystemTime::now() },
         settings,
         replies,
         handles: HashMap::new(),
         next_handle: 0,
         closing: Arc::new(Semaphore::new(MAX_CLOSING)),
-        started: SystemTime::now(),
         version_settled: false,
     };
-    let idle_timeout = session.settings.idle_timeout;
-    let end = session.run(&mut source, &clock).await;
-    if matches!(end, End::Closed) {
-        session.finish_reads();
-    }
-    drop(session);
-    let sending = AbortOnDropHandle::new(sending);
+    let Err(end) = session.run(&mut source, &last).await;
     if matches!(end, End::Ignored) {
         return end;
     }
     tokio::select! {
         _ = sending => end,
-        () = clock.idle(idle_timeout) => End::Idle(idle_timeout),
+        () = idle(&last, idle_timeout) => End::Idle(idle_timeout),
     }
 }
 
 impl Session {
-    async fn run(&mut self, source: &mut impl Source, clock: &Clock) -> End {
-        let mut inbox = Inbox::default();
+    async fn run(mut self, source: &mut impl Source, last: &Clock) -> Result<Infallible, End> {
+        let mut inbox = wire::Inbox::default();
         let (idle_timeout, drain) = (self.settings.idle_timeout, self.settings.drain.clone());
         loop {
             if drain.is_cancelled() && self.handles.is_empty() {
-                return End::Drained;
+                return Err(End::Drained);
             }
             let chunk = tokio::select! {
                 chunk = source.next() => chunk,
-                () = clock.idle(idle_timeout) => return End::Idle(idle_timeout),
+                () = idle(last, idle_timeout) => return Err(End::Idle(idle_timeout)),
                 () = drain.cancelled(), if !drain.is_cancelled() => continue,
             };
-            let Some(chunk) = chunk else { return End::Closed };
-            clock.touch();
-            inbox.push(chunk);
-            loop {
-                match inbox.next() {
-                    Ok(None) => break,
-                    Err(fatal) => return fatal.into(),
-                    Ok(Some(request)) => match self.handle(request).await {
-                        Ok(()) if self.replies.are_ignored() => return End::Ignored,
-                        Ok(()) => {}
-                        Err(end) => return end,
-                    },
-                }
+            let Some(chunk) = chunk else { break };
+            last.send_replace(Instant::now());
+            inbox.push(&chunk);
+            while let Some((id, request)) = inbox.next()? {
+                self.handle(id, request).await?;
             }
         }
-    }
-
-    /// A client that sends all its requests at once and then the end of the stream still gets its files.
-    fn finish_reads(&mut self) {
-        for (_, handle) in self.handles.drain() {
+        // A client that sends all its requests at once and then the end of the stream still gets its files.
+        for handle in self.handles.into_values() {
             if let Handle::Reader(download) = handle {
                 download.finish();
             }
         }
+        Err(End::Closed)
     }
 }
 
 /// When something last happened, for the reader and the sender.
-struct Clock {
-    origin: Instant,
-    /// Milliseconds since `origin`.
-    last: AtomicU64,
-}
+type Clock = Arc<watch::Sender<Instant>>;
 
-impl Clock {
-    fn touch(&self) {
-        self.last.store(self.origin.elapsed().as_millis() as u64, Ordering::Relaxed);
-    }
-
-    /// Comes back once nothing has happened for so long.
-    async fn idle(&self, timeout: Duration) {
-        loop {
-            let deadline = self.origin + Duration::from_millis(self.last.load(Ordering::Relaxed)) + timeout;
-            if Instant::now() >= deadline {
-                return;
-            }
-            tokio::time::sleep_until(deadline).await;
-        }
+/// Comes back once nothing has happened for so long.
+async fn idle(last: &Clock, timeout: Duration) {
+    while last.borrow().elapsed() < timeout {
+        let deadline = *last.borrow() + timeout;
+        sleep_until(deadline).await;
     }
 }
+
+/// What the session answers to a request; `None` where another task does.
+type Answer = Result<Option<Packet>, Failure>;
 
 /// A failed request: what the client is told.
 struct Failure(StatusCode, String);
@@ -206,11 +174,7 @@ impl From<TreeError> for Failure {
             TreeError::BadPath(_) => StatusCode::BadMessage,
             TreeError::Unsupported(_) => StatusCode::OpUnsupported,
             TreeError::Store(error) => status_of_store(error),
-            TreeError::IsDirectory
-            | TreeError::Exists
-            | TreeError::NotEmpty
-            | TreeError::Busy
-            | TreeError::Refused(_) => StatusCode::Failure,
+            _ => StatusCode::Failure,
         };
         Failure(code, error.to_string())
     }
@@ -220,7 +184,7 @@ impl From<UploadError> for Failure {
     fn from(error: UploadError) -> Failure {
         let code = match &error {
             UploadError::Store(error) => status_of_store(error),
-            UploadError::Truncate { .. } => StatusCode::OpUnsupported,
+            UploadError::Unsupported(_) => StatusCode::OpUnsupported,
             _ => StatusCode::Failure,
         };
         Failure(code, error.to_string())
@@ -231,8 +195,6 @@ fn status_of_store(error: &StoreError) -> StatusCode {
     match error {
         StoreError::NotFound => StatusCode::NoSuchFile,
         StoreError::Forbidden(_) => StatusCode::PermissionDenied,
-        StoreError::Precondition | StoreError::TooLarge | StoreError::Unknown(_) | StoreError::Other(_) => {
-            StatusCode::Failure
-        }
+        _ => StatusCode::Failure,
     }
 }

@@ -3,13 +3,13 @@
 //! Invariant: the session's reader never waits here, because the client may be waiting for the reader.
 //! File data waits for room; everything else is small, and a client that never fetches it is cut off.
 
-use crate::download::Answers;
-use crate::store::StoreError;
+use super::{Answer, Clock, Failure};
+use crate::{download::Answers, store::StoreError, tree::TreeError};
 use bytes::{BufMut, Bytes, BytesMut};
 use russh_sftp::protocol::{Packet, StatusCode};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 
 /// File data in the queue, in bytes: a few replies of 255 KiB.
 const DATA_ROOM: usize = 1024 * 1024;
@@ -29,45 +29,43 @@ pub trait Sink: Send + 'static {
     fn send(&mut self, bytes: Bytes) -> impl Future<Output = bool> + Send;
 }
 
+/// A reply, and the room it takes until it is sent.
+type Queued = (BytesMut, OwnedSemaphorePermit);
+
 /// See the module. The queue ends when the last clone is dropped.
 #[derive(Clone)]
 pub struct Replies {
-    queue: mpsc::UnboundedSender<(Bytes, Option<OwnedSemaphorePermit>)>,
-    unread: Arc<AtomicUsize>,
+    queue: mpsc::UnboundedSender<Queued>,
+    /// For file data.
     room: Arc<Semaphore>,
+    /// For data of files that are being written.
     upload_room: Arc<Semaphore>,
+    /// For all other replies; closed once there was none.
+    small_room: Arc<Semaphore>,
 }
 
 impl Replies {
-    /// The queue, and the task that empties it, to be spawned.
-    pub fn new(sink: impl Sink, activity: impl Fn() + Send + 'static) -> (Replies, impl Future<Output = ()> + Send) {
-        let (queue, mut outgoing) = mpsc::unbounded_channel();
-        let room = |bytes| Arc::new(Semaphore::new(bytes));
-        let (room, upload_room) = (room(DATA_ROOM), room(UPLOAD_DATA_ROOM));
-        let replies = Replies { queue, unread: Arc::default(), room, upload_room };
-        let (unread, room) = (replies.unread.clone(), replies.room.clone());
-        let task = async move {
-            send_all(&mut outgoing, sink, &unread, activity).await;
-            // Whoever waits for room waits no more: the client is gone.
-            room.close();
-        };
-        (replies, task)
+    /// The queue, and the task that empties it, to be spawned. `last` is set whenever the client took something.
+    pub fn new(sink: impl Sink, last: Clock) -> (Replies, impl Future<Output = ()> + Send) {
+        let (queue, outgoing) = mpsc::unbounded_channel();
+        let [room, upload_room, small_room] =
+            [DATA_ROOM, UPLOAD_DATA_ROOM, UNREAD_LIMIT].map(|bytes| Arc::new(Semaphore::new(bytes)));
+        (Replies { queue, room, upload_room, small_room }, send_all(outgoing, sink, last))
     }
 
-    /// Queues a reply.
-    pub fn send(&self, packet: Packet) {
-        match Bytes::try_from(packet) {
-            Ok(bytes) => {
-                self.unread.fetch_add(bytes.len(), Ordering::Relaxed);
-                let _ = self.queue.send((bytes, None));
-            }
-            Err(error) => log::error!("a reply can't be encoded: {error}"),
+    /// Queues the reply to a request, unless another task has it.
+    pub fn reply(&self, id: u32, answer: Answer) {
+        let Some(result) = answer.transpose() else { return };
+        let bytes = encode(id, result);
+        match self.small_room.clone().try_acquire_many_owned(bytes.len() as u32) {
+            Ok(room) => drop(self.queue.send((bytes, room))),
+            Err(_) => self.small_room.close(),
         }
     }
 
-    /// Queues a status with a sentence for the user.
-    pub fn status(&self, id: u32, code: StatusCode, message: &str) {
-        self.send(status_packet(id, code, message));
+    /// True when the client asks and asks and never listens.
+    pub fn are_ignored(&self) -> bool {
+        self.small_room.is_closed()
     }
 
     /// Room for the data of a file that is being written, to be passed to [`Replies::data`].
@@ -79,37 +77,8 @@ impl Replies {
     pub fn data(&self, id: u32, data: &[u8], room: OwnedSemaphorePermit) {
         let mut packet = self.buffer(data.len());
         packet.extend_from_slice(data);
-        let _ = self.queue.send((data_packet(id, packet), Some(room)));
+        let _ = self.queue.send((data_reply(id, packet), room));
     }
-
-    /// True when the client asks and asks and never listens.
-    pub fn are_ignored(&self) -> bool {
-        self.unread.load(Ordering::Relaxed) > UNREAD_LIMIT
-    }
-
-    /// Queues a reply once there is room: for those who may wait. False when the client is gone.
-    async fn paced(&self, bytes: Bytes) -> bool {
-        let weight = bytes.len().min(DATA_ROOM) as u32;
-        match self.room.clone().acquire_many_owned(weight).await {
-            Ok(permit) => self.queue.send((bytes, Some(permit))).is_ok(),
-            Err(_) => false,
-        }
-    }
-}
-
-/// Fills in the header for which [`Answers::buffer`] left room.
-fn data_packet(id: u32, mut packet: BytesMut) -> Bytes {
-    let length = packet.len() as u32;
-    let mut header = packet.get_mut(..DATA_HEADER).unwrap_or_default();
-    header.put_u32(length - 4);
-    header.put_u8(DATA);
-    header.put_u32(id);
-    header.put_u32(length - DATA_HEADER as u32);
-    packet.freeze()
-}
-
-fn status_packet(id: u32, code: StatusCode, message: &str) -> Packet {
-    Packet::status(id, code, message, "en")
 }
 
 impl Answers for Replies {
@@ -120,53 +89,53 @@ impl Answers for Replies {
     }
 
     async fn answer(&self, id: u32, result: Result<BytesMut, StoreError>) -> bool {
-        let status = match result {
-            Ok(packet) if packet.len() > DATA_HEADER => return self.paced(data_packet(id, packet)).await,
-            Ok(_) => status_packet(id, StatusCode::Eof, "end of file"),
-            Err(error) => status_packet(id, super::status_of_store(&error), &error.to_string()),
+        let bytes = match result {
+            Ok(packet) => data_reply(id, packet),
+            Err(error) => encode(id, Err(TreeError::Store(error).into())),
         };
-        match Bytes::try_from(status) {
-            Ok(bytes) => self.paced(bytes).await,
-            Err(_) => false,
-        }
+        let room = self.room.clone().acquire_many_owned(bytes.len().min(DATA_ROOM) as u32).await;
+        room.is_ok_and(|room| self.queue.send((bytes, room)).is_ok())
     }
 }
 
-async fn send_all(
-    outgoing: &mut mpsc::UnboundedReceiver<(Bytes, Option<OwnedSemaphorePermit>)>,
-    mut sink: impl Sink,
-    unread: &AtomicUsize,
-    activity: impl Fn(),
-) {
-    let mut held = None;
-    loop {
-        let (mut bytes, permit) = match held.take() {
-            Some(next) => next,
-            None => match outgoing.recv().await {
-                Some(next) => next,
-                None => return,
-            },
-        };
-        if permit.is_none() {
-            let mut batch = BytesMut::new();
-            while let Ok(next) = outgoing.try_recv() {
-                if next.1.is_some() || bytes.len() + batch.len() + next.0.len() > BATCH {
-                    held = Some(next);
-                    break;
-                }
-                if batch.is_empty() {
-                    batch.extend_from_slice(&bytes);
-                    bytes = Bytes::new();
-                }
-                batch.extend_from_slice(&next.0);
-            }
-            bytes = if batch.is_empty() { bytes } else { batch.freeze() };
-            unread.fetch_sub(bytes.len(), Ordering::Relaxed);
+/// Fills in the header for which [`Answers::buffer`] left room. No data is the end of the file.
+fn data_reply(id: u32, mut packet: BytesMut) -> BytesMut {
+    if packet.len() <= DATA_HEADER {
+        return encode(id, Err(Failure(StatusCode::Eof, "end of file".to_owned())));
+    }
+    let length = packet.len() as u32;
+    let mut header = packet.get_mut(..DATA_HEADER).unwrap_or_default();
+    header.put_u32(length - 4);
+    header.put_u8(DATA);
+    header.put_u32(id);
+    header.put_u32(length - DATA_HEADER as u32);
+    packet
+}
+
+fn encode(id: u32, result: Result<Packet, Failure>) -> BytesMut {
+    let packet = result.unwrap_or_else(|Failure(code, why)| Packet::status(id, code, &why, "en"));
+    let bytes = Bytes::try_from(packet).inspect_err(|error| log::error!("a reply can't be encoded: {error}"));
+    bytes.unwrap_or_default().into()
+}
+
+/// Ends with the queue or with the client. Whoever waits for room then gets it, and sees that the queue is gone.
+async fn send_all(mut outgoing: mpsc::UnboundedReceiver<Queued>, mut sink: impl Sink, last: Clock) {
+    let mut next = outgoing.recv().await;
+    while let Some((mut bytes, room)) = next {
+        let mut rooms = vec![room];
+        next = outgoing.try_recv().ok();
+        while let Some((more, room)) = next.take_if(|(more, _)| bytes.len() + more.len() <= BATCH) {
+            bytes.extend_from_slice(&more);
+            rooms.push(room);
+            next = outgoing.try_recv().ok();
         }
-        if !sink.send(bytes).await {
+        if !sink.send(bytes.freeze()).await {
             return;
         }
-        drop(permit);
-        activity();
+        drop(rooms);
+        last.send_replace(Instant::now());
+        if next.is_none() {
+            next = outgoing.recv().await;
+        }
     }
 }

@@ -1,24 +1,18 @@
 //! One function a request: parse, act, one reply.
 
-use super::attributes::View;
-use super::wire::{Body, MAX_DATA, MAX_PACKET, Request, string};
-use super::{End, Failure, Handle, MAX_HANDLES, Session};
-use crate::download::{self, Read};
+use super::wire::{MAX_DATA, MAX_PACKET, Request, string};
+use super::{Answer, End, Failure, Handle, MAX_HANDLES, Session};
 use crate::tree::{Item, Path, Stat, TreeError, WriteMode};
 use crate::upload::{self, UploadError};
-use crate::users::Access;
+use crate::{download, store::MAX_KEY, users::Access};
 use bytes::Bytes;
-use russh_sftp::extensions::{LimitsExtension, Statvfs};
-use russh_sftp::protocol::*;
-use std::collections::HashMap;
+use russh_sftp::extensions::{EXPAND_PATH, LIMITS, STATVFS};
+use russh_sftp::protocol::{self, *};
 
 /// Extensions that work here, with their versions, as
 /// [OpenSSH's PROTOCOL](https://github.com/openssh/openssh-portable/blob/master/PROTOCOL) describes them.
 const EXTENSIONS: [(&str, &str); 4] = [(LIMITS, "1"), (POSIX_RENAME, "1"), (STATVFS, "2"), (EXPAND_PATH, "1")];
-const LIMITS: &str = "limits@openssh.com";
 const POSIX_RENAME: &str = "posix-rename@openssh.com";
-const STATVFS: &str = "statvfs@openssh.com";
-const EXPAND_PATH: &str = "expand-path@openssh.com";
 
 /// A NAME reply stays below this many bytes: the least that version 3 asks every client to take is 34,000.
 const NAMES_LIMIT: usize = 30_000;
@@ -27,96 +21,59 @@ const NAMES_LIMIT: usize = 30_000;
 const CHANGES: OpenFlags =
     OpenFlags::WRITE.union(OpenFlags::APPEND).union(OpenFlags::CREATE).union(OpenFlags::TRUNCATE);
 
-type Answer = Result<Option<Packet>, Failure>;
-
-fn denied(why: &str) -> Failure {
-    Failure(StatusCode::PermissionDenied, why.to_owned())
-}
-
-fn bad_handle() -> Failure {
-    Failure(StatusCode::Failure, "no such handle is open".to_owned())
-}
-
-fn done(id: u32) -> Answer {
-    Ok(Some(Packet::status(id, StatusCode::Ok, "", "en")))
-}
-
 impl Session {
     /// Carries out one request. Its reply is queued now, or by the task that was given it.
-    pub(super) async fn handle(&mut self, request: Request) -> Result<(), End> {
-        let id = request.id;
-        if matches!(request.body, Body::Init) {
-            self.version_settled = true;
-            let extensions = EXTENSIONS.map(|(name, version)| (name.to_owned(), version.to_owned()));
-            self.replies.send(Version { version: VERSION, extensions: HashMap::from(extensions) }.into());
-            return Ok(());
-        }
-        if !self.version_settled {
-            return Err(End::NoInit);
-        }
-        let answer = match request.body {
-            Body::Write { handle, offset, data } => self.write(id, &handle, offset, data).await,
-            Body::Packet(packet) => self.packet(id, packet).await,
-            Body::Malformed | Body::Init => Err(Failure(StatusCode::BadMessage, "malformed request".to_owned())),
-            Body::Unknown(kind) => {
-                Err(Failure(StatusCode::OpUnsupported, format!("request type {kind} is not in version 3")))
+    pub(super) async fn handle(&mut self, id: u32, request: Request) -> Result<(), End> {
+        let answer = match request {
+            Request::Init => {
+                self.version_settled = true;
+                let extensions = EXTENSIONS.map(|(name, version)| (name.to_owned(), version.to_owned())).into();
+                Ok(Some(Version { version: VERSION, extensions }.into()))
             }
+            _ if !self.version_settled => return Err(End::NoInit),
+            Request::Write { handle, offset, data } => self.write(id, &handle, offset, data).await,
+            Request::Packet(packet) => self.packet(id, packet).await,
+            Request::Malformed => Err(Failure(StatusCode::BadMessage, "malformed request".to_owned())),
+            Request::Unknown(kind) => Err(Failure(StatusCode::OpUnsupported, format!("version 3 has no type {kind}"))),
         };
-        match answer {
-            Ok(Some(packet)) => self.replies.send(packet),
-            Ok(None) => {}
-            Err(Failure(code, message)) => {
-                log::debug!("{}: request {id} failed: {message}", self.settings.who);
-                self.replies.status(id, code, &message);
-            }
+        if let Err(Failure(_, why)) = &answer {
+            log::debug!("{}: request {id} failed: {why}", self.settings.who);
         }
-        Ok(())
+        self.replies.reply(id, answer);
+        if self.replies.are_ignored() { Err(End::Ignored) } else { Ok(()) }
     }
 
     async fn packet(&mut self, id: u32, packet: Packet) -> Answer {
         self.permit(&packet)?;
+        let tree = &self.settings.tree;
         match packet {
             Packet::Open(open) => self.open(open).await,
             Packet::Close(close) => self.close(id, &close.handle).await,
             Packet::Read(read) => self.read(id, &read).await,
-            Packet::Lstat(Lstat { path, .. }) | Packet::Stat(russh_sftp::protocol::Stat { path, .. }) => {
-                self.stat(id, &path).await
+            Packet::Lstat(Lstat { path, .. }) | Packet::Stat(protocol::Stat { path, .. }) => {
+                let stat = tree.stat(&Path::parse(&path)?).await?;
+                Ok(Some(Attrs { id, attrs: self.view.attributes(&stat) }.into()))
             }
             Packet::Fstat(fstat) => self.fstat(id, &fstat.handle),
-            Packet::SetStat(set) => self.setstat(id, &set.path, &set.attrs).await,
-            Packet::FSetStat(set) => self.fsetstat(id, &set.handle, &set.attrs).await,
-            Packet::OpenDir(open) => self.opendir(id, &open.path).await,
+            // Times, modes and owners have no place in S3: accepted and ignored, or `put -p`, WinSCP and sshfs would fail.
+            Packet::SetStat(set) => match set.attrs.size {
+                Some(size) => done(id, tree.set_size(&Path::parse(&set.path)?, size).await),
+                None => done::<Failure>(id, Ok(())),
+            },
+            Packet::FSetStat(set) => self.fsetstat(id, &set.handle, set.attrs.size).await,
+            Packet::OpenDir(open) => {
+                let listing = tree.open_directory(&Path::parse(&open.path)?).await?;
+                self.add(id, Handle::Directory(listing))
+            }
             Packet::ReadDir(read) => self.readdir(id, &read.handle).await,
-            Packet::Remove(remove) => {
-                let path = Path::parse(&remove.filename)?;
-                self.settings.tree.remove(&path).await?;
-                done(id)
-            }
-            Packet::MkDir(mkdir) => {
-                let path = Path::parse(&mkdir.path)?;
-                self.settings.tree.make_directory(&path).await?;
-                done(id)
-            }
-            Packet::RmDir(rmdir) => {
-                let path = Path::parse(&rmdir.path)?;
-                self.settings.tree.remove_directory(&path).await?;
-                done(id)
-            }
+            Packet::Remove(remove) => done(id, tree.remove(&Path::parse(&remove.filename)?).await),
+            Packet::MkDir(mkdir) => done(id, tree.make_directory(&Path::parse(&mkdir.path)?).await),
+            Packet::RmDir(rmdir) => done(id, tree.remove_directory(&Path::parse(&rmdir.path)?).await),
             Packet::Rename(rename) => self.rename(id, &rename.oldpath, &rename.newpath, false).await,
-            Packet::RealPath(real) => name(id, Path::parse(&real.path)?),
+            Packet::RealPath(real) => name(id, &real.path),
             Packet::Extended(extended) => self.extended(id, &extended.request, extended.data.into()).await,
-            Packet::ReadLink(_) | Packet::Symlink(_) => {
-                Err(Failure(StatusCode::OpUnsupported, "S3 has no links".to_owned()))
-            }
-            Packet::Write(_)
-            | Packet::Init(_)
-            | Packet::Version(_)
-            | Packet::Status(_)
-            | Packet::Handle(_)
-            | Packet::Data(_)
-            | Packet::Name(_)
-            | Packet::Attrs(_)
-            | Packet::ExtendedReply(_) => Err(Failure(StatusCode::BadMessage, "not a request".to_owned())),
+            // READLINK and SYMLINK: no other type gets here.
+            _ => Err(TreeError::Unsupported("S3 has no links").into()),
         }
     }
 
@@ -130,267 +87,200 @@ impl Session {
             Packet::Remove(_) | Packet::MkDir(_) | Packet::RmDir(_) | Packet::Rename(_) => true,
             _ => false,
         };
+        let (opens, count) = (matches!(packet, Packet::Open(_) | Packet::OpenDir(_)), self.handles.len());
         match self.settings.access {
             Access::ReadOnly if changes => Err(denied("this user may only read")),
-            Access::WriteOnly if matches!(packet, Packet::Open(_)) && !changes => {
-                Err(denied("this user may only write"))
+            Access::WriteOnly if matches!(packet, Packet::Open(_)) && !changes => Err(denied(WRITE_ONLY)),
+            _ if opens && self.settings.drain.is_cancelled() => {
+                Err(TreeError::Refused("the server is shutting down").into())
             }
-            Access::ReadWrite | Access::ReadOnly | Access::WriteOnly => Ok(()),
+            _ if opens && count >= MAX_HANDLES => {
+                Err(Failure(StatusCode::Failure, format!("{count} files are open already")))
+            }
+            _ => Ok(()),
         }
     }
 
-    fn view(&self) -> View<'_> {
-        View { user: &self.settings.user, access: self.settings.access, started: self.started }
-    }
-
-    fn add(&mut self, id: u32, handle: Handle) -> Answer {
+    fn add(&mut self, id: u32, open: Handle) -> Answer {
         self.next_handle += 1;
-        let name = format!("{:x}", self.next_handle);
-        self.handles.insert(name.clone(), handle);
-        Ok(Some(russh_sftp::protocol::Handle { id, handle: name }.into()))
+        let handle = format!("{:x}", self.next_handle);
+        self.handles.insert(handle.clone(), open);
+        Ok(Some(protocol::Handle { id, handle }.into()))
     }
 
-    fn check_room(&self) -> Result<(), Failure> {
-        if self.settings.drain.is_cancelled() {
-            return Err(Failure(StatusCode::Failure, "the server is shutting down".to_owned()));
-        }
-        if self.handles.len() >= MAX_HANDLES {
-            return Err(Failure(StatusCode::Failure, format!("{MAX_HANDLES} files are open already")));
-        }
-        Ok(())
-    }
-
-    async fn open(&mut self, open: Open) -> Answer {
-        self.check_room()?;
-        let path = Path::parse(&open.filename)?;
-        let (who, shown, flags) = (self.settings.who.clone(), path.clone(), open.pflags);
-        if !flags.intersects(CHANGES) {
-            let log = move |summary| log_download(&who, &shown, &summary);
+    async fn open(&mut self, Open { id, filename, pflags: flags, .. }: Open) -> Answer {
+        let (path, changes) = (Path::parse(&filename)?, flags.intersects(CHANGES));
+        let transfer = format!("{}: {} {:?}", self.settings.who, if changes { "put" } else { "get" }, path.as_str());
+        if !changes {
+            let log = move |summary| log_download(&transfer, summary);
             let download = self.settings.tree.open_read(&path, self.replies.clone(), log).await?;
-            return self.add(open.id, Handle::Reader(download));
+            return self.add(id, Handle::Reader(download));
         }
         let mode = WriteMode {
             create: flags.contains(OpenFlags::CREATE),
             truncate: flags.contains(OpenFlags::TRUNCATE),
             exclusive: flags.contains(OpenFlags::CREATE | OpenFlags::EXCLUDE),
         };
-        let log = move |summary| log_upload(&who, &shown, &summary);
+        let log = move |summary| log_upload(&transfer, summary);
         let upload = self.settings.tree.open_write(&path, mode, log).await?;
-        self.add(open.id, Handle::Writer { upload, append: flags.contains(OpenFlags::APPEND) })
+        self.add(id, Handle::Writer { upload, append: flags.contains(OpenFlags::APPEND) })
     }
 
     async fn close(&mut self, id: u32, handle: &str) -> Answer {
-        match self.handles.remove(handle) {
-            None => Err(bad_handle()),
-            Some(Handle::Directory(_) | Handle::Reader(_)) => done(id),
-            Some(Handle::Writer { upload, .. }) => {
-                // Other requests go on while the store finishes; those that must see the outcome wait for it.
-                let place = self.closing.clone().acquire_owned().await;
-                let reply = self.outcome(id);
-                let reply = move |result| {
-                    reply(result);
-                    drop(place);
-                };
-                upload.close(Box::new(reply)).await;
-                Ok(None)
-            }
-        }
+        let Handle::Writer { upload, .. } = self.handles.remove(handle).ok_or(BAD_HANDLE)? else {
+            return done::<Failure>(id, Ok(()));
+        };
+        // Other requests go on while the store finishes; those that must see the outcome wait for it.
+        let place = self.closing.clone().acquire_owned().await;
+        upload.close(self.outcome(id, place)).await;
+        Ok(None)
     }
 
-    /// Answers a request with how it went.
-    fn outcome(&self, id: u32) -> upload::Reply<()> {
+    /// Answers a request with how it went, and lets go of what is held meanwhile.
+    fn outcome(&self, id: u32, held: impl Send + 'static) -> upload::Reply<()> {
         let replies = self.replies.clone();
-        Box::new(move |result| match result.map_err(Failure::from) {
-            Ok(()) => replies.status(id, StatusCode::Ok, ""),
-            Err(Failure(code, message)) => replies.status(id, code, &message),
+        Box::new(move |result| {
+            replies.reply(id, done(id, result));
+            drop(held);
         })
     }
 
-    async fn write(&mut self, id: u32, handle: &str, offset: u64, data: Vec<Bytes>) -> Answer {
+    async fn write(&mut self, id: u32, handle: &str, offset: u64, data: Bytes) -> Answer {
         match self.handles.get(handle) {
-            Some(Handle::Writer { upload, append, .. }) => {
-                let offset = if *append { None } else { Some(offset) };
-                upload.write(offset, data, self.outcome(id)).await;
+            Some(Handle::Writer { upload, append }) => {
+                upload.write((!append).then_some(offset), data, self.outcome(id, ())).await;
                 Ok(None)
             }
-            Some(Handle::Reader(_)) => Err(denied("the file is not open for writing")),
-            Some(Handle::Directory(_)) | None => Err(bad_handle()),
+            Some(Handle::Reader(_)) => Err(denied(NOT_FOR_WRITING)),
+            Some(Handle::Directory(_)) | None => Err(BAD_HANDLE.into()),
         }
     }
 
-    async fn read(&mut self, id: u32, read: &russh_sftp::protocol::Read) -> Answer {
-        let len = read.len.min(MAX_DATA);
+    async fn read(&mut self, id: u32, read: &Read) -> Answer {
+        let (offset, len) = (read.offset, read.len.min(MAX_DATA));
         match self.handles.get(&read.handle) {
-            Some(Handle::Reader(download)) => match download.read(Read { id, offset: read.offset, len }) {
-                true => Ok(None),
-                false => Err(Failure(StatusCode::Failure, "too many READs at once".to_owned())),
-            },
-            Some(Handle::Writer { .. }) if self.settings.access == Access::WriteOnly => {
-                Err(denied("this user may only write"))
-            }
-            Some(Handle::Writer { upload, .. }) => {
+            Some(Handle::Reader(download)) if download.read(download::Read { id, offset, len }) => Ok(None),
+            Some(Handle::Writer { .. }) if self.settings.access == Access::WriteOnly => Err(denied(WRITE_ONLY)),
+            Some(Handle::Writer { upload, .. }) if let Some(room) = self.replies.try_room(len) => {
                 let replies = self.replies.clone();
-                let Some(room) = replies.try_room(len) else {
-                    return Err(Failure(StatusCode::Failure, "too many READs at once".to_owned()));
-                };
-                let reply = move |result: Result<Bytes, UploadError>| match result.map_err(Failure::from) {
-                    Ok(data) if data.is_empty() => replies.status(id, StatusCode::Eof, "end of file"),
+                let reply = move |result: Result<Bytes, UploadError>| match result {
                     Ok(data) => replies.data(id, &data, room),
-                    Err(Failure(code, message)) => replies.status(id, code, &message),
+                    Err(error) => replies.reply(id, Err(error.into())),
                 };
-                upload.read(read.offset, len as usize, Box::new(reply)).await;
+                upload.read(offset, len as usize, Box::new(reply)).await;
                 Ok(None)
             }
-            Some(Handle::Directory(_)) | None => Err(bad_handle()),
+            Some(Handle::Reader(_) | Handle::Writer { .. }) => Err(TreeError::Refused("too many READs at once").into()),
+            Some(Handle::Directory(_)) | None => Err(BAD_HANDLE.into()),
         }
-    }
-
-    async fn stat(&mut self, id: u32, path: &str) -> Answer {
-        let path = Path::parse(path)?;
-        let stat = self.settings.tree.stat(&path).await?;
-        Ok(Some(Attrs { id, attrs: self.view().attributes(&stat) }.into()))
     }
 
     fn fstat(&self, id: u32, handle: &str) -> Answer {
-        let stat = match self.handles.get(handle).ok_or_else(bad_handle)? {
+        let stat = match self.handles.get(handle).ok_or(BAD_HANDLE)? {
             Handle::Directory(_) => Stat::Directory,
             Handle::Reader(download) => Stat::from(download.object()),
             Handle::Writer { upload, .. } => Stat::from(upload.progress()),
         };
-        Ok(Some(Attrs { id, attrs: self.view().attributes(&stat) }.into()))
+        Ok(Some(Attrs { id, attrs: self.view.attributes(&stat) }.into()))
     }
 
-    /// Times, modes and owners have no place in S3: accepted and ignored, or `put -p`, WinSCP and sshfs would fail.
-    async fn setstat(&mut self, id: u32, path: &str, attrs: &FileAttributes) -> Answer {
-        if let Some(size) = attrs.size {
-            let path = Path::parse(path)?;
-            self.settings.tree.set_size(&path, size).await?;
-        }
-        done(id)
-    }
-
-    async fn fsetstat(&mut self, id: u32, handle: &str, attrs: &FileAttributes) -> Answer {
-        match (self.handles.get(handle).ok_or_else(bad_handle)?, attrs.size) {
+    async fn fsetstat(&mut self, id: u32, handle: &str, size: Option<u64>) -> Answer {
+        match (self.handles.get(handle).ok_or(BAD_HANDLE)?, size) {
             (Handle::Writer { upload, .. }, Some(size)) => {
-                upload.truncate(size, self.outcome(id)).await;
+                upload.truncate(size, self.outcome(id, ())).await;
                 Ok(None)
             }
-            (Handle::Reader(_) | Handle::Directory(_), Some(_)) => Err(denied("the file is not open for writing")),
-            (_, None) => done(id),
+            (_, Some(_)) => Err(denied(NOT_FOR_WRITING)),
+            (_, None) => done::<Failure>(id, Ok(())),
         }
-    }
-
-    async fn opendir(&mut self, id: u32, path: &str) -> Answer {
-        self.check_room()?;
-        let path = Path::parse(path)?;
-        let listing = self.settings.tree.open_directory(&path).await?;
-        self.add(id, Handle::Directory(listing))
     }
 
     async fn readdir(&mut self, id: u32, handle: &str) -> Answer {
-        let Some(Handle::Directory(listing)) = self.handles.get_mut(handle) else { return Err(bad_handle()) };
-        let mut room = NAMES_LIMIT;
-        // The name twice, once in the long line, and what stands around it.
-        let fits = |item: &Item| match room.checked_sub(2 * item.name.len() + 128) {
-            Some(rest) => {
-                room = rest;
-                true
-            }
-            None => false,
+        let Some(Handle::Directory(listing)) = self.handles.get_mut(handle) else { return Err(BAD_HANDLE.into()) };
+        let mut length = 0;
+        let fits = |item: &Item| {
+            // The name twice, once in the long line, and what stands around it.
+            length += 2 * item.name.len() + 128;
+            length <= NAMES_LIMIT
         };
         let items = listing.take(fits).await?;
         if items.is_empty() {
             return Err(Failure(StatusCode::Eof, "end of directory".to_owned()));
         }
-        let view = self.view();
-        let files = items.into_iter().map(|item| view.file(item)).collect();
+        let files = items.into_iter().map(|item| self.view.file(item)).collect();
         Ok(Some(Name { id, files }.into()))
     }
 
     async fn rename(&mut self, id: u32, from: &str, to: &str, replace: bool) -> Answer {
         let (from, to) = (Path::parse(from)?, Path::parse(to)?);
-        self.settings.tree.rename(&from, &to, replace).await?;
-        done(id)
+        done(id, self.settings.tree.rename(&from, &to, replace).await)
     }
 
     async fn extended(&mut self, id: u32, request: &str, mut data: Bytes) -> Answer {
         let mut text = || string(&mut data).ok_or(TreeError::BadPath("malformed extended request"));
         match request {
-            LIMITS => extended_reply(
-                id,
-                &LimitsExtension {
-                    max_packet_len: MAX_PACKET as u64,
-                    max_read_len: MAX_DATA.into(),
-                    max_write_len: MAX_DATA.into(),
-                    max_open_handles: MAX_HANDLES as u64,
-                },
-            ),
-            POSIX_RENAME => {
-                let (from, to) = (text()?, text()?);
-                self.rename(id, &from, &to, true).await
-            }
-            STATVFS => extended_reply(id, &endless(self.settings.access)),
-            EXPAND_PATH => {
-                let path = text()?;
-                match path.strip_prefix('~').unwrap_or(&path) {
-                    rest if rest.is_empty() || rest.starts_with('/') || rest == path => name(id, Path::parse(rest)?),
-                    _ => Err(Failure(StatusCode::Failure, "other users' homes can't be seen".to_owned())),
+            // The longest packet, READ and WRITE, and the most handles.
+            LIMITS => numbers(id, &[MAX_PACKET as u64, MAX_DATA.into(), MAX_DATA.into(), MAX_HANDLES as u64]),
+            POSIX_RENAME => self.rename(id, &text()?, &text()?, true).await,
+            STATVFS => self.statvfs(id),
+            EXPAND_PATH => match text()?.as_str() {
+                "~" => name(id, "/"),
+                path if path.starts_with('~') && !path.starts_with("~/") => {
+                    Err(TreeError::Refused("other users' homes can't be seen").into())
                 }
-            }
-            _ => Err(Failure(StatusCode::OpUnsupported, "this extension is not supported".to_owned())),
+                path => name(id, path.trim_start_matches('~')),
+            },
+            _ => Err(TreeError::Unsupported("this extension is not supported").into()),
         }
     }
-}
 
-fn name(id: u32, path: Path) -> Answer {
-    Ok(Some(Name { id, files: vec![File::dummy(path.as_str())] }.into()))
-}
-
-fn extended_reply(id: u32, fields: &impl serde::Serialize) -> Answer {
-    let data = russh_sftp::ser::to_bytes(fields).map_err(|error| Failure(StatusCode::Failure, error.to_string()))?;
-    Ok(Some(ExtendedReply { id, data: data.into() }.into()))
-}
-
-/// S3 has no end: a figure no client takes for a full disk, in blocks of 1 MiB so that it fits everyone's integers.
-fn endless(access: Access) -> Statvfs {
-    const BLOCKS: u64 = 1 << 40;
-    let read_only = u64::from(access == Access::ReadOnly);
-    Statvfs {
-        block_size: 1 << 20,
-        fragment_size: 1 << 20,
-        blocks: BLOCKS,
-        blocks_free: BLOCKS,
-        blocks_avail: BLOCKS,
-        inodes: BLOCKS,
-        inodes_free: BLOCKS,
-        inodes_avail: BLOCKS,
-        fs_id: 0,
+    /// S3 has no end: a figure no client takes for a full disk, in blocks of 1 MiB so that it fits everyone's integers.
+    fn statvfs(&self, id: u32) -> Answer {
+        const BLOCK: u64 = 1 << 20;
+        const MANY: u64 = 1 << 40;
         // SSH_FXE_STATVFS_ST_RDONLY and _NOSUID.
-        flags: read_only | 2,
-        name_max: crate::store::MAX_KEY as u64,
+        let flags = u64::from(self.settings.access == Access::ReadOnly) | 2;
+        // Sizes of blocks and fragments; blocks and inodes: all, free, available; file system id, flags, longest name.
+        numbers(id, &[BLOCK, BLOCK, MANY, MANY, MANY, MANY, MANY, MANY, 0, flags, MAX_KEY as u64])
     }
 }
 
-fn log_upload(who: &str, path: &Path, summary: &upload::Summary) {
-    let upload::Summary { bytes, parts, took, result } = summary;
+const BAD_HANDLE: TreeError = TreeError::Refused("no such handle is open");
+const WRITE_ONLY: &str = "this user may only write";
+const NOT_FOR_WRITING: &str = "the file is not open for writing";
+
+fn denied(why: &str) -> Failure {
+    Failure(StatusCode::PermissionDenied, why.to_owned())
+}
+
+fn done<E: Into<Failure>>(id: u32, result: Result<(), E>) -> Answer {
+    result.map_err(E::into)?;
+    Ok(Some(Packet::status(id, StatusCode::Ok, "", "en")))
+}
+
+fn name(id: u32, path: &str) -> Answer {
+    Ok(Some(Name { id, files: vec![File::dummy(Path::parse(path)?.as_str())] }.into()))
+}
+
+/// The reply of an extension that consists of numbers.
+fn numbers(id: u32, fields: &[u64]) -> Answer {
+    let data = fields.iter().flat_map(|field| field.to_be_bytes()).collect();
+    Ok(Some(ExtendedReply { id, data }.into()))
+}
+
+fn log_upload(put: &str, upload::Summary { bytes, parts, took, result }: upload::Summary) {
     let seconds = took.as_secs_f64();
     match result {
-        Some(Ok(())) => log::info!("{who}: put {:?} {bytes} bytes {parts} parts {seconds:.3} s", path.as_str()),
-        Some(Err(error)) => {
-            log::warn!("{who}: put {:?} failed after {bytes} bytes {seconds:.3} s: {error}", path.as_str());
-        }
-        None => log::warn!(
-            "{who}: put {:?} forced to end after {bytes} bytes {seconds:.3} s: nothing was stored",
-            path.as_str()
-        ),
+        Some(Ok(())) => log::info!("{put} {bytes} bytes {parts} parts {seconds:.3} s"),
+        Some(Err(error)) => log::warn!("{put} failed after {bytes} bytes {seconds:.3} s: {error}"),
+        None => log::warn!("{put} forced to end after {bytes} bytes {seconds:.3} s: nothing was stored"),
     }
 }
 
-fn log_download(who: &str, path: &Path, summary: &download::Summary) {
-    let download::Summary { bytes, requests, took, error } = summary;
+fn log_download(get: &str, download::Summary { bytes, requests, took, error }: download::Summary) {
     let seconds = took.as_secs_f64();
     match error {
-        None => log::info!("{who}: get {:?} {bytes} bytes {requests} requests {seconds:.3} s", path.as_str()),
-        Some(error) => log::warn!("{who}: get {:?} failed after {bytes} bytes {seconds:.3} s: {error}", path.as_str()),
+        None => log::info!("{get} {bytes} bytes {requests} requests {seconds:.3} s"),
+        Some(error) => log::warn!("{get} failed after {bytes} bytes {seconds:.3} s: {error}"),
     }
 }

@@ -3,9 +3,8 @@
 //! SFTP version 3, [draft-ietf-secsh-filexfer-02](https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02);
 //! sizes as OpenSSH's `sftp-common.h` has them.
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use russh_sftp::protocol::Packet;
-use std::collections::VecDeque;
 
 /// Longest packet in bytes, its length field not counted.
 pub const MAX_PACKET: usize = 256 * 1024;
@@ -15,28 +14,19 @@ pub const MAX_DATA: u32 = (MAX_PACKET - 1024) as u32;
 const INIT: u8 = 1;
 const WRITE: u8 = 6;
 
-/// One request. All but [`Body::Init`] are answered exactly once, with their id.
+/// One request. All but [`Request::Init`] are answered exactly once, with their id.
 #[derive(Debug)]
-pub struct Request {
-    /// As the client chose it.
-    pub id: u32,
-    /// What it wants.
-    pub body: Body,
-}
-
-/// See [`Request`].
-#[derive(Debug)]
-pub enum Body {
+pub enum Request {
     /// The client's version stands where others have an id.
     Init,
-    /// WRITE, its data in the pieces in which it came.
+    /// WRITE.
     Write {
         /// Of the file.
         handle: String,
         /// Where the data belongs.
         offset: u64,
-        /// In order.
-        data: Vec<Bytes>,
+        /// Shares the packet's memory.
+        data: Bytes,
     },
     /// Every other request, decoded.
     Packet(Packet),
@@ -60,127 +50,72 @@ pub enum Fatal {
 /// Collects the channel's bytes until a packet is whole. Holds at most one packet and one channel message.
 #[derive(Default)]
 pub struct Inbox {
-    bytes: Rope,
+    bytes: BytesMut,
 }
 
 impl Inbox {
     /// More bytes came.
-    pub fn push(&mut self, chunk: Bytes) {
-        self.bytes.push(chunk);
+    pub fn push(&mut self, chunk: &[u8]) {
+        self.bytes.extend_from_slice(chunk);
     }
 
-    /// The next whole request, if there is one.
-    pub fn next(&mut self) -> Result<Option<Request>, Fatal> {
-        let mut length = [0; 4];
-        if self.bytes.remaining() < length.len() {
+    /// The next whole request and its id, if there is one.
+    pub fn next(&mut self) -> Result<Option<(u32, Request)>, Fatal> {
+        let Some(length) = self.bytes.first_chunk() else { return Ok(None) };
+        let length = match u32::from_be_bytes(*length) as usize {
+            length @ ..5 => return Err(Fatal::TooShort(length)),
+            length @ 5..=MAX_PACKET => 4 + length,
+            length => return Err(Fatal::TooLong(length)),
+        };
+        if self.bytes.len() < length {
+            if self.bytes.capacity() < length {
+                // At once for the packet, and for what the last message brings of the next one.
+                self.bytes.reserve(length);
+            }
             return Ok(None);
         }
-        self.bytes.peek(&mut length);
-        let length = u32::from_be_bytes(length) as usize;
-        if length > MAX_PACKET {
-            return Err(Fatal::TooLong(length));
+        let packet = self.bytes.split_to(length).freeze();
+        if self.bytes.is_empty() {
+            // An idle session keeps no memory of the last packet.
+            self.bytes = BytesMut::new();
         }
-        if length < 5 {
-            return Err(Fatal::TooShort(length));
-        }
-        if self.bytes.remaining() < 4 + length {
-            return Ok(None);
-        }
-        self.bytes.advance(4);
-        Ok(Some(decode(self.bytes.split(length))))
+        Ok(Some(decode(packet.slice(4..))))
     }
 }
 
-fn decode(mut packet: Rope) -> Request {
-    let mut head = [0; 5];
-    packet.peek(&mut head);
-    let [kind, id @ ..] = head;
-    let id = u32::from_be_bytes(id);
-    let body = match kind {
-        INIT => Body::Init,
-        WRITE => {
-            packet.advance(head.len());
-            write(packet).unwrap_or(Body::Malformed)
-        }
-        3..=20 | 200 => match Packet::try_from(&mut packet.copy_to_bytes(packet.remaining())) {
-            Ok(packet) => Body::Packet(packet),
-            Err(_) => Body::Malformed,
-        },
-        other => Body::Unknown(other),
+fn decode(mut packet: Bytes) -> (u32, Request) {
+    let mut rest = packet.clone();
+    let (kind, id) = (rest.get_u8(), rest.get_u32());
+    let request = match kind {
+        INIT => Some(Request::Init),
+        WRITE => write(rest),
+        3..=20 | 200 => Packet::try_from(&mut packet).ok().map(Request::Packet),
+        other => Some(Request::Unknown(other)),
     };
-    Request { id, body }
+    (id, request.unwrap_or(Request::Malformed))
 }
 
-fn write(mut packet: Rope) -> Option<Body> {
-    let handle = string(&mut packet)?;
-    let offset = packet.try_get_u64().ok()?;
-    let length = packet.try_get_u32().ok()? as usize;
-    (length <= packet.remaining()).then(|| Body::Write { handle, offset, data: packet.split(length).chunks.into() })
+/// By hand, because the crate would copy the data.
+fn write(mut rest: Bytes) -> Option<Request> {
+    let (handle, offset) = (string(&mut rest)?, rest.try_get_u64().ok()?);
+    Some(Request::Write { handle, offset, data: counted(&mut rest)? })
+}
+
+/// A length and so many bytes.
+fn counted(bytes: &mut Bytes) -> Option<Bytes> {
+    let length = bytes.try_get_u32().ok()? as usize;
+    (length <= bytes.len()).then(|| bytes.split_to(length))
 }
 
 /// A length and so many bytes of UTF-8.
-pub fn string(bytes: &mut impl Buf) -> Option<String> {
-    let length = bytes.try_get_u32().ok()? as usize;
-    (length <= bytes.remaining()).then(|| String::from_utf8(bytes.copy_to_bytes(length).into()).ok())?
-}
-
-/// Bytes in pieces.
-#[derive(Default)]
-struct Rope {
-    chunks: VecDeque<Bytes>,
-    length: usize,
-}
-
-impl Rope {
-    fn push(&mut self, chunk: Bytes) {
-        if !chunk.is_empty() {
-            self.length += chunk.len();
-            self.chunks.push_back(chunk);
-        }
-    }
-
-    /// Copies the first bytes, leaving them here.
-    fn peek(&self, to: &mut [u8]) {
-        let bytes = self.chunks.iter().flatten();
-        to.iter_mut().zip(bytes).for_each(|(to, byte)| *to = *byte);
-    }
-
-    /// Takes off the first `length` bytes, without copying them.
-    fn split(&mut self, length: usize) -> Rope {
-        let mut front = Rope::default();
-        while front.length < length
-            && let Some(mut chunk) = self.chunks.pop_front()
-        {
-            self.length -= chunk.len();
-            let rest = chunk.split_off(chunk.len().min(length - front.length));
-            front.push(chunk);
-            if !rest.is_empty() {
-                self.length += rest.len();
-                self.chunks.push_front(rest);
-            }
-        }
-        front
-    }
-}
-
-impl Buf for Rope {
-    fn remaining(&self) -> usize {
-        self.length
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.chunks.front().map_or(&[], |chunk| chunk)
-    }
-
-    fn advance(&mut self, count: usize) {
-        drop(self.split(count));
-    }
+pub fn string(bytes: &mut Bytes) -> Option<String> {
+    String::from_utf8(counted(bytes)?.into()).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::{BufMut, BytesMut};
+    use bytes::BufMut;
 
     fn packet(kind: u8, id: u32, rest: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -201,7 +136,7 @@ mod tests {
         packet(WRITE, id, &rest)
     }
 
-    fn all(inbox: &mut Inbox) -> Vec<Request> {
+    fn all(inbox: &mut Inbox) -> Vec<(u32, Request)> {
         std::iter::from_fn(|| inbox.next().unwrap()).collect()
     }
 
@@ -213,14 +148,14 @@ mod tests {
             let mut inbox = Inbox::default();
             let mut found = Vec::new();
             for chunk in stream.chunks(cut) {
-                inbox.push(Bytes::copy_from_slice(chunk));
+                inbox.push(chunk);
                 found.extend(all(&mut inbox));
             }
             let [first, second, third] = &found[..] else { panic!("{found:?}") };
-            let Body::Write { handle, offset: 99, data: pieces } = &first.body else { panic!("{first:?}") };
-            assert_eq!((first.id, handle.as_str(), pieces.concat()), (7, "h1", data.clone()));
-            assert!(matches!(second, Request { id: 8, body: Body::Unknown(99) }));
-            assert!(matches!(third, Request { id: 9, body: Body::Packet(Packet::Close(_)) }));
+            let (7, Request::Write { handle, offset: 99, data: got }) = first else { panic!("{first:?}") };
+            assert_eq!((handle.as_str(), &got[..]), ("h1", &data[..]));
+            assert!(matches!(second, (8, Request::Unknown(99))));
+            assert!(matches!(third, (9, Request::Packet(Packet::Close(_)))));
         }
     }
 
@@ -231,8 +166,8 @@ mod tests {
         short[end - 5] = 200;
         for bytes in [short, packet(4, 3, &[0, 0, 1, 0]), packet(11, 3, b"")] {
             let mut inbox = Inbox::default();
-            inbox.push(bytes.into());
-            assert!(matches!(all(&mut inbox)[..], [Request { id: 3, body: Body::Malformed }]));
+            inbox.push(&bytes);
+            assert!(matches!(all(&mut inbox)[..], [(3, Request::Malformed)]));
         }
     }
 
@@ -242,7 +177,7 @@ mod tests {
             [(MAX_PACKET + 1, Fatal::TooLong(MAX_PACKET + 1)), (4, Fatal::TooShort(4)), (0, Fatal::TooShort(0))]
         {
             let mut inbox = Inbox::default();
-            inbox.push(Bytes::copy_from_slice(&(length as u32).to_be_bytes()));
+            inbox.push(&(length as u32).to_be_bytes());
             assert_eq!(inbox.next().unwrap_err(), error);
         }
     }

@@ -37,53 +37,29 @@ impl PartSizes {
         let doublings = (number.saturating_sub(1)).checked_div(self.double_every).unwrap_or(0).min(32);
         (self.first << doublings).min(self.cap.max(self.first))
     }
-
-    /// Largest object in bytes that [`MAX_PARTS`] parts hold.
-    pub fn reach(&self) -> u64 {
-        (1..=MAX_PARTS).map(|number| self.of(number)).sum()
-    }
-}
-
-/// Why a write is refused. The offsets tell the operator what the client did.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// The bytes left RAM already.
-    #[error(
-        "offset {offset} was already sent to the store, which has everything up to {start}: it can't be changed now"
-    )]
-    Sent {
-        /// Of the write.
-        offset: u64,
-        /// First offset that can still be written.
-        start: u64,
-    },
-    /// Too far ahead of what is there.
-    #[error("offset {offset} leaves a gap after {end} that is more than {REORDER_WINDOW} bytes long")]
-    Ahead {
-        /// Of the write.
-        offset: u64,
-        /// The contiguous end.
-        end: u64,
-    },
 }
 
 /// See the module.
 pub struct Assembler {
     sizes: PartSizes,
-    /// Number of the part that `buffer` will become.
-    number: u32,
+    /// Parts cut so far.
+    parts: u32,
+    /// First offset still in RAM: everything below is cut into parts.
     start: u64,
     buffer: Vec<u8>,
-    /// Contiguous bytes in `buffer`, counted from its beginning.
-    ready: usize,
-    /// Ranges in `buffer` that came early, beyond `ready`: from → to. Never adjacent to `ready`.
-    early: BTreeMap<usize, usize>,
+    /// Ranges of `buffer` that were written, from → to. No two touch, and the last one ends where `buffer` does.
+    written: BTreeMap<usize, usize>,
 }
 
 impl Assembler {
     /// For a new object.
     pub fn new(sizes: PartSizes) -> Assembler {
-        Assembler { sizes, number: 1, start: 0, buffer: Vec::new(), ready: 0, early: BTreeMap::new() }
+        Assembler { sizes, parts: 0, start: 0, buffer: Vec::new(), written: BTreeMap::new() }
+    }
+
+    /// Contiguous bytes in RAM, counted from the beginning of the part being filled.
+    pub fn ready(&self) -> u64 {
+        self.written.get(&0).map_or(0, |to| *to as u64)
     }
 
     /// First offset still in RAM: everything below is cut into parts.
@@ -93,142 +69,101 @@ impl Assembler {
 
     /// Every byte below this offset is here or in a part.
     pub fn end(&self) -> u64 {
-        self.start + self.ready as u64
+        self.start + self.ready()
     }
 
-    /// The furthest byte that was written, gaps included.
+    /// The furthest byte that was written, gaps included: beyond [`Assembler::end`] when bytes came early.
     pub fn high(&self) -> u64 {
         self.start + self.buffer.len() as u64
     }
 
-    /// Is a byte missing between the contiguous end and what came early?
-    pub fn has_gap(&self) -> bool {
-        !self.early.is_empty()
-    }
-
-    /// Number of the next part to be cut, from 1.
-    pub fn number(&self) -> u32 {
-        self.number
+    /// Number of the part being filled, from 1; says why when there is none left.
+    pub fn number(&self) -> Result<u32, String> {
+        if self.parts == MAX_PARTS {
+            let most = format!("{} bytes, the most that {MAX_PARTS} parts hold", self.start);
+            return Err(format!("larger than {most}: the server's --part-size must be raised"));
+        }
+        Ok(self.parts + 1)
     }
 
     /// Size in bytes of the part being filled.
     pub fn part_size(&self) -> u64 {
-        self.sizes.of(self.number)
+        self.sizes.of(self.parts + 1)
     }
 
     /// True when the part is complete: [`Assembler::cut`] before more is written.
     pub fn is_full(&self) -> bool {
-        self.ready as u64 >= self.part_size()
+        self.ready() >= self.part_size()
     }
 
-    /// True when more than one part is buffered, as after bytes that came early.
-    pub fn is_overfull(&self) -> bool {
-        self.ready as u64 > self.part_size()
-    }
-
-    /// May a write at this offset come now? Says why not.
-    pub fn check(&self, offset: u64) -> Result<(), Refused> {
-        if offset < self.start {
-            return Err(Refused::Sent { offset, start: self.start });
+    /// Takes bytes at an offset, up to the end of the part where they are in order, or says why not. Returns how
+    /// many were taken; when fewer than given, the part [`is_full`](Assembler::is_full), or the rest is early.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<usize, String> {
+        let (start, end) = (self.start, self.end());
+        if offset < start {
+            let why = format!("was already sent to the store, which has everything up to {start}");
+            return Err(format!("offset {offset} {why}: it can't be changed now"));
         }
-        if offset > self.end() + REORDER_WINDOW {
-            return Err(Refused::Ahead { offset, end: self.end() });
+        if offset > end + REORDER_WINDOW {
+            return Err(format!(
+                "offset {offset} leaves a gap after {end} that is more than {REORDER_WINDOW} bytes long"
+            ));
         }
-        Ok(())
-    }
-
-    /// Takes bytes at an offset, up to the end of the part where they are in order. Returns how many were
-    /// taken; when fewer than given, the part [`is_full`](Assembler::is_full), or the rest is early: cut or check.
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<usize, Refused> {
-        self.check(offset)?;
-        let at = (offset - self.start) as usize;
-        let in_order = at <= self.ready;
-        let limit = if in_order { self.part_size() } else { self.part_size() + 2 * REORDER_WINDOW };
-        let room = (limit as usize).saturating_sub(at);
-        let taken = data.get(..room).unwrap_or(data);
+        self.number()?;
+        let at = (offset - start) as usize;
+        let limit = (self.part_size() + if offset > end { 2 * REORDER_WINDOW } else { 0 }) as usize;
+        let taken = data.get(..limit.saturating_sub(at)).unwrap_or(data);
         let to = at + taken.len();
-        self.reserve(to, limit as usize);
-        if at == self.buffer.len() {
-            self.buffer.extend_from_slice(taken);
-        } else {
-            if to > self.buffer.len() {
-                self.buffer.resize(to, 0);
-            }
-            if let Some(place) = self.buffer.get_mut(at..to) {
-                place.copy_from_slice(taken);
-            }
+        if to > self.buffer.capacity() {
+            // Doubling, but never beyond the limit, so that a full part wastes nothing.
+            let wanted = to.max(2 * self.buffer.capacity()).max(FIRST_ALLOCATION).min(limit);
+            self.buffer.reserve_exact(wanted - self.buffer.len());
         }
-        if in_order {
-            self.ready = self.ready.max(to);
-            self.absorb();
-        } else if !taken.is_empty() {
-            self.remember_early(at, to);
+        self.buffer.resize(self.buffer.len().max(at), 0);
+        let (over, beyond) = taken.split_at(taken.len().min(self.buffer.len() - at));
+        if let Some(old) = self.buffer.get_mut(at..at + over.len()) {
+            old.copy_from_slice(over);
         }
+        self.buffer.extend_from_slice(beyond);
+        self.note(at, to);
         Ok(taken.len())
     }
 
-    /// Takes the finished part out: its number and its bytes.
-    pub fn cut(&mut self) -> (u32, Bytes) {
-        let size = (self.part_size() as usize).min(self.ready);
-        let rest = self.buffer.split_off(size);
-        let part = std::mem::replace(&mut self.buffer, rest);
-        self.start += size as u64;
-        self.ready -= size;
-        self.early = std::mem::take(&mut self.early).into_iter().map(|(from, to)| (from - size, to - size)).collect();
-        let number = self.number;
-        self.number += 1;
-        (number, part.into())
+    /// `from..to` was written: one range with those that it touches.
+    fn note(&mut self, mut from: usize, mut to: usize) {
+        while let Some((&first, &last)) = self.written.range(..=to).next_back().filter(|(_, last)| **last >= from) {
+            self.written.remove(&first);
+            (from, to) = (from.min(first), to.max(last));
+        }
+        self.written.insert(from, to);
     }
 
-    /// Passes over bytes that become a part without coming through RAM, copied in the store: the part's number.
-    /// Only where nothing is buffered.
-    pub fn skip(&mut self, bytes: u64) -> u32 {
-        debug_assert!(self.buffer.is_empty());
-        self.start += bytes;
-        let number = self.number;
-        self.number += 1;
-        number
+    /// Takes the next part out: so many bytes, all that are ready at most. Where nothing is buffered they are passed
+    /// over: bytes that the store copies never come through RAM.
+    pub fn cut(&mut self, size: u64) -> Bytes {
+        self.start += size;
+        self.parts += 1;
+        let size = self.buffer.len().min(size as usize);
+        let rest = self.buffer.split_off(size);
+        let written = std::mem::take(&mut self.written).into_iter();
+        self.written = written.map(|(from, to)| (from.saturating_sub(size), to.saturating_sub(size))).collect();
+        std::mem::replace(&mut self.buffer, rest).into()
     }
 
     /// Drops what lies beyond `size`. False, and nothing done, when that was cut already or never came.
     pub fn truncate(&mut self, size: u64) -> bool {
-        if size < self.start || size > self.end() {
-            return false;
+        let kept = (self.start..=self.end()).contains(&size);
+        if kept {
+            self.buffer.truncate((size - self.start) as usize);
+            self.written = BTreeMap::from([(0, self.buffer.len())]);
         }
-        self.ready = (size - self.start) as usize;
-        self.buffer.truncate(self.ready);
-        self.early.clear();
-        true
+        kept
     }
 
     /// The contiguous bytes in RAM from this offset on, at most `len`; `None` for offsets that aren't in RAM.
     pub fn peek(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        let at = usize::try_from(offset.checked_sub(self.start)?).ok().filter(|at| *at < self.ready)?;
-        self.buffer.get(at..self.ready.min(at.saturating_add(len)))
-    }
-
-    /// Room up to `to`: doubling, but never beyond `limit`, so that a full part wastes nothing.
-    fn reserve(&mut self, to: usize, limit: usize) {
-        if to > self.buffer.capacity() {
-            let wanted = to.max(2 * self.buffer.capacity()).max(FIRST_ALLOCATION).min(limit.max(to));
-            self.buffer.reserve_exact(wanted - self.buffer.len());
-        }
-    }
-
-    /// Early ranges that the contiguous bytes have reached are part of them.
-    fn absorb(&mut self) {
-        while let Some(first) = self.early.first_entry().filter(|first| *first.key() <= self.ready) {
-            self.ready = self.ready.max(first.remove());
-        }
-    }
-
-    fn remember_early(&mut self, mut from: usize, mut to: usize) {
-        let touching: Vec<usize> = self.early.range(..=to).filter(|(_, end)| **end >= from).map(|(k, _)| *k).collect();
-        for key in touching {
-            from = from.min(key);
-            to = to.max(self.early.remove(&key).unwrap_or(to));
-        }
-        self.early.insert(from, to);
+        let (at, ready) = (usize::try_from(offset.checked_sub(self.start)?).ok()?, self.ready() as usize);
+        self.buffer.get(at..ready.min(at.saturating_add(len))).filter(|_| at < ready)
     }
 }
 
@@ -241,10 +176,10 @@ mod tests {
     /// Every part that is complete.
     fn cut_all(assembler: &mut Assembler, parts: &mut Vec<Bytes>) {
         while assembler.is_full() {
-            let (number, body) = assembler.cut();
-            assert_eq!(number as usize, parts.len() + 1);
-            assert_eq!(body.len() as u64, TINY.of(number));
-            parts.push(body);
+            assert_eq!(assembler.number(), Ok(parts.len() as u32 + 1));
+            let size = assembler.part_size();
+            parts.push(assembler.cut(size));
+            assert_eq!(parts.last().map(|body| body.len() as u64), Some(size));
         }
     }
 
@@ -285,10 +220,9 @@ mod tests {
                 }
                 write_all(&mut assembler, at, data, &mut parts);
             }
-            assert!(!assembler.has_gap(), "seed {seed}");
-            assert_eq!(assembler.end(), assembler.high());
+            assert_eq!(assembler.end(), assembler.high(), "seed {seed}");
             cut_all(&mut assembler, &mut parts);
-            parts.push(assembler.cut().1);
+            parts.push(assembler.cut(assembler.ready()));
             assert!(parts.concat() == file, "seed {seed}");
         }
     }
@@ -299,9 +233,11 @@ mod tests {
         let mut parts = Vec::new();
         write_all(&mut assembler, 0, &[7; 2500], &mut parts);
         assert_eq!((assembler.start(), assembler.end()), (2000, 2500));
-        assert_eq!(assembler.write(1999, b"x"), Err(Refused::Sent { offset: 1999, start: 2000 }));
+        let sent = assembler.write(1999, b"x").unwrap_err();
+        assert!(sent.contains("offset 1999 ") && sent.contains("up to 2000:"), "{sent}");
         let far = 2501 + REORDER_WINDOW;
-        assert_eq!(assembler.write(far, b"x"), Err(Refused::Ahead { offset: far, end: 2500 }));
+        let ahead = assembler.write(far, b"x").unwrap_err();
+        assert!(ahead.contains(&format!("offset {far} ")) && ahead.contains("after 2500 "), "{ahead}");
         assert_eq!((assembler.end(), assembler.high()), (2500, 2500));
     }
 
@@ -313,7 +249,8 @@ mod tests {
         let equal = PartSizes { double_every: 0, ..TINY };
         assert_eq!(equal.of(10_000), 1000);
         assert_eq!(PartSizes::default().of(u32::MAX), 64 << 20);
-        assert_eq!(PartSizes::default().reach() >> 30, 448);
+        let reach: u64 = (1..=MAX_PARTS).map(|number| PartSizes::default().of(number)).sum();
+        assert_eq!(reach >> 30, 448);
     }
 
     #[test]
@@ -323,8 +260,8 @@ mod tests {
             assert_eq!(assembler.write(block * 32768, &[1; 32768]), Ok(32768));
             assert!(assembler.buffer.capacity() as u64 <= MIN_PART);
         }
-        assert!(assembler.is_full() && !assembler.is_overfull());
-        let (_, body) = assembler.cut();
+        assert!(assembler.is_full() && assembler.ready() == MIN_PART);
+        let body = assembler.cut(MIN_PART);
         assert_eq!((body.len() as u64, assembler.buffer.capacity()), (MIN_PART, 0));
     }
 
@@ -333,9 +270,9 @@ mod tests {
         let mut assembler = Assembler::new(TINY);
         assembler.write(0, &[1; 100]).unwrap();
         assembler.write(200, &[1; 100]).unwrap();
-        assert!(assembler.has_gap() && !assembler.truncate(150));
+        assert_eq!((assembler.end(), assembler.high()), (100, 300));
+        assert!(!assembler.truncate(150));
         assert!(assembler.truncate(50));
-        assert!(!assembler.has_gap());
         assert_eq!((assembler.end(), assembler.high()), (50, 50));
         assert_eq!(assembler.peek(40, 100), Some(&[1; 10][..]));
         assert_eq!(assembler.peek(50, 1), None);

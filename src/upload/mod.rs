@@ -6,18 +6,16 @@
 
 mod assembler;
 
-pub use assembler::{Assembler, PartSizes, REORDER_WINDOW, Refused};
+pub use assembler::{Assembler, PartSizes, REORDER_WINDOW};
 
 use crate::budget::{Budget, Taken};
-use crate::store::*;
+use crate::store::{self, *};
 use bytes::Bytes;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use std::{ops::Range, sync::Arc};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Parts of one upload in flight: enough to fill a link to a distant S3, little enough for one session's memory.
 const PARTS_IN_FLIGHT: u64 = 8;
@@ -41,36 +39,18 @@ pub struct Context {
 /// Why a WRITE or CLOSE fails. The first one is remembered: every later request on the handle says the same.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum UploadError {
-    /// See [`Refused`].
-    #[error(transparent)]
-    Refused(#[from] Refused),
     /// See [`StoreError`].
     #[error("the upload failed: {0}")]
     Store(#[from] StoreError),
-    /// Bytes were left out.
-    #[error("the bytes from offset {0} on never came, though later ones did")]
-    Gap(u64),
-    /// No part number is left.
-    #[error("larger than {0} bytes, the most that {MAX_PARTS} parts hold: the server's --part-size must be raised")]
-    TooLong(u64),
-    /// A size that can't be set.
-    #[error("can't set the size to {size} bytes while {end} were written")]
-    Truncate {
-        /// As asked for.
-        size: u64,
-        /// As it is.
-        end: u64,
-    },
-    /// READ of what has left RAM.
-    #[error("offset {0} is on its way to the store and can't be read before the file is closed")]
-    Unreadable(u64),
-    /// The pool is smaller than one part.
-    #[error("the server's --buffer-memory is smaller than one part of {0} bytes")]
-    Memory(u64),
-    /// The task is gone.
-    #[error("the upload was cut off")]
-    Lost,
+    /// A size that can't be set. The only failure that is not remembered.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Everything else: what the client did, or what the server lacks.
+    #[error("{0}")]
+    Refused(String),
 }
+
+use UploadError::Refused;
 
 type Result<T> = std::result::Result<T, UploadError>;
 
@@ -103,16 +83,16 @@ pub struct Target {
 }
 
 enum Command {
-    Write(Option<u64>, Vec<Bytes>, Reply<()>),
-    Read(u64, usize, Reply<Bytes>),
-    Truncate(u64, Reply<()>),
-    Close(Reply<()>),
+    Write(Option<u64>, Bytes),
+    Read(u64, usize),
+    Truncate(u64),
+    Close,
 }
 
 /// A file open for writing.
 pub struct Upload {
     // One command waits while one is carried out: more would be memory without a bound in the promise.
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<(Command, Reply<Bytes>)>,
     progress: Arc<Progress>,
 }
 
@@ -146,30 +126,23 @@ impl Upload {
     /// Starts the task. No request is sent before there is something to send.
     pub fn open(context: Arc<Context>, target: Target) -> Upload {
         let (commands, inbox) = mpsc::channel(1);
-        let size = AtomicU64::new(target.base.as_ref().map_or(0, |base| base.size));
-        let progress = Arc::new(Progress {
-            size,
-            started: SystemTime::now(),
-            closing: AtomicBool::new(false),
-            ended: CancellationToken::new(),
-        });
-        let base = target.base.map(|object| Base { size: object.size, limit: object.size, etag: object.etag });
+        let limit = target.base.as_ref().map_or(0, |base| base.size);
+        let (size, ended) = (limit.into(), CancellationToken::new());
+        let progress = Arc::new(Progress { size, started: SystemTime::now(), closing: false.into(), ended });
         let work = Work {
+            target,
+            limit,
             assembler: Assembler::new(context.sizes),
-            key: target.key,
-            base,
-            condition: target.condition,
+            memory: None,
             upload_id: None,
             in_flight: JoinSet::new(),
             done: Vec::new(),
-            grown: None,
-            changed: false,
-            failed: None,
             received: 0,
+            failed: None,
             progress: progress.clone(),
             context: context.clone(),
         };
-        context.tasks.spawn(work.run(inbox, target.on_end));
+        context.tasks.spawn(work.run(inbox));
         Upload { commands, progress }
     }
 
@@ -180,361 +153,291 @@ impl Upload {
 
     /// WRITE at an offset, or at the end (`None`). Waits while parts in flight fill the memory: that is the
     /// client's back-pressure.
-    pub async fn write(&self, offset: Option<u64>, data: Vec<Bytes>, reply: Reply<()>) {
-        self.send(Command::Write(offset, data, reply)).await;
+    pub async fn write(&self, offset: Option<u64>, data: Bytes, reply: Reply<()>) {
+        self.send(Command::Write(offset, data), |result| reply(result.map(drop))).await;
     }
 
     /// READ of a file that is being written; an empty answer means end of file.
     pub async fn read(&self, offset: u64, len: usize, reply: Reply<Bytes>) {
-        self.send(Command::Read(offset, len, reply)).await;
+        self.send(Command::Read(offset, len), reply).await;
     }
 
     /// FSETSTAT with a size.
     pub async fn truncate(&self, size: u64, reply: Reply<()>) {
-        self.send(Command::Truncate(size, reply)).await;
+        self.send(Command::Truncate(size), |result| reply(result.map(drop))).await;
     }
 
     /// CLOSE: the reply comes after the store has said whether the object is there.
     pub async fn close(self, reply: Reply<()>) {
         self.progress.closing.store(true, Ordering::Relaxed);
-        self.send(Command::Close(reply)).await;
+        self.send(Command::Close, |result| reply(result.map(drop))).await;
     }
 
-    async fn send(&self, command: Command) {
-        if let Err(mpsc::error::SendError(command)) = self.commands.send(command).await {
-            match command {
-                Command::Write(_, _, reply) | Command::Truncate(_, reply) | Command::Close(reply) => {
-                    reply(Err(UploadError::Lost));
-                }
-                Command::Read(_, _, reply) => reply(Err(UploadError::Lost)),
-            }
+    async fn send(&self, command: Command, reply: impl FnOnce(Result<Bytes>) + Send + 'static) {
+        if let Err(mpsc::error::SendError((_, reply))) = self.commands.send((command, Box::new(reply))).await {
+            reply(Err(cut_off()));
         }
     }
 }
 
-/// The old object under an upload: its first `limit` bytes stay where nothing is written.
-struct Base {
-    size: u64,
-    limit: u64,
-    etag: String,
+fn cut_off() -> UploadError {
+    Refused("the upload was cut off".to_owned())
 }
 
 struct Work {
     context: Arc<Context>,
-    key: Key,
-    base: Option<Base>,
-    condition: Condition,
+    target: Target,
+    /// So many first bytes of the old object stay where nothing is written; 0 without one.
+    limit: u64,
     assembler: Assembler,
+    /// For the part being filled, taken from the pool: once it is to be sent, or outgrows the first [`MIN_PART`]
+    /// bytes, which every upload has for itself.
+    memory: Option<Taken>,
     upload_id: Option<String>,
-    in_flight: JoinSet<std::result::Result<Part, StoreError>>,
+    in_flight: JoinSet<store::Result<Part>>,
     done: Vec<Part>,
-    /// Memory of a part that outgrew the first [`MIN_PART`] bytes, which every upload has for itself.
-    grown: Option<Taken>,
-    /// Is there anything to store at CLOSE?
-    changed: bool,
-    failed: Option<UploadError>,
     /// Bytes that came in WRITEs.
     received: u64,
+    failed: Option<UploadError>,
     progress: Arc<Progress>,
 }
 
 impl Work {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Command>, on_end: Box<dyn FnOnce(Summary) + Send>) {
-        let opened = tokio::time::Instant::now();
-        let mut closing = None;
-        while let Some(command) = inbox.recv().await {
-            match command {
-                Command::Write(offset, data, reply) => {
-                    let result = self.write(offset, data).await;
-                    reply(self.remember(result).await);
-                }
-                Command::Truncate(size, reply) => {
-                    let result = self.truncate(size).await;
-                    reply(self.remember(result).await);
-                }
-                Command::Read(offset, len, reply) => reply(self.read(offset, len).await),
-                Command::Close(reply) => {
-                    let result = self.close().await;
-                    closing = Some((self.remember(result).await, reply));
-                    break;
-                }
-            }
+    async fn run(mut self, mut inbox: mpsc::Receiver<(Command, Reply<Bytes>)>) {
+        let opened = Instant::now();
+        let mut closed = None;
+        while let Some((command, reply)) = inbox.recv().await {
+            // Nothing comes after CLOSE: it takes the handle.
+            let closes = matches!(command, Command::Close);
+            let result = self.carry_out(command).await;
+            if closes { closed = Some((result, reply)) } else { reply(result) }
         }
-        self.abort().await;
-        let parts = self.done.len() as u32;
-        let (result, reply) = closing.unzip();
-        on_end(Summary { bytes: self.received, parts, took: opened.elapsed(), result: result.clone() });
+        let (bytes, parts) = (self.received, self.done.len() as u32);
+        self.discard().await;
+        let result = closed.as_ref().map(|(result, _)| result.clone().map(drop));
+        (self.target.on_end)(Summary { bytes, parts, took: opened.elapsed(), result });
         self.progress.ended.cancel();
-        if let (Some(result), Some(reply)) = (result, reply) {
+        if let Some((result, reply)) = closed {
             reply(result);
         }
     }
 
-    /// Makes the first failure stick, and gives back at once what it held.
-    async fn remember(&mut self, result: Result<()>) -> Result<()> {
-        if let Err(error) = &result
-            && self.failed.is_none()
-            && !matches!(error, UploadError::Truncate { .. })
-        {
+    /// One request. The first failure to change the file sticks, and gives back at once what was held.
+    async fn carry_out(&mut self, command: Command) -> Result<Bytes> {
+        self.failed.clone().map_or(Ok(()), Err)?;
+        let result = match command {
+            Command::Read(offset, len) => return self.read(offset, len).await,
+            Command::Write(offset, data) => self.write(offset, &data).await,
+            Command::Truncate(size) => self.truncate(size).await,
+            Command::Close => self.close().await,
+        };
+        if let Err(error @ (UploadError::Store(_) | Refused(_))) = &result {
             self.failed = Some(error.clone());
-            self.assembler = Assembler::new(self.context.sizes);
-            self.grown = None;
-            self.abort().await;
+            self.discard().await;
         }
         self.progress.size.store(self.len(), Ordering::Relaxed);
-        result
+        result.map(|()| Bytes::new())
     }
 
-    /// Joins the parts before it aborts: a part that arrives after the abort would stay, invisible and billed.
-    async fn abort(&mut self) {
+    /// Back to an empty file. Joins the parts before it aborts: a part that arrives after the abort would stay,
+    /// invisible and billed.
+    async fn discard(&mut self) {
+        self.assembler = Assembler::new(self.context.sizes);
+        self.memory = None;
         while self.in_flight.join_next().await.is_some() {}
+        self.done.clear();
         if let Some(id) = self.upload_id.take()
-            && let Err(error) = self.context.store.abort(&self.key, &id).await
+            && let Err(error) = self.context.store.abort(&self.target.key, &id).await
         {
-            log::warn!("multipart upload {id} of {:?} could not be aborted and stays: {error}", self.key.as_str());
+            let key = self.target.key.as_str();
+            log::warn!("multipart upload {id} of {key:?} could not be aborted and stays: {error}");
         }
     }
 
     /// Length of the file as it would be if it was closed now.
     fn len(&self) -> u64 {
-        self.assembler.high().max(self.base.as_ref().map_or(0, |base| base.limit))
+        self.assembler.high().max(self.limit)
     }
 
-    fn check_failed(&self) -> Result<()> {
-        self.failed.clone().map_or(Ok(()), Err)
-    }
-
-    async fn write(&mut self, offset: Option<u64>, data: Vec<Bytes>) -> Result<()> {
-        self.check_failed()?;
-        while let Some(joined) = self.in_flight.try_join_next() {
-            self.record(joined)?;
-        }
-        let mut offset = offset.unwrap_or_else(|| self.len());
+    async fn write(&mut self, offset: Option<u64>, data: &[u8]) -> Result<()> {
+        self.reap(usize::MAX).await?;
+        let offset = offset.unwrap_or_else(|| self.len());
         self.fill_from_base(offset).await?;
-        self.assembler.check(offset)?;
-        self.changed = true;
-        for piece in data {
-            self.append(offset, &piece).await?;
-            offset += piece.len() as u64;
-            self.received += piece.len() as u64;
-        }
+        self.append(offset, data).await?;
+        self.received += data.len() as u64;
         Ok(())
     }
 
     async fn append(&mut self, mut offset: u64, mut data: &[u8]) -> Result<()> {
         while !data.is_empty() {
             if self.assembler.is_full() {
-                self.send_part().await?;
+                self.send_part(None).await?;
             }
-            if self.assembler.number() > MAX_PARTS {
-                return Err(UploadError::TooLong(self.assembler.start()));
+            let buffered = self.assembler.high() - self.assembler.start();
+            if self.assembler.part_size() > MIN_PART && buffered + data.len() as u64 > MIN_PART {
+                self.take_memory().await?;
             }
-            self.claim_growth(data.len()).await?;
-            let taken = self.assembler.write(offset, data)?;
+            let taken = self.assembler.write(offset, data).map_err(Refused)?;
             offset += taken as u64;
             data = data.get(taken..).unwrap_or_default();
         }
         Ok(())
     }
 
-    /// Beyond its own 5 MiB a part takes all its memory at once: it never waits for more while it holds some.
-    async fn claim_growth(&mut self, more: usize) -> Result<()> {
-        let buffered = self.assembler.high() - self.assembler.start();
-        let size = self.assembler.part_size();
-        if size > MIN_PART && buffered + more as u64 > MIN_PART && self.grown.is_none() {
-            self.grown = Some(self.context.budget.take(size).await.ok_or(UploadError::Memory(size))?);
+    /// All that the part needs at once: no upload waits for more of the pool while it holds some of it.
+    async fn take_memory(&mut self) -> Result<()> {
+        if self.memory.is_none() {
+            let size = self.assembler.part_size();
+            let why = || Refused(format!("the server's --buffer-memory is smaller than one part of {size} bytes"));
+            self.memory = Some(self.context.budget.take(size).await.ok_or_else(why)?);
         }
         Ok(())
     }
 
-    /// The buffered part goes to the store in the background, as soon as there is memory for it.
-    async fn send_part(&mut self) -> Result<()> {
+    /// The next part goes to the store in the background: what is buffered or, of the version with this ETag, bytes
+    /// that the store copies. Waits for a place among the parts in flight and, in mid-file, for memory; the last
+    /// part has this upload's own.
+    async fn send_part(&mut self, copied: Option<(Range<u64>, String)>) -> Result<()> {
         let size = self.assembler.part_size();
-        let memory = match self.grown.take() {
-            Some(taken) => taken,
-            None => self.context.budget.take(size).await.ok_or(UploadError::Memory(size))?,
+        if self.assembler.is_full() {
+            self.take_memory().await?;
+        }
+        let number = self.assembler.number().map_err(Refused)?;
+        let most = (BYTES_IN_FLIGHT / size).clamp(2, PARTS_IN_FLIGHT) as usize;
+        self.reap(most - 1).await?;
+        let (context, key) = (self.context.clone(), self.target.key.clone());
+        let id = match self.upload_id.take() {
+            Some(id) => id,
+            None => context.store.create_upload(&key).await?,
         };
-        let (id, number) = self.next_part().await?;
-        let (_, body) = self.assembler.cut();
-        let (context, key) = (self.context.clone(), self.key.clone());
+        self.upload_id = Some(id.clone());
+        let size = copied.as_ref().map_or(size.min(self.assembler.ready()), |(range, _)| range.end - range.start);
+        let (body, memory) = (self.assembler.cut(size), self.memory.take());
         self.in_flight.spawn(async move {
-            let part = context.store.upload_part(&key, &id, number, body).await;
-            drop(memory);
-            part
+            let _memory = memory;
+            let Some((range, etag)) = copied else { return context.store.upload_part(&key, &id, number, body).await };
+            context.store.copy_part(&key, &id, number, PartSource { key: &key, etag: &etag, range }).await
         });
         Ok(())
     }
 
-    /// A place among the parts in flight: the upload id and the next number.
-    async fn next_part(&mut self) -> Result<(String, u32)> {
-        let number = self.assembler.number();
-        if number > MAX_PARTS {
-            return Err(UploadError::TooLong(self.assembler.start()));
+    /// Notes the parts that are done, and waits while more than `most` are in flight.
+    async fn reap(&mut self, most: usize) -> Result<()> {
+        loop {
+            let wait = self.in_flight.len() > most;
+            let joined = if wait { self.in_flight.join_next().await } else { self.in_flight.try_join_next() };
+            match joined {
+                Some(part) => self.done.push(part.map_err(|_| cut_off())??),
+                None => return Ok(()),
+            }
         }
-        let most = (BYTES_IN_FLIGHT / self.assembler.part_size()).clamp(2, PARTS_IN_FLIGHT) as usize;
-        while self.in_flight.len() >= most
-            && let Some(joined) = self.in_flight.join_next().await
-        {
-            self.record(joined)?;
-        }
-        let id = match self.upload_id.clone() {
-            Some(id) => id,
-            None => self.context.store.create_upload(&self.key).await?,
-        };
-        self.upload_id = Some(id.clone());
-        Ok((id, number))
-    }
-
-    fn record(
-        &mut self,
-        joined: std::result::Result<std::result::Result<Part, StoreError>, tokio::task::JoinError>,
-    ) -> Result<()> {
-        self.done.push(joined.map_err(|_| UploadError::Lost)??);
-        Ok(())
     }
 
     /// Brings in the old object's bytes from the contiguous end up to `to`: whole parts are copied inside the
     /// store, what is too short for a part, or must be joined with buffered bytes, is loaded.
     async fn fill_from_base(&mut self, to: u64) -> Result<()> {
-        let Some(Base { size, limit, etag }) = &self.base else { return Ok(()) };
-        // S3 copies ranges of objects longer than 5 MiB only.
-        let (to, copyable, etag) = (to.min(*limit), *size > MIN_PART, etag.clone());
+        let Some(Object { size, etag, .. }) = self.target.base.clone() else { return Ok(()) };
+        let to = to.min(self.limit);
         while self.assembler.end() < to {
             if self.assembler.is_full() {
-                self.send_part().await?;
+                self.send_part(None).await?;
             }
             let at = self.assembler.end();
-            let missing = to - at;
-            let piece = self.copy_piece(missing);
-            if copyable && at == self.assembler.start() && missing >= piece {
-                self.copy_part(at..at + piece, etag.clone()).await?;
+            let (missing, room) = (to - at, self.assembler.part_size() - self.assembler.ready());
+            // No remainder is left that is too short to be a part.
+            let piece = match self.context.sizes.double_every {
+                0 => self.assembler.part_size(),
+                _ if missing >= COPY_PIECE + MIN_PART => COPY_PIECE,
+                _ => missing.max(MIN_PART),
+            };
+            // S3 copies ranges of objects longer than 5 MiB only.
+            if size > MIN_PART && self.assembler.ready() == 0 && missing >= piece {
+                self.send_part(Some((at..at + piece, etag.clone()))).await?;
             } else {
-                let room = MIN_PART.min(self.assembler.part_size() - (at - self.assembler.start()));
-                let old = self.context.store.get(&self.key, at..at + missing.min(room), &etag).await?;
+                let range = at..at + missing.min(room).min(MIN_PART);
+                let old = self.context.store.get(&self.target.key, range, &etag).await?;
                 self.append(at, &old).await?;
             }
         }
         Ok(())
     }
 
-    /// How many of the missing bytes to copy at once. No remainder is left that is too short to be a part.
-    fn copy_piece(&self, missing: u64) -> u64 {
-        match self.context.sizes.double_every {
-            0 => self.assembler.part_size(),
-            _ if missing >= COPY_PIECE + MIN_PART => COPY_PIECE,
-            _ => missing.max(MIN_PART),
-        }
-    }
-
-    async fn copy_part(&mut self, range: std::ops::Range<u64>, etag: String) -> Result<()> {
-        let (id, number) = self.next_part().await?;
-        self.assembler.skip(range.end - range.start);
-        let (context, key) = (self.context.clone(), self.key.clone());
-        self.in_flight.spawn(async move {
-            let from = PartSource { key: &key, etag: &etag, range };
-            context.store.copy_part(&key, &id, number, from).await
-        });
-        Ok(())
-    }
-
     async fn read(&mut self, offset: u64, len: usize) -> Result<Bytes> {
-        self.check_failed()?;
         if let Some(bytes) = self.assembler.peek(offset, len) {
             return Ok(Bytes::copy_from_slice(bytes));
         }
-        match &self.base {
-            Some(base) if (self.assembler.end()..base.limit).contains(&offset) && len > 0 => {
-                let end = base.limit.min(offset + len as u64);
-                Ok(self.context.store.get(&self.key, offset..end, &base.etag).await?)
+        match &self.target.base {
+            Some(base) if (self.assembler.end()..self.limit).contains(&offset) && len > 0 => {
+                let range = offset..self.limit.min(offset + len as u64);
+                Ok(self.context.store.get(&self.target.key, range, &base.etag).await?)
             }
             _ if offset >= self.len() => Ok(Bytes::new()),
-            _ => Err(UploadError::Unreadable(offset)),
+            _ => {
+                let why = "is on its way to the store and can't be read before the file is closed";
+                Err(Refused(format!("offset {offset} {why}")))
+            }
         }
     }
 
     async fn truncate(&mut self, size: u64) -> Result<()> {
-        self.check_failed()?;
         let end = self.len();
-        if size > end {
-            return Err(UploadError::Truncate { size, end });
+        if size == 0 && self.upload_id.is_some() {
+            self.discard().await;
+        } else if size > end || (size < self.assembler.high() && !self.assembler.truncate(size)) {
+            let why = format!("can't set the size to {size} bytes while {end} were written");
+            return Err(UploadError::Unsupported(why));
         }
-        if size == 0 && self.assembler.start() > 0 {
-            self.abort().await;
-            self.done.clear();
-            self.assembler = Assembler::new(self.context.sizes);
-        } else if size < self.assembler.high() && !self.assembler.truncate(size) {
-            return Err(UploadError::Truncate { size, end });
-        }
-        if let Some(base) = self.base.as_mut() {
-            base.limit = base.limit.min(size);
-        }
-        self.changed |= size < end;
+        self.limit = self.limit.min(size);
         Ok(())
     }
 
     async fn close(&mut self) -> Result<()> {
-        self.check_failed()?;
-        if !self.changed && self.base.is_some() {
+        let unchanged = |base: &Object| base.size == self.limit && self.assembler.high() == 0;
+        if self.target.base.as_ref().is_some_and(unchanged) {
             return Ok(());
         }
-        if self.assembler.has_gap() {
-            return Err(UploadError::Gap(self.assembler.end()));
+        if self.assembler.end() < self.assembler.high() {
+            let end = self.assembler.end();
+            return Err(Refused(format!("the bytes from offset {end} on never came, though later ones did")));
         }
         self.fill_from_base(u64::MAX).await?;
-        while self.assembler.is_overfull() {
-            self.send_part().await?;
+        while self.assembler.ready() > self.assembler.part_size() {
+            self.send_part(None).await?;
         }
         let size = self.assembler.end();
-        if self.upload_id.is_none() {
-            let (_, body) = self.assembler.cut();
-            let put = self.context.store.put(&self.key, body.clone(), self.condition).await;
-            return self.settle(put, size, || Some(etag_of(&body))).await;
+        if self.upload_id.is_some() {
+            if self.assembler.ready() > 0 {
+                self.send_part(None).await?;
+            }
+            self.reap(0).await?;
+            self.done.sort_by_key(|part| part.number);
+            let sent: u64 = self.done.iter().map(|part| part.size).sum();
+            if sent != size {
+                return Err(StoreError::Other(format!("{sent} bytes in parts, {size} received")).into());
+            }
         }
-        if size > self.assembler.start() {
-            self.send_last_part().await?;
-        }
-        while let Some(joined) = self.in_flight.join_next().await {
-            self.record(joined)?;
-        }
-        self.complete(size).await
+        self.store(size).await
     }
 
-    /// Its memory is this upload's own, so it needs no more to leave.
-    async fn send_last_part(&mut self) -> Result<()> {
-        let (id, number) = self.next_part().await?;
-        let (_, body) = self.assembler.cut();
-        let part = self.context.store.upload_part(&self.key, &id, number, body).await?;
-        self.done.push(part);
-        Ok(())
-    }
-
-    async fn complete(&mut self, size: u64) -> Result<()> {
-        self.done.sort_by_key(|part| part.number);
-        let sent: u64 = self.done.iter().map(|part| part.size).sum();
-        let Some(id) = self.upload_id.clone().filter(|_| sent == size) else {
-            let why = format!("{sent} bytes in parts, {size} received");
-            return Err(StoreError::Other(why).into());
+    /// Makes the object from the parts, or from the buffer alone. A lost answer, or a refusal that may be the echo
+    /// of our own success, is decided by what is there now.
+    async fn store(&mut self, size: u64) -> Result<()> {
+        let (store, key, condition) = (&self.context.store, &self.target.key, self.target.condition);
+        let body = self.assembler.cut(self.assembler.ready());
+        let result = match &self.upload_id {
+            Some(id) => store.complete(key, id, &self.done, condition).await,
+            None => store.put(key, body.clone(), condition).await,
         };
-        let completed = self.context.store.complete(&self.key, &id, &self.done, self.condition).await;
-        self.settle(completed, size, || etag_of_parts(&self.done)).await?;
+        if let Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) = result {
+            let etag = if self.upload_id.is_some() { etag_of_parts(&self.done) } else { Some(etag_of(&body)) };
+            let there = store.head(key).await;
+            if !there.is_ok_and(|object| object.size == size && Some(object.etag) == etag) {
+                return Err(doubt.into());
+            }
+        } else {
+            result?;
+        }
         self.upload_id = None;
         Ok(())
-    }
-
-    /// A lost answer, or a refusal that may be the echo of our own success, is decided by what is there now.
-    async fn settle(
-        &self,
-        result: std::result::Result<(), StoreError>,
-        size: u64,
-        etag: impl FnOnce() -> Option<String>,
-    ) -> Result<()> {
-        let doubt = match result {
-            Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) => doubt,
-            settled => return Ok(settled?),
-        };
-        match self.context.store.head(&self.key).await {
-            Ok(object) if object.size == size && Some(&object.etag) == etag().as_ref() => Ok(()),
-            _ => Err(doubt.into()),
-        }
     }
 }
