@@ -1,38 +1,24 @@
 //! The `sftpd` command: arguments, log, wiring, exit status.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser};
 use sftpd::server::{self, Config, HostKey, Shutdown};
-use sftpd::store::memory::MemoryStore;
-use sftpd::store::s3::S3Store;
-use sftpd::store::{MIN_PART, Store};
+use sftpd::store::{MIN_PART, Store, memory::MemoryStore, s3::S3Store};
 use sftpd::upload::PartSizes;
-use sftpd::users::commands::Usage;
-use sftpd::users::{Auth, FileAuth, SingleUser, commands};
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
+use sftpd::users::{FileAuth, SingleUser, commands, commands::Usage, random};
+use std::{io::Write, io::stdout, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+
+const AFTER_HELP: &str = "Try it without a bucket: sftpd demo\nLog: RUST_LOG=debug shows more, RUST_LOG=warn less.";
 
 /// An SFTP server that streams uploads straight into S3.
 ///
 /// Nothing a client sends is written to a disk, nothing half-sent appears in the bucket, and CLOSE says OK
 /// only after S3 did.
 #[derive(Parser)]
-#[command(
-    version,
-    after_help = "Try it without a bucket: sftpd demo\nLog: RUST_LOG=debug shows more, RUST_LOG=warn less."
-)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
+#[command(version, after_help = AFTER_HELP)]
 enum Command {
     /// Serve a bucket. S3 credentials, region and endpoint come from the usual AWS settings
     /// (AWS_* variables, profiles, roles); AWS_ENDPOINT_URL names another S3 server.
@@ -90,123 +76,72 @@ struct Serve {
     drain_timeout: Duration,
 }
 
-/// The operator has to change something before another try: exit status 2.
-const USAGE: u8 = 2;
-
-fn main() -> ExitCode {
-    let cli = Cli::parse();
+#[tokio::main]
+async fn main() -> ExitCode {
+    let command = Command::parse();
     // The S3 SDK and russh tell at `info` what only their authors need.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error,sftpd=info")).init();
-    match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("sftpd: {error:#}");
-            ExitCode::from(if error.is::<Usage>() { USAGE } else { 1 })
+    let Err(error) = run(command).await else { return ExitCode::SUCCESS };
+    eprintln!("sftpd: {error:#}");
+    // 2 says that the operator has to change something before another try.
+    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    let (address, config, password) = match command {
+        Command::Users { users, command } => return Ok(stdout().write_all(command.run(&users)?.as_bytes())?),
+        Command::Serve(args) => (args.listen, config(args).await?, None),
+        Command::Demo { listen } => {
+            let password = random();
+            let (store, auth) = (MemoryStore::default(), SingleUser::new("demo", &password)?);
+            (listen, Config::new(Arc::new(store), Arc::new(auth), vec![server::temporary()?]), Some(password))
         }
-    }
-}
-
-fn run(command: Command) -> anyhow::Result<()> {
-    match command {
-        Command::Users { users, command } => {
-            print!("{}", command.run(&users)?);
-            Ok(())
-        }
-        Command::Serve(args) => runtime()?.block_on(serve(args)),
-        Command::Demo { listen } => runtime()?.block_on(demo(listen)),
-    }
-}
-
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("can't start")
-}
-
-async fn serve(args: Serve) -> anyhow::Result<()> {
-    let auth: Arc<dyn Auth> = Arc::new(FileAuth::open(args.users.clone()).map_err(Usage::from)?);
-    let part_sizes = args.part_sizes().map_err(Usage::from)?;
-    let host_keys = server::load_or_create(&args.host_keys)?;
-    let (store, prefix) = open_store(&args.store).await?;
-    let config = Config {
-        prefix,
-        buffer_memory: args.buffer_memory.as_u64(),
-        part_sizes,
-        max_sessions: args.max_sessions,
-        login_timeout: args.login_timeout,
-        idle_timeout: args.idle_timeout,
-        drain_timeout: args.drain_timeout,
-        ..Config::new(store, auth, host_keys)
     };
-    listen(args.listen, config, |_| {}).await
-}
-
-impl Serve {
-    fn part_sizes(&self) -> anyhow::Result<PartSizes> {
-        let (first, memory) = (self.part_size.as_u64(), self.buffer_memory.as_u64());
-        ensure!(first >= MIN_PART, "--part-size {} is below S3's minimum of 5MiB", self.part_size);
-        ensure!(
-            first <= memory / 4,
-            "--buffer-memory {} is less than four parts of {}",
-            self.buffer_memory,
-            self.part_size
-        );
-        let cap = PartSizes::default().cap.min(memory / 4);
-        let double_every = if self.equal_parts { 0 } else { PartSizes::default().double_every };
-        Ok(PartSizes { first, cap, double_every })
-    }
-}
-
-async fn open_store(url: &str) -> anyhow::Result<(Arc<dyn Store>, String)> {
-    if url == "memory:" {
-        return Ok((Arc::new(MemoryStore::default()), String::new()));
-    }
-    match url.strip_prefix("s3://").map(|rest| rest.split_once('/').unwrap_or((rest, ""))) {
-        Some((bucket, prefix)) if !bucket.is_empty() => {
-            Ok((Arc::new(S3Store::connect(bucket).await?), prefix.to_owned()))
-        }
-        _ => bail!(Usage(format!("--store {url:?} is neither s3://BUCKET, s3://BUCKET/PREFIX nor memory:"))),
-    }
-}
-
-async fn demo(address: SocketAddr) -> anyhow::Result<()> {
-    let password = sftpd::users::random();
-    let auth = Arc::new(SingleUser::new("demo", &password)?);
-    let key: HostKey = server::temporary()?;
-    let config = Config::new(Arc::new(MemoryStore::default()), auth, vec![key]);
-    listen(address, config, |address| {
-        println!("Files live in memory and are gone at the end (Ctrl-C). In another terminal:\n");
-        println!(
-            "  sftp -P {} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null demo@{}\n",
-            address.port(),
-            address.ip()
-        );
-        println!("Password: {password}");
-    })
-    .await
-}
-
-async fn listen(address: SocketAddr, config: Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))?;
     let address = listener.local_addr().context("no address")?;
     let shutdown = Shutdown::default();
     tokio::spawn(watch_signals(shutdown.clone()));
     log::info!("host key {}", config.host_keys.iter().map(HostKey::fingerprint).collect::<Vec<_>>().join(", "));
     log::info!("listening on {address}");
-    ready(address);
+    if let Some(password) = password {
+        println!("Files live in memory and are gone at the end (Ctrl-C). In another terminal:\n");
+        let (ip, port) = (address.ip(), address.port());
+        println!("  sftp -P {port} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null demo@{ip}\n");
+        println!("Password: {password}");
+    }
     server::run(listener, config, shutdown).await;
     Ok(())
 }
 
+async fn config(args: Serve) -> anyhow::Result<Config> {
+    let auth = FileAuth::open(args.users).map_err(Usage)?;
+    let Serve { store, part_size, buffer_memory, max_sessions, login_timeout, idle_timeout, drain_timeout, .. } = args;
+    let (first, memory) = (part_size.as_u64(), buffer_memory.as_u64());
+    ensure!(first >= MIN_PART, Usage(anyhow!("--part-size {part_size} is below S3's minimum of 5MiB")));
+    let most = memory / 4;
+    ensure!(first <= most, Usage(anyhow!("--buffer-memory {buffer_memory} is less than four parts of {part_size}")));
+    let PartSizes { cap, double_every, .. } = PartSizes::default();
+    let double_every = if args.equal_parts { 0 } else { double_every };
+    let part_sizes = PartSizes { first, cap: cap.min(most), double_every };
+    let host_keys = server::load_or_create(&args.host_keys)?;
+    let place = store.strip_prefix("s3://").unwrap_or_default();
+    let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+    let files: Arc<dyn Store> = match bucket {
+        "" if store == "memory:" => Arc::new(MemoryStore::default()),
+        "" => bail!(Usage(anyhow!("--store {store:?} is neither s3://BUCKET, s3://BUCKET/PREFIX nor memory:"))),
+        bucket => Arc::new(S3Store::connect(bucket).await?),
+    };
+    let base = Config { prefix: prefix.to_owned(), part_sizes, ..Config::new(files, Arc::new(auth), host_keys) };
+    Ok(Config { buffer_memory: memory, max_sessions, login_timeout, idle_timeout, drain_timeout, ..base })
+}
+
 /// The first SIGTERM or SIGINT drains, the second cuts.
 async fn watch_signals(shutdown: Shutdown) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let [Ok(mut terminate), Ok(mut interrupt)] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal) else {
         return log::error!("signals can't be caught: the server can only be killed");
     };
-    for token in [&shutdown.drain, &shutdown.stop] {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+    for token in [shutdown.drain, shutdown.stop] {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         token.cancel();
     }
 }

@@ -2,162 +2,120 @@
 //!
 //! Both are keyed by full key, so users whose homes overlap see the same. Held in RAM: a restart forgets it.
 
-use crate::store::Key;
-use crate::upload::Progress;
+use super::{Place, Result, Stat, TreeError, fail_if};
+use crate::{store::Key, upload::Progress};
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Most empty directories remembered, so that a client's mkdir loop can't take the memory.
-pub const MAX_DIRECTORIES: usize = 100_000;
+/// Most names remembered before no more directories are, so that a client's mkdir loop can't take the memory.
+pub const MAX_NAMES: usize = 100_000;
+/// The number of every directory's slot.
+pub const DIRECTORY: u64 = 0;
 
-/// Where a virtual directory comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
-    /// Its last entry went. A file of the same name may exist: the store has to be asked first.
-    LeftOver,
-    /// By mkdir, after a look that nothing else has the name.
-    Made,
+/// A full key, and a number that tells uploads to it apart. Directories end with `/` and have the number 0.
+pub type Slot = (String, u64);
+
+/// What is in a slot.
+#[derive(Clone, Default)]
+pub struct Known {
+    /// A directory by mkdir, after a look that nothing else has the name. Others are left over as their last entry
+    /// went: a file of the same name may exist, so the store has to be asked first.
+    pub made: bool,
+    /// `None` for directories.
+    pub upload: Option<Arc<Progress>>,
 }
 
 /// See the module.
 #[derive(Default)]
 pub struct Local {
     // A std lock: never held across an await.
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    /// By prefix, `/` at the end.
-    directories: BTreeMap<String, Origin>,
-    uploads: BTreeMap<String, Vec<(u64, Arc<Progress>)>>,
-    next_id: u64,
+    slots: Mutex<BTreeMap<Slot, Known>>,
+    last_upload: AtomicU64,
 }
 
 impl Local {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<Slot, Known>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers a directory; false when there are too many.
-    pub fn add_directory(&self, prefix: &Key, origin: Origin) -> bool {
-        let mut state = self.state();
-        if state.directories.len() >= MAX_DIRECTORIES && !state.directories.contains_key(prefix.as_str()) {
-            return false;
-        }
-        let known = state.directories.entry(prefix.as_str().to_owned()).or_insert(origin);
-        *known = origin.max(*known);
-        true
-    }
-
-    /// Forgets one directory; false when it was not known.
-    pub fn remove_directory(&self, prefix: &Key) -> bool {
-        self.state().directories.remove(prefix.as_str()).is_some()
+    /// Remembers a directory, unless there are too many.
+    pub fn add_directory(&self, prefix: &Key, made: bool) -> Result<()> {
+        let mut slots = self.slots();
+        let full = TreeError::Refused("too many empty directories: they live in the server's memory");
+        fail_if(slots.len() >= MAX_NAMES, full)?;
+        slots.entry((prefix.to_string(), DIRECTORY)).or_default().made |= made;
+        Ok(())
     }
 
     /// Moves every directory at or below `from` to `to`.
     pub fn rename_directories(&self, from: &Key, to: &Key) {
-        let mut state = self.state();
-        for old in keys_below(&state.directories, from.as_str()) {
-            if let (Some(origin), Some(rest)) = (state.directories.remove(&old), old.strip_prefix(from.as_str())) {
-                state.directories.insert(format!("{}{rest}", to.as_str()), origin);
+        let mut slots = self.slots();
+        let names: Vec<String> = below(&slots, from).map(|(name, _)| name.to_owned()).collect();
+        for name in names {
+            if let Some(known) = slots.remove(&(format!("{from}{name}"), DIRECTORY)) {
+                slots.insert((format!("{to}{name}"), DIRECTORY), known);
             }
         }
     }
 
-    /// How is this directory known, if at all? One above a known directory, or above an upload, exists too.
-    pub fn directory(&self, prefix: &Key) -> Option<Origin> {
-        let state = self.state();
-        let own = state.directories.get(prefix.as_str()).copied();
-        own.or_else(|| state.has_entries(prefix.as_str()).then_some(Origin::LeftOver))
+    /// Is this a directory by mkdir?
+    pub fn is_made(&self, prefix: &Key) -> bool {
+        self.slots().get(&(prefix.to_string(), DIRECTORY)).is_some_and(|known| known.made)
     }
 
-    /// Is anything known inside this directory?
-    pub fn has_entries(&self, prefix: &Key) -> bool {
-        self.state().has_entries(prefix.as_str())
+    /// Is this a directory, as far as is known here? One above a known directory, or above an upload, is one too.
+    pub fn is_directory(&self, prefix: &Key) -> bool {
+        self.any(prefix, |_, _| true)
     }
 
-    /// Is an upload in progress at or below this directory?
-    pub fn has_uploads(&self, prefix: &Key) -> bool {
-        is_above(&self.state().uploads, prefix.as_str())
+    /// Does `test` hold for anything at or below this directory? It is given names relative to it.
+    pub fn any(&self, prefix: &Key, test: impl Fn(&str, &Known) -> bool) -> bool {
+        below(&self.slots(), prefix).any(|(name, known)| test(name, known))
     }
 
-    /// Entries directly inside a directory: name (`/` at the end for directories), and the upload behind a file.
-    pub fn entries(&self, prefix: &Key) -> BTreeMap<String, Option<Arc<Progress>>> {
-        let state = self.state();
-        let mut found = BTreeMap::new();
-        let prefix = prefix.as_str();
-        for key in keys_below(&state.directories, prefix).into_iter().chain(keys_below(&state.uploads, prefix)) {
-            match key.strip_prefix(prefix).map(|rest| rest.split_once('/').ok_or(rest)) {
-                Some(Ok((name, _))) => drop(found.insert(format!("{name}/"), None)),
-                Some(Err("")) | None => {}
-                Some(Err(name)) => {
-                    let newest = state.uploads.get(&key).and_then(|all| all.last());
-                    found.insert(name.to_owned(), newest.map(|(_, progress)| progress.clone()));
-                }
-            }
-        }
-        found
+    /// Entries directly inside a directory: name (`/` at the end for directories), and the newest upload as a file.
+    pub fn entries(&self, prefix: &Key) -> BTreeMap<String, Stat> {
+        let slots = self.slots();
+        let inside = below(&slots, prefix).filter(|(name, _)| !name.is_empty());
+        let entry = |(name, known): (&str, &Known)| match name.split_once('/') {
+            Some((first, _)) => (format!("{first}/"), Stat::Directory),
+            None => (name.to_owned(), known.upload.as_ref().map_or(Stat::Directory, Stat::from)),
+        };
+        inside.map(entry).collect()
     }
 
-    /// Shows an upload until [`Local::remove_upload`].
-    pub fn add_upload(&self, key: &Key, id: u64, progress: Arc<Progress>) {
-        self.state().uploads.entry(key.as_str().to_owned()).or_default().push((id, progress));
+    /// A fresh slot for an upload.
+    pub fn upload_slot(&self, file: &Key) -> Slot {
+        (file.to_string(), self.last_upload.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    /// A fresh name for an upload.
-    pub fn upload_id(&self) -> u64 {
-        let mut state = self.state();
-        state.next_id += 1;
-        state.next_id
+    /// Shows an upload until its slot is removed.
+    pub fn add_upload(&self, slot: Slot, upload: Arc<Progress>) {
+        self.slots().insert(slot, Known { made: false, upload: Some(upload) });
     }
 
-    /// The upload is an object now, or nothing.
-    pub fn remove_upload(&self, key: &Key, id: u64) {
-        let mut state = self.state();
-        if let Some(all) = state.uploads.get_mut(key.as_str()) {
-            all.retain(|(other, _)| *other != id);
-            if all.is_empty() {
-                state.uploads.remove(key.as_str());
-            }
-        }
-    }
-
-    /// An upload at this key, or below this prefix, that is being closed.
-    pub fn closing(&self, key: &Key) -> Option<Arc<Progress>> {
-        let state = self.state();
-        let all = state.uploads.range::<str, _>((Bound::Included(key.as_str()), Bound::Unbounded));
-        let below = key.as_str().ends_with('/');
-        let mut all =
-            all.take_while(|(found, _)| if below { found.starts_with(key.as_str()) } else { *found == key.as_str() });
-        all.find_map(|(_, uploads)| uploads.iter().find(|(_, upload)| upload.is_closing()))
-            .map(|(_, upload)| upload.clone())
+    /// Forgets a directory, but nothing inside it; or an upload, which is an object now, or nothing.
+    pub fn remove(&self, slot: &Slot) {
+        self.slots().remove(slot);
     }
 
     /// The newest upload in progress to this key.
-    pub fn upload(&self, key: &Key) -> Option<Arc<Progress>> {
-        self.state().uploads.get(key.as_str()).and_then(|all| all.last()).map(|(_, progress)| progress.clone())
+    pub fn upload(&self, file: &Key) -> Option<Arc<Progress>> {
+        let all = (file.to_string(), 0)..=(file.to_string(), u64::MAX);
+        self.slots().range(all).next_back().and_then(|(_, known)| known.upload.clone())
+    }
+
+    /// An upload to this file, or into this directory, that is being closed.
+    pub fn closing(&self, place: &Place) -> Option<Arc<Progress>> {
+        let slots = self.slots();
+        let mut here = below(&slots, &place.file).filter(|(name, _)| name.is_empty() || name.starts_with('/'));
+        here.find_map(|(_, known)| known.upload.clone().filter(|upload| upload.is_closing()))
     }
 }
 
-impl State {
-    fn has_entries(&self, prefix: &str) -> bool {
-        is_above(&self.directories, prefix) || is_above(&self.uploads, prefix)
-    }
-}
-
-/// Does a longer key start with `prefix`?
-fn is_above<V>(map: &BTreeMap<String, V>, prefix: &str) -> bool {
-    let mut after = map.range::<str, _>((Bound::Excluded(prefix), Bound::Unbounded));
-    after.next().is_some_and(|(key, _)| key.starts_with(prefix))
-}
-
-/// Keys that start with `prefix`, itself included.
-fn keys_below<V>(map: &BTreeMap<String, V>, prefix: &str) -> Vec<String> {
-    map.range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
-        .map(|(key, _)| key)
-        .take_while(|key| key.starts_with(prefix))
-        .cloned()
-        .collect()
+/// Whatever starts with `prefix`, itself included: the rest of the name, and what is known of it.
+fn below<'a>(slots: &'a BTreeMap<Slot, Known>, prefix: &'a Key) -> impl Iterator<Item = (&'a str, &'a Known)> {
+    let after = slots.range((prefix.to_string(), 0)..);
+    after.map_while(|((name, _), known)| Some((name.strip_prefix(prefix.as_str())?, known)))
 }

@@ -10,14 +10,14 @@ mod rename;
 
 pub use listing::{Item, Listing};
 pub use local::Local;
-pub use path::{Home, Path};
+pub use path::{Home, Path, Place};
 
 use crate::download::{self, Answers, Download};
 use crate::store::*;
 use crate::upload::{self, Context, Target, Upload};
-use local::Origin;
-use std::sync::Arc;
-use std::time::SystemTime;
+use bytes::Bytes;
+use local::DIRECTORY;
+use std::{sync::Arc, time::SystemTime};
 
 /// Why a request on the tree fails.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -25,33 +25,34 @@ pub enum TreeError {
     /// Nothing has this name.
     #[error("no such file or directory")]
     NotFound,
-    /// A file was wanted.
-    #[error("is a directory")]
-    IsDirectory,
-    /// The name is taken.
-    #[error("already exists")]
-    Exists,
-    /// rmdir never deletes files.
-    #[error("the directory is not empty")]
-    NotEmpty,
-    /// An upload to it, or inside it, is in progress.
-    #[error("an upload to it is in progress")]
-    Busy,
     /// A path that no key can stand for.
     #[error("{0}")]
     BadPath(&'static str),
-    /// Against the rules, with the reason.
-    #[error("{0}")]
-    Refused(&'static str),
     /// S3 can't do that.
     #[error("{0}")]
     Unsupported(&'static str),
+    /// Against the rules, with the reason.
+    #[error("{0}")]
+    Refused(&'static str),
     /// See [`StoreError`].
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
+/// The name is taken.
+const EXISTS: TreeError = TreeError::Refused("already exists");
+/// A file was wanted.
+const IS_DIRECTORY: TreeError = TreeError::Refused("is a directory");
+/// rmdir never deletes files.
+const NOT_EMPTY: TreeError = TreeError::Refused("the directory is not empty");
+/// An upload to it, or inside it, is in progress.
+const BUSY: TreeError = TreeError::Refused("an upload to it is in progress");
+
 type Result<T> = std::result::Result<T, TreeError>;
+
+fn fail_if(wrong: bool, error: TreeError) -> Result<()> {
+    if wrong { Err(error) } else { Ok(()) }
+}
 
 /// What stat tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,224 +105,158 @@ impl Tree {
         Tree { context, local, home }
     }
 
-    fn store(&self) -> &dyn Store {
-        self.context.store.as_ref()
-    }
-
-    /// Waits for uploads to this key, or below this prefix, that are being closed, in whatever session. What is asked
+    /// The keys of a path, after uploads to or below it that are being closed, in whatever session. What is asked
     /// after a CLOSE must see its outcome, even if nobody waited for the reply (sshfs doesn't).
-    async fn settle(&self, key: &Key) {
-        while let Some(upload) = self.local.closing(key) {
+    async fn settled(&self, path: &Path) -> Result<Place> {
+        let place = self.home.place(path)?;
+        while let Some(upload) = self.local.closing(&place) {
             upload.ended().await;
         }
+        Ok(place)
     }
 
     /// Nothing if known here, else HEAD, else a list of one.
     pub async fn stat(&self, path: &Path) -> Result<Stat> {
-        if path.is_root() {
+        if path.is_root() || self.local.is_made(&self.home.directory(path)?) {
             return Ok(Stat::Directory);
         }
-        let key = self.home.file(path)?;
-        if let Some(progress) = self.local.upload(&key) {
-            return Ok(Stat::from(&progress));
+        let place = self.home.place(path)?;
+        let upload = || self.local.upload(&place.file).as_ref().map(Stat::from);
+        if let Some(stat) = upload() {
+            return Ok(stat);
         }
-        if self.local.directory(&self.home.directory(path)?) == Some(Origin::Made) {
-            return Ok(Stat::Directory);
-        }
-        match self.object(&key).await {
-            Ok(object) => Ok(Stat::from(&object)),
-            Err(TreeError::NotFound) if self.is_directory(path).await? => Ok(Stat::Directory),
-            Err(error) => Err(error),
-        }
+        let found = self.look(&place).await.map(|object| object.as_ref().map_or(Stat::Directory, Stat::from));
+        // An upload may have begun meanwhile.
+        found.or_else(|error| upload().ok_or(error))
     }
 
     /// HEAD; where that is refused, as to write-only credentials, a list of one.
-    async fn object(&self, key: &Key) -> Result<Object> {
-        match self.store().head(key).await {
-            Ok(object) => Ok(object),
+    async fn object(&self, file: &Key) -> Result<Object> {
+        match self.context.store.head(file).await {
             Err(StoreError::NotFound) => Err(TreeError::NotFound),
-            Err(StoreError::Forbidden(_)) => {
-                let page = self.list_some(key, false, 1).await?;
-                match page.entries.into_iter().next() {
-                    Some(Entry::Object(found, object)) if found == key.as_str() => Ok(object),
-                    _ => Err(TreeError::NotFound),
-                }
-            }
-            Err(error) => Err(error.into()),
+            Err(StoreError::Forbidden(_)) => match self.list(file, None, 1).await?.entries.pop() {
+                Some(Entry::Object(key, object)) if key == file.as_str() => Ok(object),
+                _ => Err(TreeError::NotFound),
+            },
+            object => Ok(object?),
+        }
+    }
+
+    /// The object of this name, or `None` where only a directory has it. HEAD, then a list of one.
+    async fn look(&self, place: &Place) -> Result<Option<Object>> {
+        match self.object(&place.file).await {
+            Err(TreeError::NotFound) if self.local.upload(&place.file).is_some() => Err(BUSY),
+            Err(TreeError::NotFound) if self.is_directory(&place.directory).await? => Ok(None),
+            object => object.map(Some),
         }
     }
 
     /// Known here, or a list of one.
-    async fn is_directory(&self, path: &Path) -> Result<bool> {
-        let prefix = self.home.directory(path)?;
-        if path.is_root() || self.local.directory(&prefix).is_some() {
-            return Ok(true);
-        }
-        Ok(!self.list_some(&prefix, false, 1).await?.entries.is_empty())
+    async fn is_directory(&self, prefix: &Key) -> Result<bool> {
+        Ok(self.local.is_directory(prefix) || !self.list(prefix, None, 1).await?.entries.is_empty())
     }
 
-    async fn list_some(&self, prefix: &Key, folded: bool, limit: usize) -> Result<Page> {
-        Ok(self.store().list(ListRequest { prefix, folded, after: None, limit }).await?)
-    }
-
-    /// One list request; more as the listing is read.
-    pub async fn open_directory(&self, path: &Path) -> Result<Listing> {
-        let prefix = self.home.directory(path)?;
-        let exists = path.is_root() || self.local.directory(&prefix).is_some();
-        let entries = self.local.entries(&prefix);
-        let listing = Listing::open(self.context.store.clone(), prefix, entries).await?;
-        if listing.is_void() && !exists { Err(TreeError::NotFound) } else { Ok(listing) }
+    async fn list(&self, prefix: &Key, after: Option<String>, limit: usize) -> Result<Page> {
+        Ok(self.context.store.list(ListRequest { prefix, folded: false, after, limit }).await?)
     }
 
     /// One list request, to see that the name is free. The directory itself is kept in RAM.
     pub async fn make_directory(&self, path: &Path) -> Result<()> {
-        let prefix = self.home.directory(path)?;
-        let Ok(key) = self.home.file(path) else { return Err(TreeError::Exists) };
-        if self.local.upload(&key).is_some() || self.local.directory(&prefix).is_some() {
-            return Err(TreeError::Exists);
-        }
-        match self.list_some(&key, true, MAX_PAGE).await {
-            Ok(page) => {
-                let taken = page.entries.iter().any(|entry| match entry {
-                    Entry::Object(found, _) => found == key.as_str(),
-                    Entry::Prefix(found) => found == prefix.as_str(),
-                });
-                // A thousand names begin like this one: ask for it alone.
-                if taken || (page.next.is_some() && self.is_directory(path).await?) {
-                    return Err(TreeError::Exists);
-                }
-            }
+        let Place { file, directory } = self.home.place(path)?;
+        fail_if(self.local.upload(&file).is_some() || self.local.is_directory(&directory), EXISTS)?;
+        let request = ListRequest { prefix: &file, folded: true, after: None, limit: MAX_PAGE };
+        let page = match self.context.store.list(request).await {
             // Credentials that can only put can still make directories to put into.
-            Err(TreeError::Store(StoreError::Forbidden(_))) => {}
-            Err(error) => return Err(error),
-        }
-        if self.local.add_directory(&prefix, Origin::Made) {
-            Ok(())
-        } else {
-            Err(TreeError::Refused("too many empty directories: they live in the server's memory"))
-        }
+            Err(StoreError::Forbidden(_)) => Page::default(),
+            page => page?,
+        };
+        let is_it = |(Entry::Object(key, _) | Entry::Prefix(key)): &Entry| key.trim_end_matches('/') == file.as_str();
+        // A thousand names begin like this one: ask for it alone.
+        let taken = page.entries.iter().any(is_it) || (page.next.is_some() && self.is_directory(&directory).await?);
+        fail_if(taken, EXISTS)?;
+        self.local.add_directory(&directory, true)
     }
 
     /// One list request, and a DELETE if there is a `dir/` marker.
     pub async fn remove_directory(&self, path: &Path) -> Result<()> {
-        if path.is_root() {
-            return Err(TreeError::Refused("the home directory can't be removed"));
+        let Place { directory, .. } = self.home.place(path)?;
+        fail_if(self.local.any(&directory, |name, _| !name.is_empty()), NOT_EMPTY)?;
+        match self.list(&directory, None, 2).await?.entries.as_slice() {
+            [] => fail_if(!self.local.is_directory(&directory), TreeError::NotFound)?,
+            [Entry::Object(marker, _)] if marker == directory.as_str() => self.context.store.delete(&directory).await?,
+            _ => return Err(NOT_EMPTY),
         }
-        let prefix = self.home.directory(path)?;
-        if self.local.has_entries(&prefix) {
-            return Err(TreeError::NotEmpty);
-        }
-        let page = self.list_some(&prefix, false, 2).await?;
-        let is_marker = |entry: &Entry| matches!(entry, Entry::Object(key, _) if key == prefix.as_str());
-        if !page.entries.iter().all(is_marker) {
-            return Err(TreeError::NotEmpty);
-        }
-        if !page.entries.is_empty() {
-            self.store().delete(&prefix).await?;
-        }
-        if !self.local.remove_directory(&prefix) && page.entries.is_empty() {
-            return Err(TreeError::NotFound);
-        }
+        self.local.remove(&(directory.to_string(), DIRECTORY));
         self.keep_parent(path);
         Ok(())
     }
 
     /// HEAD and DELETE.
     pub async fn remove(&self, path: &Path) -> Result<()> {
-        let key = self.home.file(path)?;
-        self.settle(&key).await;
-        match self.object(&key).await {
-            Ok(_) => self.store().delete(&key).await?,
-            Err(error) => return Err(self.why_no_file(path, &key, error).await),
-        }
+        let place = self.settled(path).await?;
+        self.look(&place).await?.ok_or(IS_DIRECTORY)?;
+        self.context.store.delete(&place.file).await?;
         self.keep_parent(path);
         Ok(())
     }
 
     /// A directory does not vanish with its last entry, though S3 thinks so.
     fn keep_parent(&self, path: &Path) {
-        let parent = Path::parse(&format!("{}/..", path.as_str()));
-        if let Ok(parent) = parent
-            && !parent.is_root()
-            && let Ok(prefix) = self.home.directory(&parent)
-        {
-            self.local.add_directory(&prefix, Origin::LeftOver);
-        }
-    }
-
-    /// "Not found" in more fitting words.
-    async fn why_no_file(&self, path: &Path, key: &Key, error: TreeError) -> TreeError {
-        match error {
-            TreeError::NotFound if self.local.upload(key).is_some() => TreeError::Busy,
-            TreeError::NotFound if self.is_directory(path).await.unwrap_or(false) => TreeError::IsDirectory,
-            error => error,
-        }
+        let parent = Path::parse(&format!("{}/..", path.as_str())).and_then(|parent| self.home.place(&parent));
+        // Nothing to keep above the top; and if there are too many, this one goes.
+        let _ = parent.and_then(|parent| self.local.add_directory(&parent.directory, false));
     }
 
     /// SETSTAT with a size: 0 empties the file (HEAD and PUT), any other must be what it is (as stat).
     pub async fn set_size(&self, path: &Path, size: u64) -> Result<()> {
-        let key = self.home.file(path)?;
-        self.settle(&key).await;
+        let Place { file, .. } = self.settled(path).await?;
         match self.stat(path).await? {
-            Stat::Directory => Err(TreeError::IsDirectory),
+            Stat::Directory => Err(IS_DIRECTORY),
             Stat::File { size: now, .. } if now == size => Ok(()),
-            Stat::File { .. } if self.local.upload(&key).is_some() => Err(TreeError::Busy),
-            Stat::File { .. } if size == 0 => Ok(self.store().put(&key, bytes::Bytes::new(), Condition::None).await?),
+            Stat::File { .. } if self.local.upload(&file).is_some() => Err(BUSY),
+            Stat::File { .. } if size == 0 => Ok(self.context.store.put(&file, Bytes::new(), Condition::None).await?),
             Stat::File { .. } => Err(TreeError::Unsupported("S3 can't change the size of a stored file")),
         }
     }
 
     /// One HEAD.
-    pub async fn open_read(
-        &self,
-        path: &Path,
-        answers: impl Answers,
-        on_end: impl FnOnce(download::Summary) + Send + 'static,
-    ) -> Result<Download> {
-        let key = self.home.file(path)?;
-        self.settle(&key).await;
-        match self.object(&key).await {
-            Ok(object) => Ok(Download::open(self.context.clone(), key, object, answers, on_end)),
-            Err(error) => Err(self.why_no_file(path, &key, error).await),
-        }
+    pub async fn open_read<F>(&self, path: &Path, answers: impl Answers, on_end: F) -> Result<Download>
+    where
+        F: FnOnce(download::Summary) + Send + 'static,
+    {
+        let place = self.settled(path).await?;
+        let object = self.look(&place).await?.ok_or(IS_DIRECTORY)?;
+        Ok(Download::open(self.context.clone(), place.file, object, answers, on_end))
     }
 
     /// Nothing for a plain put (create and truncate); HEAD where the old object matters.
-    pub async fn open_write(
-        &self,
-        path: &Path,
-        mode: WriteMode,
-        on_end: impl FnOnce(upload::Summary) + Send + 'static,
-    ) -> Result<Upload> {
-        let key = self.home.file(path)?;
-        self.settle(&key).await;
-        if self.local.directory(&self.home.directory(path)?) == Some(Origin::Made) {
-            return Err(TreeError::IsDirectory);
-        }
-        let asks = mode.exclusive || !mode.truncate || !mode.create;
-        let old = match asks {
-            true => Some(self.object(&key).await),
-            false => None,
+    pub async fn open_write<F>(&self, path: &Path, mode: WriteMode, on_end: F) -> Result<Upload>
+    where
+        F: FnOnce(upload::Summary) + Send + 'static,
+    {
+        let place = self.settled(path).await?;
+        fail_if(self.local.is_made(&place.directory), IS_DIRECTORY)?;
+        let old = match mode {
+            // Not even asked for.
+            WriteMode { create: true, truncate: true, exclusive: false } => Err(TreeError::NotFound),
+            WriteMode { create: true, .. } => self.object(&place.file).await,
+            WriteMode { create: false, .. } => self.look(&place).await?.ok_or(IS_DIRECTORY),
         };
+        let taken = old.is_ok() || self.local.upload(&place.file).is_some();
+        fail_if(mode.exclusive && taken, EXISTS)?;
         let base = match old {
-            Some(Ok(_)) if mode.exclusive => return Err(TreeError::Exists),
-            Some(Ok(object)) => Some(object).filter(|_| !mode.truncate),
-            Some(Err(TreeError::NotFound)) if mode.exclusive && self.local.upload(&key).is_some() => {
-                return Err(TreeError::Exists);
-            }
-            Some(Err(TreeError::NotFound)) if mode.create => None,
-            Some(Err(error)) => return Err(self.why_no_file(path, &key, error).await),
-            None => None,
+            Err(TreeError::NotFound) if mode.create => None,
+            object => Some(object?).filter(|_| !mode.truncate),
         };
         let condition = if mode.exclusive { Condition::Absent } else { Condition::None };
-        let id = self.local.upload_id();
-        let (local, shown) = (self.local.clone(), key.clone());
+        let (local, slot) = (self.local.clone(), self.local.upload_slot(&place.file));
+        let shown = slot.clone();
         let on_end = Box::new(move |summary| {
-            local.remove_upload(&shown, id);
+            local.remove(&shown);
             on_end(summary);
         });
-        let upload = Upload::open(self.context.clone(), Target { key: key.clone(), base, condition, on_end });
-        self.local.add_upload(&key, id, upload.progress().clone());
+        let upload = Upload::open(self.context.clone(), Target { key: place.file, base, condition, on_end });
+        self.local.add_upload(slot, upload.progress().clone());
         Ok(upload)
     }
 }

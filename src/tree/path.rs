@@ -3,7 +3,7 @@
 //! Invariant: a [`Key`] made here starts with the user's own prefix, whatever the client sent. Paths
 //! are resolved as text only, as S3 has no links that could point elsewhere.
 
-use super::TreeError;
+use super::{Result, TreeError, fail_if};
 use crate::store::{Key, MAX_KEY};
 
 /// An absolute, normalised path as the client sees it: `/`, `/a`, `/a/b`. Never `..`, never a trailing slash.
@@ -15,10 +15,9 @@ impl Path {
     ///
     /// Errors: NUL, U+FFFD (the SFTP decoder puts it where bytes were no UTF-8, so that two names could meet in
     /// one key), or too long for any key (1,024 bytes).
-    pub fn parse(text: &str) -> Result<Path, TreeError> {
-        if text.contains('\0') || text.contains(char::REPLACEMENT_CHARACTER) {
-            return Err(TreeError::BadPath("the path is not valid UTF-8 or holds a NUL"));
-        }
+    pub fn parse(text: &str) -> Result<Path> {
+        let garbled = text.contains(['\0', char::REPLACEMENT_CHARACTER]);
+        fail_if(garbled, TreeError::BadPath("the path is not valid UTF-8 or holds a NUL"))?;
         let mut parts: Vec<&str> = Vec::new();
         for part in text.split('/') {
             match part {
@@ -28,9 +27,7 @@ impl Path {
             }
         }
         let path = format!("/{}", parts.join("/"));
-        if path.len() > MAX_KEY {
-            return Err(TreeError::BadPath("the path is longer than 1,024 bytes"));
-        }
+        fail_if(path.len() > MAX_KEY, TreeError::BadPath("the path is longer than 1,024 bytes"))?;
         Ok(Path(path))
     }
 
@@ -45,43 +42,44 @@ impl Path {
     }
 }
 
+/// The two keys that a path below the root stands for; both can exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The key of a file of this name.
+    pub file: Key,
+    /// The same with a slash: the prefix of everything inside a directory of this name.
+    pub directory: Key,
+}
+
 /// The prefix of every key of one user: the store's prefix and the user's home.
 #[derive(Clone, Debug)]
 pub struct Home(String);
 
 impl Home {
     /// `prefix` and `home` as configured, with or without slashes around them. Errors say what to correct.
-    pub fn new(prefix: &str, home: &str) -> Result<Home, TreeError> {
-        let mut all = String::new();
-        for part in prefix.split('/').chain(home.split('/')).filter(|part| !part.is_empty()) {
-            if part == "." || part == ".." || part.contains('\0') {
-                return Err(TreeError::BadPath("a prefix or home can't hold `.`, `..` or NUL"));
-            }
-            all.push_str(part);
-            all.push('/');
-        }
-        if all.len() > MAX_KEY / 2 {
-            return Err(TreeError::BadPath("prefix and home together are longer than 512 bytes"));
-        }
+    pub fn new(prefix: &str, home: &str) -> Result<Home> {
+        let parts = prefix.split('/').chain(home.split('/')).filter(|part| !part.is_empty());
+        let all: String = parts.flat_map(|part| [part, "/"]).collect();
+        let bad = all.contains('\0') || all.split('/').any(|part| matches!(part, "." | ".."));
+        fail_if(bad, TreeError::BadPath("a prefix or home can't hold `.`, `..` or NUL"))?;
+        fail_if(all.len() > MAX_KEY / 2, TreeError::BadPath("prefix and home together are longer than 512 bytes"))?;
         Ok(Home(all))
     }
 
-    /// The key of a file at this path.
-    pub fn file(&self, path: &Path) -> Result<Key, TreeError> {
-        if path.is_root() {
-            return Err(TreeError::IsDirectory);
-        }
-        self.key(path.as_str().trim_start_matches('/').to_owned())
-    }
-
     /// The prefix of everything below this path.
-    pub fn directory(&self, path: &Path) -> Result<Key, TreeError> {
-        let below = path.as_str().trim_start_matches('/');
-        self.key(if below.is_empty() { String::new() } else { format!("{below}/") })
+    pub fn directory(&self, path: &Path) -> Result<Key> {
+        let slash = if path.is_root() { "" } else { "/" };
+        let key = Key::new(format!("{}{}{slash}", self.0, path.0.trim_start_matches('/')));
+        key.ok_or(TreeError::BadPath("the key would be longer than 1,024 bytes"))
     }
 
-    fn key(&self, below: String) -> Result<Key, TreeError> {
-        Key::new(format!("{}{below}", self.0)).ok_or(TreeError::BadPath("the key would be longer than 1,024 bytes"))
+    /// The keys of this path; the home itself has no file's.
+    pub fn place(&self, path: &Path) -> Result<Place> {
+        let directory = self.directory(path)?;
+        match Key::new(directory.as_str().trim_end_matches('/')) {
+            Some(file) if !path.is_root() => Ok(Place { file, directory }),
+            _ => Err(TreeError::Refused("this is the home directory itself")),
+        }
     }
 }
 
@@ -123,13 +121,14 @@ mod tests {
     fn keys_stay_below_the_home() {
         let home = Home::new("/in//", "alice").unwrap();
         for text in ["../bob/x", "/../../bob/x", "a/../../bob/x"] {
-            assert_eq!(home.file(&Path::parse(text).unwrap()).unwrap().as_str(), "in/alice/bob/x");
+            let place = home.place(&Path::parse(text).unwrap()).unwrap();
+            assert_eq!((place.file.as_str(), place.directory.as_str()), ("in/alice/bob/x", "in/alice/bob/x/"));
         }
         assert_eq!(home.directory(&Path::parse("/").unwrap()).unwrap().as_str(), "in/alice/");
         assert_eq!(home.directory(&Path::parse("d").unwrap()).unwrap().as_str(), "in/alice/d/");
-        assert!(matches!(home.file(&Path::parse("..").unwrap()), Err(TreeError::IsDirectory)));
+        assert!(matches!(home.place(&Path::parse("..").unwrap()), Err(TreeError::Refused(_))));
         let long = Path::parse(&"x".repeat(1020)).unwrap();
-        assert!(home.file(&long).is_err() && Home::new("", "").unwrap().file(&long).is_ok());
+        assert!(home.place(&long).is_err() && Home::new("", "").unwrap().place(&long).is_ok());
         assert!(Home::new("", "../x").is_err());
     }
 }

@@ -1,30 +1,15 @@
 //! `sftpd users add|remove|list`.
 
-use super::file::{Access, User, UsersFile, check_name, parse_key};
-use super::password;
-use anyhow::Context;
-use serde_json::json;
-use ssh_key::HashAlg;
-use std::io::{BufRead, IsTerminal};
-use std::path::Path;
-
-/// In bytes.
-const MAX_PASSWORD: usize = 1024;
+use super::{Access, UsersFile, check_name, hash, parse_key};
+use anyhow::{Context, anyhow, ensure};
+use serde_json::{Value, json};
+use ssh_key::HashAlg::Sha256;
+use std::{io::IsTerminal, io::stdin, path::Path};
 
 /// A mistake in what was typed, not in the world: exit status 2.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Usage(pub String);
-
-impl From<anyhow::Error> for Usage {
-    fn from(error: anyhow::Error) -> Usage {
-        Usage(format!("{error:#}"))
-    }
-}
-
-fn usage(message: impl Into<String>) -> anyhow::Error {
-    Usage(message.into()).into()
-}
+#[error(transparent)]
+pub struct Usage(#[from] pub anyhow::Error);
 
 /// What to do to the users file.
 #[derive(Debug, clap::Subcommand)]
@@ -64,125 +49,78 @@ pub enum Command {
 impl Command {
     /// Carries it out; what is returned goes to standard output.
     pub fn run(self, path: &Path) -> anyhow::Result<String> {
-        let file = UsersFile::new(path);
         match self {
             Command::Add { name, keys, password, home, access } => {
-                check_name(&name).map_err(Usage::from)?;
-                for key in &keys {
-                    parse_key(key).map_err(Usage::from)?;
-                }
-                let given = !keys.is_empty() || password || home.is_some() || access.is_some();
-                file.read_or_empty()
-                    .and_then(|users| may_add(users.users.get(&name), &name, &keys, password, given))?;
-                let password =
-                    password.then(ask_password).transpose()?.map(|text| password::hash(&text)).transpose()?;
-                file.change(|users| {
-                    may_add(users.users.get(&name), &name, &keys, password.is_some(), given)?;
-                    let user = users.users.entry(name.clone()).or_default();
-                    user.keys.extend(keys.iter().map(|key| key.trim().to_owned()));
-                    user.password = password.or(user.password.take());
-                    user.home = home.or(user.home.take());
+                check_name(&name).map_err(Usage)?;
+                let way_in = !keys.is_empty() || password;
+                let given = way_in || home.is_some() || access.is_some();
+                let add = |UsersFile { users }: &mut UsersFile, hash: Option<String>| {
+                    let known = users.contains_key(&name);
+                    ensure!(way_in || known, Usage(anyhow!("a new user needs a KEY or --password")));
+                    ensure!(given, Usage(anyhow!("user {name} exists already, and nothing was given to change")));
+                    let user = users.entry(name.clone()).or_default();
+                    for line in &keys {
+                        let key = parse_key(line).map_err(Usage)?;
+                        let known = user.parsed_keys().any(|other| other.key_data() == key.key_data());
+                        ensure!(!known, Usage(anyhow!("user {name} has the key {} already", key.fingerprint(Sha256))));
+                        user.keys.push(line.trim().to_owned());
+                    }
+                    user.password = hash.or(user.password.take());
+                    user.home = home.clone().or(user.home.take());
                     user.access = access.unwrap_or(user.access);
                     Ok(format!("user {name} is in {}\n", path.display()))
-                })
+                };
+                // First on a copy: nobody shall type a password in vain.
+                add(&mut UsersFile::read_or_empty(path)?, password.then(String::new))?;
+                let hash = if password { Some(hash(&ask_password()?)?) } else { None };
+                UsersFile::change(path, |file| add(file, hash))
             }
-            Command::Remove { name, key } => file.change(|users| {
-                let Some(user) = users.users.get_mut(&name) else { return Err(unknown(&name)) };
-                if let Some(fingerprint) = key {
-                    remove_key(&name, user, &fingerprint)?;
-                    return Ok(format!("key {fingerprint} of user {name} is removed\n"));
-                }
-                users.users.remove(&name);
-                Ok(format!("user {name} is removed; its files stay in the store\n"))
+            Command::Remove { name, key } => UsersFile::change(path, |file| {
+                let unknown = || Usage(anyhow!("there is no user {name:?}: `sftpd users list` shows all"));
+                let user = file.users.get_mut(&name).ok_or_else(unknown)?;
+                let Some(print) = key else {
+                    file.users.remove(&name);
+                    return Ok(format!("user {name} is removed; its files stay in the store\n"));
+                };
+                let before = user.keys.len();
+                user.keys.retain(|line| parse_key(line).is_ok_and(|key| key.fingerprint(Sha256).to_string() != print));
+                let missing = || anyhow!("user {name} has no key {print}: `sftpd users list` shows them");
+                ensure!(user.keys.len() < before, Usage(missing()));
+                let last = || anyhow!("that is the only way in for {name}: add another first, or remove the user");
+                ensure!(!user.keys.is_empty() || user.password.is_some(), Usage(last()));
+                Ok(format!("key {print} of user {name} is removed\n"))
             }),
-            Command::List { json } => Ok(list(&file.read_or_empty()?.users, json)),
+            Command::List { json } => Ok(list(&UsersFile::read_or_empty(path)?, json)),
         }
     }
-}
-
-fn unknown(name: &str) -> anyhow::Error {
-    usage(format!("there is no user {name:?}: `sftpd users list` shows all"))
-}
-
-fn may_add(old: Option<&User>, name: &str, keys: &[String], password: bool, given: bool) -> anyhow::Result<()> {
-    match old {
-        None if keys.is_empty() && !password => Err(usage("a new user needs a KEY or --password")),
-        Some(_) if !given => Err(usage(format!("user {name} exists already, and nothing was given to change"))),
-        old => {
-            let mut known: Vec<_> = old.iter().flat_map(|user| user.parsed_keys()).collect();
-            for line in keys {
-                let key = parse_key(line)?;
-                if known.iter().any(|other| other.key_data() == key.key_data()) {
-                    let fingerprint = key.fingerprint(HashAlg::Sha256);
-                    return Err(usage(format!("user {name} has the key {fingerprint} already")));
-                }
-                known.push(key);
-            }
-            Ok(())
-        }
-    }
-}
-
-fn remove_key(name: &str, user: &mut User, fingerprint: &str) -> anyhow::Result<()> {
-    let before = user.keys.len();
-    user.keys
-        .retain(|line| parse_key(line).is_ok_and(|key| key.fingerprint(HashAlg::Sha256).to_string() != fingerprint));
-    if user.keys.len() == before {
-        return Err(usage(format!("user {name} has no key {fingerprint}: `sftpd users list` shows them")));
-    }
-    if user.keys.is_empty() && user.password.is_none() {
-        return Err(usage(format!("that is the only way in for {name}: add another first, or remove the user")));
-    }
-    Ok(())
 }
 
 /// Never from an argument: those are in the shell's history and in `ps`.
 fn ask_password() -> anyhow::Result<String> {
-    let password = if std::io::stdin().is_terminal() {
-        let first = rpassword::prompt_password("Password: ").context("can't read the password")?;
-        if rpassword::prompt_password("Once more: ").context("can't read the password")? != first {
-            return Err(usage("the passwords differ: nothing was changed"));
-        }
-        first
-    } else {
-        let mut line = String::new();
-        std::io::stdin().lock().read_line(&mut line).context("can't read the password from standard input")?;
-        line.trim_end_matches(['\r', '\n']).to_owned()
-    };
-    if password.is_empty() {
-        return Err(usage("an empty password is no password: nothing was changed"));
-    }
-    if password.len() > MAX_PASSWORD {
-        return Err(usage(format!("the password is longer than {MAX_PASSWORD} bytes: nothing was changed")));
-    }
+    let terminal = stdin().is_terminal();
+    let ask = |prompt| rpassword::prompt_password(prompt).context("can't read the password");
+    let line = || stdin().lines().next().transpose().context("can't read the password from standard input");
+    let password = if terminal { ask("Password: ")? } else { line()?.unwrap_or_default() };
+    let same = !terminal || ask("Once more: ")? == password;
+    ensure!(same, Usage(anyhow!("the passwords differ: nothing was changed")));
+    ensure!(!password.is_empty(), Usage(anyhow!("an empty password is no password: nothing was changed")));
+    ensure!(password.len() <= 1024, Usage(anyhow!("the password is longer than 1024 bytes: nothing was changed")));
     Ok(password)
 }
 
-fn list(users: &std::collections::BTreeMap<String, User>, json: bool) -> String {
-    let prints = |user: &User| -> Vec<String> {
-        user.parsed_keys().map(|key| key.fingerprint(HashAlg::Sha256).to_string()).collect()
-    };
-    if json {
-        let all = users.iter().map(|(name, user)| {
-            json!({"name": name, "home": user.home(name), "access": user.access,
-                   "password": user.password.is_some(), "keys": prints(user)})
-        });
-        return format!("{}\n", serde_json::Value::from_iter(all));
+fn list(file: &UsersFile, as_json: bool) -> String {
+    let (mut table, mut all) = (String::new(), Vec::new());
+    for (name, user) in &file.users {
+        let (home, access, password) = (user.account(name).home, json!(user.access), user.password.is_some());
+        let mut ways: Vec<_> = user.parsed_keys().map(|key| key.fingerprint(Sha256).to_string()).collect();
+        all.push(json!({"name": name, "home": home, "access": access, "password": password, "keys": ways}));
+        ways.extend(password.then(|| "password".to_owned()));
+        let (access, ways) = (access.as_str().unwrap_or_default(), ways.join(" "));
+        table += &format!("{name:<16} {access:<10} /{home:<20} {ways}\n");
     }
-    if users.is_empty() {
-        return "no users yet: `sftpd users add NAME \"KEY\"`\n".to_owned();
+    match as_json {
+        true => format!("{}\n", Value::from(all)),
+        false if all.is_empty() => "no users yet: `sftpd users add NAME \"KEY\"`\n".to_owned(),
+        false => table,
     }
-    let mut out = String::new();
-    for (name, user) in users {
-        let access = json!(user.access);
-        let ways = prints(user).into_iter().chain(user.password.is_some().then(|| "password".to_owned()));
-        let ways: Vec<_> = ways.collect();
-        out += &format!(
-            "{name:<16} {:<10} /{:<20} {}\n",
-            access.as_str().unwrap_or_default(),
-            user.home(name),
-            ways.join(" ")
-        );
-    }
-    out
 }
