@@ -100,7 +100,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}"))?;
     let address = listener.local_addr().context("no address")?;
     let shutdown = Shutdown::default();
-    tokio::spawn(watch_signals(shutdown.clone()));
+    watch_signals(shutdown.clone()).context("can't catch signals")?;
     log::info!("host key {}", config.host_keys.iter().map(HostKey::fingerprint).collect::<Vec<_>>().join(", "));
     log::info!("listening on {address}");
     if let Some(password) = password {
@@ -135,13 +135,15 @@ async fn config(args: Serve) -> anyhow::Result<Config> {
     Ok(Config { buffer_memory: memory, max_sessions, login_timeout, idle_timeout, drain_timeout, ..base })
 }
 
-/// The first SIGTERM or SIGINT drains, the second cuts.
-async fn watch_signals(shutdown: Shutdown) {
-    let [Ok(mut terminate), Ok(mut interrupt)] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal) else {
-        return log::error!("signals can't be caught: the server can only be killed");
-    };
-    for token in [shutdown.drain, shutdown.stop] {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        token.cancel();
-    }
+/// The first SIGTERM or SIGINT drains, the second cuts. They are caught from here on, before anyone is told that the
+/// server is ready.
+fn watch_signals(shutdown: Shutdown) -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        for token in [shutdown.drain, shutdown.stop] {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            token.cancel();
+        }
+    });
+    Ok(())
 }
