@@ -74,8 +74,8 @@ async fn many_uploads_stay_inside_the_formula() {
         puts.spawn(async move { client.put(&format!("/{n}"), &data).await.unwrap() });
     }
     puts.join_all().await;
-    // 20 of the process, 40 for two password checks, the pool, and each upload's and session's share.
-    let promise = 60 + 32 + UPLOADS * 25 / 4 + UPLOADS * 4;
+    // 20 of the process, 14 for two password checks, the pool, and each upload's and session's share.
+    let promise = 34 + 32 + UPLOADS * 25 / 4 + UPLOADS * 4;
     let peak = process.peak();
     assert!((UPLOADS * 5..=promise).contains(&peak), "{peak} MiB, of {promise}");
     assert_clean(&s3);

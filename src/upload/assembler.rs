@@ -3,6 +3,7 @@
 //! Invariants: the parts cut so far are exactly the bytes `0..start`; `buffer` holds what came from
 //! `start` on; a byte that was cut is never changed. Every refused write leaves the state as it was.
 
+use crate::budget::{Budget, Buffer};
 use crate::store::{MAX_PARTS, MIN_PART};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -10,8 +11,8 @@ use std::collections::BTreeMap;
 /// How far beyond the contiguous end a write may begin. No client that was watched writes out of order;
 /// those that could (parallel writers) stay within their window of requests.
 pub const REORDER_WINDOW: u64 = 1024 * 1024;
-/// The buffer grows in steps from here, so that a small file costs little.
-const FIRST_ALLOCATION: usize = 64 * 1024;
+/// A part up to this size, in bytes, leaves as a copy: who keeps it for long shall not keep pages for a whole part.
+const SMALL: usize = 64 * 1024;
 
 /// How large each part is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +47,19 @@ pub struct Assembler {
     parts: u32,
     /// First offset still in RAM: everything below is cut into parts.
     start: u64,
-    buffer: Vec<u8>,
-    /// Ranges of `buffer` that were written, from → to. No two touch, and the last one ends where `buffer` does.
+    budget: Budget,
+    /// Room for the part being filled, and for what may come early.
+    buffer: Option<Buffer>,
+    /// Where the furthest byte in `buffer` ends.
+    len: usize,
+    /// Ranges of `buffer` that were written, from → to. No two touch, and the last one ends at `len`.
     written: BTreeMap<usize, usize>,
 }
 
 impl Assembler {
     /// For a new object.
-    pub fn new(sizes: PartSizes) -> Assembler {
-        Assembler { sizes, parts: 0, start: 0, buffer: Vec::new(), written: BTreeMap::new() }
+    pub fn new(sizes: PartSizes, budget: Budget) -> Assembler {
+        Assembler { sizes, parts: 0, start: 0, budget, buffer: None, len: 0, written: BTreeMap::new() }
     }
 
     /// Contiguous bytes in RAM, counted from the beginning of the part being filled.
@@ -74,7 +79,12 @@ impl Assembler {
 
     /// The furthest byte that was written, gaps included: beyond [`Assembler::end`] when bytes came early.
     pub fn high(&self) -> u64 {
-        self.start + self.buffer.len() as u64
+        self.start + self.len as u64
+    }
+
+    /// Parts cut so far.
+    pub fn parts(&self) -> u32 {
+        self.parts
     }
 
     /// Number of the part being filled, from 1; says why when there is none left.
@@ -114,19 +124,24 @@ impl Assembler {
         let limit = (self.part_size() + if offset > end { 2 * REORDER_WINDOW } else { 0 }) as usize;
         let taken = data.get(..limit.saturating_sub(at)).unwrap_or(data);
         let to = at + taken.len();
-        if to > self.buffer.capacity() {
-            // Doubling, but never beyond the limit, so that a full part wastes nothing.
-            let wanted = to.max(2 * self.buffer.capacity()).max(FIRST_ALLOCATION).min(limit);
-            self.buffer.reserve_exact(wanted - self.buffer.len());
+        if let Some(room) = self.room()?.get_mut(at..to) {
+            room.copy_from_slice(taken);
         }
-        self.buffer.resize(self.buffer.len().max(at), 0);
-        let (over, beyond) = taken.split_at(taken.len().min(self.buffer.len() - at));
-        if let Some(old) = self.buffer.get_mut(at..at + over.len()) {
-            old.copy_from_slice(over);
-        }
-        self.buffer.extend_from_slice(beyond);
+        self.len = self.len.max(to);
         self.note(at, to);
         Ok(taken.len())
+    }
+
+    /// The buffer, large enough for the part being filled.
+    fn room(&mut self) -> Result<&mut Buffer, String> {
+        let size = (self.part_size() + 2 * REORDER_WINDOW) as usize;
+        match self.buffer.take().filter(|buffer| buffer.len() >= size) {
+            Some(buffer) => Ok(self.buffer.insert(buffer)),
+            None => {
+                let fresh = self.budget.buffer(size).map_err(|error| format!("the server has no memory: {error}"))?;
+                Ok(self.buffer.insert(fresh))
+            }
+        }
     }
 
     /// `from..to` was written: one range with those that it touches.
@@ -140,22 +155,29 @@ impl Assembler {
 
     /// Takes the next part out: so many bytes, all that are ready at most. Where nothing is buffered they are passed
     /// over: bytes that the store copies never come through RAM.
-    pub fn cut(&mut self, size: u64) -> Bytes {
+    pub fn cut(&mut self, size: u64) -> Result<Bytes, String> {
         self.start += size;
         self.parts += 1;
-        let size = self.buffer.len().min(size as usize);
-        let rest = self.buffer.split_off(size);
+        let (old, size, end) = (self.buffer.take(), self.len.min(size as usize), self.len);
         let written = std::mem::take(&mut self.written).into_iter();
         self.written = written.map(|(from, to)| (from.saturating_sub(size), to.saturating_sub(size))).collect();
-        std::mem::replace(&mut self.buffer, rest).into()
+        self.len -= size;
+        let Some(old) = old else { return Ok(Bytes::new()) };
+        let (body, early) = old.get(..end).unwrap_or_default().split_at(size);
+        if let Some(early) = Some(early).filter(|early| !early.is_empty())
+            && let Some(room) = self.room()?.get_mut(..early.len())
+        {
+            room.copy_from_slice(early);
+        }
+        Ok(if size <= SMALL { Bytes::copy_from_slice(body) } else { Bytes::from_owner(old).slice(..size) })
     }
 
     /// Drops what lies beyond `size`. False, and nothing done, when that was cut already or never came.
     pub fn truncate(&mut self, size: u64) -> bool {
         let kept = (self.start..=self.end()).contains(&size);
         if kept {
-            self.buffer.truncate((size - self.start) as usize);
-            self.written = BTreeMap::from([(0, self.buffer.len())]);
+            self.len = (size - self.start) as usize;
+            self.written = BTreeMap::from([(0, self.len)]);
         }
         kept
     }
@@ -163,7 +185,7 @@ impl Assembler {
     /// The contiguous bytes in RAM from this offset on, at most `len`; `None` for offsets that aren't in RAM.
     pub fn peek(&self, offset: u64, len: usize) -> Option<&[u8]> {
         let (at, ready) = (usize::try_from(offset.checked_sub(self.start)?).ok()?, self.ready() as usize);
-        self.buffer.get(at..ready.min(at.saturating_add(len))).filter(|_| at < ready)
+        self.buffer.as_ref()?.get(at..ready.min(at.saturating_add(len))).filter(|_| at < ready)
     }
 }
 
@@ -173,12 +195,16 @@ mod tests {
 
     const TINY: PartSizes = PartSizes { first: 1000, cap: 4000, double_every: 3 };
 
+    fn tiny() -> Assembler {
+        Assembler::new(TINY, Budget::new(0))
+    }
+
     /// Every part that is complete.
     fn cut_all(assembler: &mut Assembler, parts: &mut Vec<Bytes>) {
         while assembler.is_full() {
             assert_eq!(assembler.number(), Ok(parts.len() as u32 + 1));
             let size = assembler.part_size();
-            parts.push(assembler.cut(size));
+            parts.push(assembler.cut(size).unwrap());
             assert_eq!(parts.last().map(|body| body.len() as u64), Some(size));
         }
     }
@@ -208,7 +234,7 @@ mod tests {
                 at += len;
             }
             pieces.chunks_mut(random.random_range(1..9)).for_each(|near| near.shuffle(&mut random));
-            let mut assembler = Assembler::new(TINY);
+            let mut assembler = tiny();
             let mut parts = Vec::new();
             for piece in pieces {
                 // Sometimes the bytes come twice, the first time wrong: what is in RAM may change.
@@ -222,14 +248,14 @@ mod tests {
             }
             assert_eq!(assembler.end(), assembler.high(), "seed {seed}");
             cut_all(&mut assembler, &mut parts);
-            parts.push(assembler.cut(assembler.ready()));
+            parts.push(assembler.cut(assembler.ready()).unwrap());
             assert!(parts.concat() == file, "seed {seed}");
         }
     }
 
     #[test]
     fn refused_writes_change_nothing() {
-        let mut assembler = Assembler::new(TINY);
+        let mut assembler = tiny();
         let mut parts = Vec::new();
         write_all(&mut assembler, 0, &[7; 2500], &mut parts);
         assert_eq!((assembler.start(), assembler.end()), (2000, 2500));
@@ -254,20 +280,23 @@ mod tests {
     }
 
     #[test]
-    fn the_buffer_never_outgrows_the_part() {
-        let mut assembler = Assembler::new(PartSizes::default());
+    fn a_part_leaves_with_its_pages() {
+        let budget = Budget::new(64 << 20);
+        let mut assembler = Assembler::new(PartSizes::default(), budget.clone());
         for block in 0..160u64 {
             assert_eq!(assembler.write(block * 32768, &[1; 32768]), Ok(32768));
-            assert!(assembler.buffer.capacity() as u64 <= MIN_PART);
         }
         assert!(assembler.is_full() && assembler.ready() == MIN_PART);
-        let body = assembler.cut(MIN_PART);
-        assert_eq!((body.len() as u64, assembler.buffer.capacity()), (MIN_PART, 0));
+        let at = assembler.peek(0, 1).map(<[u8]>::as_ptr);
+        let body = assembler.cut(MIN_PART).unwrap();
+        assert_eq!((body.len() as u64, Some(body.as_ptr())), (MIN_PART, at));
+        assert_eq!(assembler.write(MIN_PART, b"x"), Ok(1));
+        assert_eq!(&body[..2], [1, 1]);
     }
 
     #[test]
     fn truncating_forgets_what_came_early() {
-        let mut assembler = Assembler::new(TINY);
+        let mut assembler = tiny();
         assembler.write(0, &[1; 100]).unwrap();
         assembler.write(200, &[1; 100]).unwrap();
         assert_eq!((assembler.end(), assembler.high()), (100, 300));

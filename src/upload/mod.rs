@@ -132,7 +132,7 @@ impl Upload {
         let work = Work {
             target,
             limit,
-            assembler: Assembler::new(context.sizes),
+            assembler: Assembler::new(context.sizes, context.budget.clone()),
             memory: None,
             upload_id: None,
             in_flight: JoinSet::new(),
@@ -242,7 +242,7 @@ impl Work {
     /// Back to an empty file. Joins the parts before it aborts: a part that arrives after the abort would stay,
     /// invisible and billed.
     async fn discard(&mut self) {
-        self.assembler = Assembler::new(self.context.sizes);
+        self.assembler = Assembler::new(self.context.sizes, self.context.budget.clone());
         self.memory = None;
         while self.in_flight.join_next().await.is_some() {}
         self.done.clear();
@@ -312,7 +312,7 @@ impl Work {
         };
         self.upload_id = Some(id.clone());
         let size = copied.as_ref().map_or(size.min(self.assembler.ready()), |(range, _)| range.end - range.start);
-        let (body, memory) = (self.assembler.cut(size), self.memory.take());
+        let (body, memory) = (self.assembler.cut(size).map_err(Refused)?, self.memory.take());
         self.in_flight.spawn(async move {
             let _memory = memory;
             let Some((range, etag)) = copied else { return context.store.upload_part(&key, &id, number, body).await };
@@ -412,8 +412,10 @@ impl Work {
             self.reap(0).await?;
             self.done.sort_by_key(|part| part.number);
             let sent: u64 = self.done.iter().map(|part| part.size).sum();
-            if sent != size {
-                return Err(StoreError::Other(format!("{sent} bytes in parts, {size} received")).into());
+            let complete = self.done.iter().map(|part| part.number).eq(1..self.assembler.parts() + 1);
+            if sent != size || !complete {
+                let parts = self.done.len();
+                return Err(StoreError::Other(format!("{sent} bytes in {parts} parts, {size} received")).into());
             }
         }
         self.store(size).await
@@ -423,7 +425,7 @@ impl Work {
     /// of our own success, is decided by what is there now.
     async fn store(&mut self, size: u64) -> Result<()> {
         let (store, key, condition) = (&self.context.store, &self.target.key, self.target.condition);
-        let body = self.assembler.cut(self.assembler.ready());
+        let body = self.assembler.cut(self.assembler.ready()).map_err(Refused)?;
         let result = match &self.upload_id {
             Some(id) => store.complete(key, id, &self.done, condition).await,
             None => store.put(key, body.clone(), condition).await,
