@@ -3,8 +3,10 @@
 use anyhow::{Context, anyhow, bail, ensure};
 use bytesize::ByteSize;
 use clap::{Args, Parser};
-use sftpd::server::{self, Config, HostKey, Shutdown};
+use env_logger::fmt::Formatter;
+use sftpd::server::{self, Algorithms, Config, HostKey, Shutdown};
 use sftpd::store::{MIN_PART, Store, memory::MemoryStore, s3::S3Store};
+use sftpd::tree::Home;
 use sftpd::upload::PartSizes;
 use sftpd::users::{FileAuth, SingleUser, commands, commands::Usage, random};
 use std::{io::Write, io::stdout, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
@@ -74,17 +76,32 @@ struct Serve {
     /// Open transfers may finish for so long after SIGTERM; a second signal cuts them.
     #[arg(long, env = "SFTPD_DRAIN_TIMEOUT", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
     drain_timeout: Duration,
+    /// Multipart uploads that a server which died left in the store are aborted after so long.
+    #[arg(long, env = "SFTPD_ABANDONED_AFTER", default_value = "24h", value_parser = humantime::parse_duration, value_name = "TIME")]
+    abandoned_after: Duration,
+    /// What SSH offers.
+    #[arg(long, env = "SFTPD_ALGORITHMS", default_value = "modern", value_name = "KIND")]
+    algorithms: Algorithms,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let command = Command::parse();
     // The S3 SDK and russh tell at `info` what only their authors need.
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error,sftpd=info")).init();
+    let level = env_logger::Env::default().default_filter_or("error,sftpd=info");
+    env_logger::Builder::from_env(level).format(write_line).init();
     let Err(error) = run(command).await else { return ExitCode::SUCCESS };
     eprintln!("sftpd: {error:#}");
     // 2 says that the operator has to change something before another try.
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+}
+
+/// One line, whatever is in it: clients choose names, S3's answers repeat them, and nobody shall write lines of their own.
+fn write_line(out: &mut Formatter, record: &log::Record) -> std::io::Result<()> {
+    let text = record.args().to_string();
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let (time, level, module, text) = (out.timestamp(), record.level(), record.target(), text.chars().map(escape));
+    writeln!(out, "[{time} {level:<5} {module}] {}", text.collect::<String>())
 }
 
 async fn run(command: Command) -> anyhow::Result<()> {
@@ -116,6 +133,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
 async fn config(args: Serve) -> anyhow::Result<Config> {
     let auth = FileAuth::open(args.users).map_err(Usage)?;
     let Serve { store, part_size, buffer_memory, max_sessions, login_timeout, idle_timeout, drain_timeout, .. } = args;
+    let Serve { abandoned_after, algorithms, .. } = args;
     let (first, memory) = (part_size.as_u64(), buffer_memory.as_u64());
     ensure!(first >= MIN_PART, Usage(anyhow!("--part-size {part_size} is below S3's minimum of 5MiB")));
     let most = memory / 4;
@@ -126,12 +144,14 @@ async fn config(args: Serve) -> anyhow::Result<Config> {
     let host_keys = server::load_or_create(&args.host_keys)?;
     let place = store.strip_prefix("s3://").unwrap_or_default();
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+    Home::new(prefix, "").map_err(|error| Usage(anyhow!("--store {store:?}: {error}")))?;
     let files: Arc<dyn Store> = match bucket {
         "" if store == "memory:" => Arc::new(MemoryStore::default()),
         "" => bail!(Usage(anyhow!("--store {store:?} is neither s3://BUCKET, s3://BUCKET/PREFIX nor memory:"))),
         bucket => Arc::new(S3Store::connect(bucket).await?),
     };
     let base = Config { prefix: prefix.to_owned(), part_sizes, ..Config::new(files, Arc::new(auth), host_keys) };
+    let base = Config { abandoned_after, algorithms, ..base };
     Ok(Config { buffer_memory: memory, max_sessions, login_timeout, idle_timeout, drain_timeout, ..base })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A channel is a session with the `sftp` subsystem, or a sentence for whoever expected a shell.
 
-use super::{Shared, Shutdown, socket::Socket};
+use super::{Shared, Shutdown, door::Knock, socket::Socket, ssh};
 use crate::sftp::{self, End, Settings, Sink, Source};
 use crate::tree::{Home, Tree};
 use crate::users::Account;
@@ -40,19 +40,21 @@ struct Connection {
 }
 
 /// Runs the connection until either side ends it.
-pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, knock: Knock) {
     let _ = stream.set_nodelay(true);
+    let offered = ssh::offer(&stream, shared.config.algorithms).await;
+    let Some((_, config)) = shared.ssh.iter().find(|(kind, _)| *kind == offered).cloned() else { return };
     let (channels, gone) = (TaskTracker::new(), CancellationToken::new());
     let socket = Socket { stream, cut: Box::pin(gone.clone().cancelled_owned()), ahead: BytesMut::new() };
     let connection = Connection { shared, peer, account: Arc::default(), channels, gone };
     let deadline = Instant::now() + connection.shared.config.login_timeout;
-    let ssh = run_stream(connection.shared.ssh.clone(), socket, connection.clone());
+    let ssh = run_stream(config, socket, connection.clone());
     let started = timeout_at(deadline, ssh).await.map_err(Error::from).flatten();
     let started = started.inspect_err(|error| log::debug!("{peer}: no SSH: {error}"));
     let Ok(mut running) = started else { return };
     tokio::select! {
         ended = &mut running => log::debug!("{peer}: connection ended: {ended:?}"),
-        reason = connection.must_end(deadline) => {
+        reason = connection.must_end(deadline, knock) => {
             log::info!("{peer}: disconnected: {reason}");
             let goodbye = async {
                 let _ = running.handle().disconnect(Disconnect::ByApplication, reason.to_owned(), String::new()).await;
@@ -68,11 +70,12 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
 
 impl Connection {
     /// Comes back when the connection has to be ended from this side, and says why.
-    async fn must_end(&self, deadline: Instant) -> &'static str {
+    async fn must_end(&self, deadline: Instant, knock: Knock) -> &'static str {
         let Shutdown { drain, stop } = &self.shared.shutdown;
         if let Some(Err(_)) = drain.run_until_cancelled(timeout_at(deadline, self.account.wait())).await {
             return "no login in time";
         }
+        drop(knock);
         drain.cancelled().await;
         // Only a closed tracker can be waited for; sessions that are open go on.
         self.channels.close();
@@ -88,6 +91,7 @@ impl Connection {
 
     /// The outcome of one attempt. A refusal is logged, except for keys that are only being tried out.
     fn outcome(&self, user: &str, account: Option<Account>, method: &str) -> Result<Auth, Error> {
+        self.shared.door.note_login(self.peer.ip(), account.is_some());
         let Some(account) = account else {
             log::warn!("{}: login failed: user {user:?}, {method}", self.peer);
             return Ok(Auth::reject());
@@ -169,7 +173,11 @@ impl Handler for Connection {
     type Error = Error;
 
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Error> {
-        let account = self.shared.config.auth.password(user, password).await;
+        // Of connections that were there before the address was found to guess.
+        let account = match self.shared.door.is_closed_to(self.peer.ip()) {
+            true => None,
+            false => self.shared.config.auth.password(user, password).await,
+        };
         self.outcome(user, account, "password")
     }
 

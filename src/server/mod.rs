@@ -4,20 +4,24 @@
 //! A slow or hostile client costs its own connection only: each has a task, a deadline to log in, and a way to be cut.
 
 mod connection;
+mod door;
 mod host_keys;
 mod socket;
+mod ssh;
 
 pub use host_keys::{HostKey, load_or_create, temporary};
+pub use ssh::Algorithms;
 
 use crate::budget::Budget;
 use crate::store::Store;
-use crate::tree::Local;
+use crate::tree::{Home, Local, Path};
 use crate::upload::{Context, PartSizes};
 use crate::users::Auth;
-use russh::cipher::{AES_128_CTR, AES_128_GCM, AES_192_CTR, AES_256_CTR, AES_256_GCM, CHACHA20_POLY1305};
-use russh::{MethodKind, MethodSet, Preferred, SshId, compression, keys::Algorithm};
-use std::{borrow::Cow, io::Write, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, time::timeout};
+use door::Door;
+use std::net::SocketAddr;
+use std::{io::Write, sync::Arc, time::Duration};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// After an accept that failed, as it does when the process has no file descriptors left.
@@ -25,7 +29,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// For aborts of multipart uploads, once every session has ended.
 const ABORT_TIME: Duration = Duration::from_secs(20);
 /// A line before the version string is for people to read ([RFC 4253 §4.2](https://www.rfc-editor.org/rfc/rfc4253#section-4.2)).
-const FULL: &[u8] = b"This server has as many sessions as it can take: try again later.\r\n";
+const FULL: &[u8] = b"This server takes no connection from you now: try again later.\r\n";
+/// How often abandoned uploads are looked for, the first time at the start.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// All that a server needs. Numbers have the defaults of `sftpd serve`.
 pub struct Config {
@@ -49,6 +55,10 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// For transfers to finish once the server stops.
     pub drain_timeout: Duration,
+    /// Multipart uploads of servers that died are aborted once nothing was added to them for so long.
+    pub abandoned_after: Duration,
+    /// Offered to clients.
+    pub algorithms: Algorithms,
 }
 
 impl Config {
@@ -65,6 +75,8 @@ impl Config {
             login_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30 * 60),
             drain_timeout: Duration::from_secs(60),
+            abandoned_after: Duration::from_secs(24 * 60 * 60),
+            algorithms: Algorithms::Modern,
         }
     }
 }
@@ -81,7 +93,8 @@ pub struct Shutdown {
 /// What all connections share.
 struct Shared {
     config: Config,
-    ssh: Arc<russh::server::Config>,
+    ssh: [(Algorithms, Arc<russh::server::Config>); 3],
+    door: Arc<Door>,
     context: Arc<Context>,
     local: Arc<Local>,
     shutdown: Shutdown,
@@ -91,11 +104,17 @@ struct Shared {
 pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
     let (store, budget) = (config.store.clone(), Budget::new(config.buffer_memory));
     let context = Arc::new(Context { store, budget, sizes: config.part_sizes, tasks: TaskTracker::new() });
-    let ssh = Arc::new(ssh_config(&config));
-    let shared = Arc::new(Shared { config, ssh, context, local: Arc::default(), shutdown });
+    let kinds = [Algorithms::PostQuantum, Algorithms::Modern, Algorithms::Legacy];
+    let ssh = kinds.map(|kind| (kind, Arc::new(ssh::config(&config, kind))));
+    let door = Arc::new(Door::new(config.max_sessions));
+    let shared = Arc::new(Shared { config, ssh, door, context, local: Arc::default(), shutdown });
     let (connections, tasks) = (TaskTracker::new(), &shared.context.tasks);
     let Shutdown { drain, stop } = &shared.shutdown;
-    stop.run_until_cancelled(accept(listener, &shared, &connections)).await;
+    tokio::select! {
+        () = accept(listener, &shared, &connections) => {}
+        () = sweep(&shared) => {}
+        () = stop.cancelled() => {}
+    }
     // Whoever cancels only `stop` means both.
     drain.cancel();
     connections.close();
@@ -117,62 +136,42 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
 }
 
 async fn accept(listener: TcpListener, shared: &Arc<Shared>, connections: &TaskTracker) {
-    let most = shared.config.max_sessions;
     while let Some(accepted) = shared.shutdown.drain.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, peer)) if connections.len() < most => {
-                connections.spawn(connection::serve(stream, peer, shared.clone()));
-            }
             Ok((stream, peer)) => {
-                log::warn!("{peer}: refused: {most} sessions are open (--max-sessions)");
-                // A new socket has room for one line: nobody waits.
-                let _ = stream.into_std().and_then(|mut stream| stream.write_all(FULL));
+                if let Err(why) = admit(stream, peer, shared, connections) {
+                    log::warn!("{peer}: refused: {why}");
+                }
             }
             Err(error) => {
                 log::error!("can't accept a connection: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-fn ssh_config(config: &Config) -> russh::server::Config {
-    russh::server::Config {
-        server_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION")))),
-        methods: MethodSet::from(&[MethodKind::PublicKey, MethodKind::Password][..]),
-        // Every refusal takes so long, whatever it was that did not fit.
-        auth_rejection_time: Duration::from_millis(100),
-        // The first "none" request only asks which methods there are.
-        auth_rejection_time_initial: Some(Duration::ZERO),
-        keys: config.host_keys.iter().map(|key| key.0.clone()).collect(),
-        // Messages of at most 32 KiB that russh holds for us before it stops reading from the socket.
-        channel_buffer_size: 32,
-        // Our messages that russh takes before we wait.
-        event_buffer_size: 32,
-        // russh's own safe list, Ed25519 first, without SHA-1 signatures, with AES-GCM of both sizes in front (half the
-        // CPU of the others where the CPU has AES), and without compression, which would let a few bytes become many
-        // in memory.
-        preferred: Preferred {
-            key: Preferred::DEFAULT.key.iter().filter(|key| **key != Algorithm::Rsa { hash: None }).cloned().collect(),
-            cipher: Cow::Borrowed(&[
-                AES_128_GCM,
-                AES_256_GCM,
-                CHACHA20_POLY1305,
-                AES_128_CTR,
-                AES_192_CTR,
-                AES_256_CTR,
-            ]),
-            compression: Cow::Borrowed(&[compression::NONE]),
-            ..Preferred::DEFAULT
-        },
-        // Failed logins on one connection, as OpenSSH's MaxAuthTries.
-        max_auth_attempts: 6,
-        // Also ends a connection whose client takes nothing off the socket any more.
-        inactivity_timeout: Some(config.idle_timeout),
-        // Keep-alives every so often, of which so many may go unanswered, find a connection whose other end is gone
-        // without a word.
-        keepalive_interval: Some(Duration::from_secs(30)),
-        keepalive_max: 3,
-        ..Default::default()
+fn admit(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, connections: &TaskTracker) -> Result<(), String> {
+    let most = shared.config.max_sessions;
+    let full = || format!("{most} sessions are open (--max-sessions)");
+    let room = if connections.len() < most { Ok(()) } else { Err(full()) };
+    match room.and_then(|()| Ok(shared.door.knock(peer.ip())?)) {
+        Ok(knock) => drop(connections.spawn(connection::serve(stream, peer, shared.clone(), knock))),
+        Err(why) => {
+            // A new socket has room for one line: nobody waits.
+            let _ = stream.into_std().and_then(|mut stream| stream.write_all(FULL));
+            return Err(why);
+        }
     }
+    Ok(())
+}
+
+/// Aborts what servers of this store left behind, now and then, for ever.
+async fn sweep(shared: &Shared) {
+    let top = Home::new(&shared.config.prefix, "").and_then(|home| home.directory(&Path::default()));
+    while let Ok(top) = &top {
+        shared.context.sweep(top, shared.config.abandoned_after).await;
+        sleep(SWEEP_INTERVAL).await;
+    }
+    std::future::pending().await
 }

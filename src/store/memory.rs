@@ -138,7 +138,8 @@ impl Store for MemoryStore {
     }
 
     async fn upload_part(&self, _key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part> {
-        let part = Part { number, size: body.len() as u64, etag: part_etag(upload_id, number, &body) };
+        let etag = part_etag(upload_id, number, &body);
+        let part = Part { number, size: body.len() as u64, etag, checksum: None };
         let mut state = self.state();
         state.uploads.get_mut(upload_id).ok_or(StoreError::NotFound)?.insert(number, body);
         Ok(part)

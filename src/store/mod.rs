@@ -78,6 +78,8 @@ pub struct Part {
     pub size: u64,
     /// As the store answered.
     pub etag: String,
+    /// As the store answered, where it was sent a checksum (base64 of the CRC-32).
+    pub checksum: Option<String>,
 }
 
 /// One entry of a listing.
@@ -163,6 +165,22 @@ pub trait Store: Send + Sync + 'static {
     async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<()>;
     /// AbortMultipartUpload; an upload that is gone is no error.
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()>;
+    /// ListMultipartUploads and ListParts: multipart uploads to keys below `prefix` that were begun with the
+    /// credentials in use, and to which nothing was added since `before`. A store that ends with the process has none.
+    async fn stale_uploads(&self, _prefix: &Key, _before: SystemTime) -> Result<Vec<StaleUpload>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A multipart upload that nobody seems to go on with.
+#[derive(Clone, Debug)]
+pub struct StaleUpload {
+    /// The key that it would become.
+    pub key: Key,
+    /// As [`Store::create_upload`] answered.
+    pub id: String,
+    /// What was sent, by number.
+    pub parts: Vec<Part>,
 }
 
 /// Bytes of an existing object that become a part.

@@ -5,10 +5,11 @@
 use super::*;
 use anyhow::{Context, anyhow, ensure};
 use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::DateTime;
-use aws_sdk_s3::{Client, types::CompletedMultipartUpload, types::CompletedPart};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, Initiator, MultipartUpload};
 use bytes::BytesMut;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::{env::var, time::Duration};
@@ -74,6 +75,36 @@ impl S3Store {
             Ok(_) => {}
         }
         Ok(())
+    }
+
+    /// Do requests carry checksums, as with AWS they do unless its settings say otherwise?
+    fn checksums(&self) -> bool {
+        let setting = self.client.config().request_checksum_calculation();
+        setting.is_none_or(|setting| *setting == RequestChecksumCalculation::WhenSupported)
+    }
+
+    /// Multipart uploads in progress, whoever began them.
+    async fn uploads(&self, prefix: &Key) -> Result<Vec<MultipartUpload>> {
+        let (mut all, mut key, mut id) = (Vec::new(), None, None);
+        loop {
+            let request = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(prefix.as_str());
+            let page = request.set_key_marker(key).set_upload_id_marker(id).send().await.map_err(failed)?;
+            all.extend(page.uploads.unwrap_or_default());
+            if page.is_truncated != Some(true) {
+                return Ok(all);
+            }
+            (key, id) = (page.next_key_marker, page.next_upload_id_marker);
+        }
+    }
+
+    /// Who we are to S3, which can only be learned from an upload of our own.
+    async fn initiator(&self, prefix: &Key) -> Result<Option<String>> {
+        let probe = Key::new(format!("{prefix}.sftpd-probe")).ok_or(StoreError::NotFound)?;
+        let id = self.create_upload(&probe).await?;
+        let found = self.uploads(&probe).await;
+        self.abort(&probe, &id).await?;
+        let ours = found?.into_iter().find(|upload| upload.upload_id() == Some(&id));
+        Ok(ours.and_then(|upload| upload.initiator().map(principal)))
     }
 
     /// `x-amz-copy-source` is a header: URL-encoded, and without a leading slash.
@@ -149,7 +180,13 @@ impl Store for S3Store {
 
     async fn create_upload(&self, key: &Key) -> Result<String> {
         let out = self.client.create_multipart_upload().bucket(&self.bucket).key(key.as_str());
-        out.send().await.map_err(failed)?.upload_id.ok_or_else(|| missing("an upload id"))
+        // S3 wants to know beforehand that parts will come with checksums, and hears them again at the end.
+        out.set_checksum_algorithm(self.checksums().then_some(ChecksumAlgorithm::Crc32))
+            .send()
+            .await
+            .map_err(failed)?
+            .upload_id
+            .ok_or_else(|| missing("an upload id"))
     }
 
     async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part> {
@@ -157,8 +194,8 @@ impl Store for S3Store {
         let request = self.client.upload_part().bucket(&self.bucket).key(key.as_str()).upload_id(upload_id);
         let request = request.part_number(number as i32).body(body.into()).customize();
         let request = if self.unsigned_payload { request.disable_payload_signing() } else { request };
-        let etag = request.send().await.map_err(failed)?.e_tag.ok_or_else(|| missing("an ETag"))?;
-        Ok(Part { number, size, etag })
+        let out = request.send().await.map_err(failed)?;
+        part(number, size, out.e_tag, out.checksum_crc32)
     }
 
     async fn copy_part(&self, key: &Key, upload_id: &str, number: u32, from: PartSource<'_>) -> Result<Part> {
@@ -167,18 +204,21 @@ impl Store for S3Store {
         let request = request.part_number(number as i32).copy_source(self.copy_source(from.key));
         let request = request.copy_source_if_match(from.etag);
         let request = request.copy_source_range(format!("bytes={}-{}", from.range.start, from.range.end - 1));
-        let result = request.send().await.map_err(failed)?.copy_part_result;
-        let etag = result.and_then(|result| result.e_tag).ok_or_else(|| missing("an ETag"))?;
-        Ok(Part { number, size, etag })
+        let result = request.send().await.map_err(failed)?.copy_part_result.ok_or_else(|| missing("a result"))?;
+        part(number, size, result.e_tag, result.checksum_crc32)
     }
 
     async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<()> {
-        let list = parts
-            .iter()
-            .map(|part| CompletedPart::builder().part_number(part.number as i32).e_tag(part.etag.clone()).build());
+        let sent = |part: &Part| {
+            let sent = CompletedPart::builder().part_number(part.number as i32).e_tag(part.etag.clone());
+            sent.set_checksum_crc32(part.checksum.clone()).build()
+        };
+        let (list, size) = (parts.iter().map(sent), parts.iter().map(|part| part.size).sum::<u64>());
         let list = CompletedMultipartUpload::builder().set_parts(Some(list.collect())).build();
         let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(key.as_str());
         let request = request.upload_id(upload_id).multipart_upload(list).set_if_none_match(star(condition));
+        // S3 refuses to make an object of any other size.
+        let request = request.mpu_object_size(size as i64);
         request.send().await.map(drop).map_err(uncertain)
     }
 
@@ -188,6 +228,32 @@ impl Store for S3Store {
             Ok(_) | Err(StoreError::NotFound) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    async fn stale_uploads(&self, prefix: &Key, before: SystemTime) -> Result<Vec<StaleUpload>> {
+        let old =
+            |time: Option<&DateTime>| time.is_some_and(|time| SystemTime::try_from(*time).is_ok_and(|t| t < before));
+        let mut begun = self.uploads(prefix).await?;
+        begun.retain(|upload| old(upload.initiated()));
+        let mut stale = Vec::new();
+        if begun.is_empty() {
+            return Ok(stale);
+        }
+        let us = self.initiator(prefix).await?;
+        for upload in begun.iter().filter(|upload| upload.initiator().map(principal) == us) {
+            let Some((key, id)) = upload.key().and_then(Key::new).zip(upload.upload_id()) else { continue };
+            let parts = self.client.list_parts().bucket(&self.bucket).key(key.as_str()).upload_id(id);
+            let parts: std::result::Result<Vec<_>, _> = parts.into_paginator().items().send().collect().await;
+            let parts = parts.map_err(failed)?;
+            if parts.iter().all(|part| old(part.last_modified())) {
+                let sent = parts.into_iter().map(|sent| {
+                    let (number, size) = (sent.part_number.unwrap_or_default(), sent.size.unwrap_or_default());
+                    part(number as u32, size as u64, sent.e_tag, sent.checksum_crc32)
+                });
+                stale.push(StaleUpload { key, id: id.to_owned(), parts: sent.collect::<Result<_>>()? });
+            }
+        }
+        Ok(stale)
     }
 }
 
@@ -200,6 +266,16 @@ fn star(condition: Condition) -> Option<String> {
 
 fn missing(what: &str) -> StoreError {
     StoreError::Other(format!("the store's answer holds no {what}"))
+}
+
+/// An IAM user, or a role whatever the name of its session is.
+fn principal(initiator: &Initiator) -> String {
+    let id = initiator.id().unwrap_or_default();
+    id.rsplit_once('/').filter(|_| id.contains(":assumed-role/")).map_or(id, |(role, _)| role).to_owned()
+}
+
+fn part(number: u32, size: u64, etag: Option<String>, checksum: Option<String>) -> Result<Part> {
+    Ok(Part { number, size, etag: etag.ok_or_else(|| missing("an ETag"))?, checksum })
 }
 
 fn object(size: Option<i64>, etag: Option<String>, modified: Option<DateTime>) -> Result<Object> {

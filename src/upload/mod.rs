@@ -5,6 +5,7 @@
 //! disconnect, panic and shutdown need no code of their own. Nothing appears in the store before CLOSE.
 
 mod assembler;
+mod janitor;
 
 pub use assembler::{Assembler, PartSizes, REORDER_WINDOW};
 
