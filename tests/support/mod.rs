@@ -121,8 +121,13 @@ pub struct SshClient(Handle<AnyHost>);
 
 impl SshClient {
     pub async fn connect(server: &Server) -> SshClient {
+        SshClient::try_connect(server).await.expect("connect")
+    }
+
+    /// `None` where the server takes no connection.
+    pub async fn try_connect(server: &Server) -> Option<SshClient> {
         let config = Arc::new(russh::client::Config::default());
-        SshClient(russh::client::connect(config, server.address, AnyHost).await.expect("connect"))
+        russh::client::connect(config, server.address, AnyHost).await.ok().map(SshClient)
     }
 
     pub fn is_closed(&self) -> bool {
@@ -158,8 +163,7 @@ impl Client {
 
     /// As `login`, for a server that may have no place.
     pub async fn login_or_refused(server: &Server) -> Option<Client> {
-        let config = Arc::new(russh::client::Config::default());
-        let mut ssh = SshClient(russh::client::connect(config, server.address, AnyHost).await.ok()?);
+        let mut ssh = SshClient::try_connect(server).await?;
         if !ssh.login("alice", PASSWORD).await {
             return None;
         }
