@@ -429,6 +429,27 @@ fn lftp_transfers_and_mirrors() {
     assert_eq!(gateway.keys(), ["file", "up/hello.txt", "up/large.bin", "up/moved"]);
 }
 
+// ssh-audit
+
+/// What is left to warn of is what every client before OpenSSH 9.9 needs; without it nothing is.
+#[test]
+fn ssh_audit_warns_of_nothing_else_than_that_old_clients_may_connect() {
+    let audit = |gateway: &Gateway| {
+        let mut command = gateway.command("ssh-audit");
+        command.args(["--no-colors", "--level=warn", "--skip-rate-test", "--port"]);
+        command.args([&gateway.port.to_string(), "127.0.0.1"]);
+        command
+    };
+    let Some(gateway) = Gateway::start_with(&["ssh-audit"], &["--algorithms", "post-quantum"]) else { return };
+    let all = gateway.run(&mut audit(&gateway));
+    assert!(!all.contains("[warn]") && !all.contains("[fail]"), "{all}");
+    let Some(gateway) = Gateway::start(&["ssh-audit"]) else { return };
+    let all = gateway.refused(&mut audit(&gateway));
+    let found: Vec<_> = all.lines().filter(|line| line.contains("[warn]") || line.contains("[fail]")).collect();
+    let expected = |line: &&str| line.contains("curve25519") && line.contains("post-quantum");
+    assert!(found.len() == 2 && found.iter().all(expected), "{all}");
+}
+
 // curl
 
 #[test]

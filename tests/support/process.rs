@@ -131,6 +131,11 @@ impl Gateway {
     ///
     /// A client is a command, or `python3:MODULE`, or `curl:sftp`.
     pub fn start(clients: &[&str]) -> Option<Gateway> {
+        Gateway::start_with(clients, &[])
+    }
+
+    /// With more arguments for `sftpd serve`.
+    pub fn start_with(clients: &[&str], args: &[&str]) -> Option<Gateway> {
         let missing: Vec<_> = ["ssh-keygen"].iter().chain(clients).filter(|client| !is_installed(client)).collect();
         if !missing.is_empty() {
             let needed = std::env::var("SFTPD_TEST_ALL_CLIENTS").is_ok_and(|value| value == "1");
@@ -159,7 +164,7 @@ impl Gateway {
         add_user(dir.path(), USER, Some("id_ed25519"), Some(PASSWORD), &[]);
         let mut command = sftpd(dir.path());
         command.args(["serve", "--listen", "127.0.0.1:0", "--store", &format!("s3://{bucket}/{PREFIX}")]);
-        command.arg("--users").arg(users_file(dir.path())).arg("--host-keys").arg(&keys);
+        command.arg("--users").arg(users_file(dir.path())).arg("--host-keys").arg(&keys).args(args);
         command.env("AWS_ENDPOINT_URL", &endpoint).env("AWS_REGION", "us-east-1");
         command.env("AWS_ACCESS_KEY_ID", access_key).env("AWS_SECRET_ACCESS_KEY", secret_key);
         let (server, log, port) = serve(command);
