@@ -8,7 +8,7 @@ use sftpd::server::{self, Algorithms, Config, HostKey, Shutdown};
 use sftpd::store::{MIN_PART, Store, memory::MemoryStore, s3::S3Store};
 use sftpd::tree::Home;
 use sftpd::upload::PartSizes;
-use sftpd::users::{FileAuth, SingleUser, commands, commands::Usage, random};
+use sftpd::users::{FileAuth, commands, commands::Usage, random};
 use std::{io::Write, io::stdout, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -110,7 +110,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => (args.listen, config(args).await?, None),
         Command::Demo { listen } => {
             let password = random();
-            let (store, auth) = (MemoryStore::default(), SingleUser::new("demo", &password)?);
+            let (store, auth) = (MemoryStore::default(), FileAuth::single("demo", &password)?);
             (listen, Config::new(Arc::new(store), Arc::new(auth), vec![server::temporary()?]), Some(password))
         }
     };

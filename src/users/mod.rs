@@ -53,7 +53,8 @@ pub trait Auth: Send + Sync + 'static {
 
 /// users.json as the server sees it: read again whenever it has changed.
 pub struct FileAuth {
-    path: PathBuf,
+    /// `None` where the users are no file's.
+    path: Option<PathBuf>,
     /// The last good file. A std lock: held while the small file is read, never across an await.
     loaded: Mutex<(Option<Stamp>, UsersFile)>,
 }
@@ -66,17 +67,24 @@ impl FileAuth {
     pub fn open(path: PathBuf) -> anyhow::Result<FileAuth> {
         let missing = || format!("no users file at {}: make one with `sftpd users add NAME \"KEY\"`", path.display());
         path.metadata().with_context(missing)?;
-        Ok(FileAuth { loaded: Mutex::new((None, UsersFile::read(&path)?)), path })
+        Ok(FileAuth { loaded: Mutex::new((None, UsersFile::read(&path)?)), path: Some(path) })
+    }
+
+    /// One user with a password and no file, for `sftpd demo` and tests.
+    pub fn single(name: &str, password: &str) -> anyhow::Result<FileAuth> {
+        let user = User { password: Some(hash(password)?), ..User::default() };
+        let users = UsersFile { users: BTreeMap::from([(name.to_owned(), user)]) };
+        Ok(FileAuth { path: None, loaded: Mutex::new((None, users)) })
     }
 
     /// The user as the file has it now, or as it last had it.
     fn user(&self, name: &str) -> Option<User> {
         let mut loaded = self.loaded.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let stamp = |found: fs::Metadata| (found.ino(), found.size(), found.mtime(), found.mtime_nsec());
-        let stamp = self.path.metadata().ok().map(stamp);
-        if loaded.0 != stamp {
+        let stamp = self.path.as_ref().and_then(|path| path.metadata().ok()).map(stamp);
+        if let Some(path) = self.path.as_ref().filter(|_| loaded.0 != stamp) {
             loaded.0 = stamp;
-            match UsersFile::read(&self.path) {
+            match UsersFile::read(path) {
                 Ok(file) => loaded.1 = file,
                 Err(error) => log::error!("the users of the last good file stay in force: {error:#}"),
             }
@@ -96,31 +104,6 @@ impl Auth for FileAuth {
         // Nobody has no password either.
         let found = self.user(user).unwrap_or_default();
         is_password(found.password.clone(), password).await.then(|| found.account(user))
-    }
-}
-
-/// One user with a password, for `sftpd demo` and tests.
-pub struct SingleUser {
-    account: Account,
-    hash: String,
-}
-
-impl SingleUser {
-    /// With everything allowed below `NAME/`.
-    pub fn new(name: &str, password: &str) -> anyhow::Result<SingleUser> {
-        Ok(SingleUser { account: User::default().account(name), hash: hash(password)? })
-    }
-}
-
-#[async_trait]
-impl Auth for SingleUser {
-    async fn public_key(&self, _user: &str, _key: &PublicKey) -> Option<Account> {
-        None
-    }
-
-    async fn password(&self, user: &str, password: &str) -> Option<Account> {
-        let hash = (user == self.account.name).then(|| self.hash.clone());
-        is_password(hash, password).await.then(|| self.account.clone())
     }
 }
 
