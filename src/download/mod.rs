@@ -13,7 +13,7 @@ pub use window::Window;
 use crate::budget::Taken;
 use crate::store::{Key, Object, StoreError};
 use crate::upload::Context;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -27,11 +27,9 @@ const HEAD_START_TIME: Duration = Duration::from_millis(5);
 
 /// Where the answers go.
 pub trait Answers: Send + Sync + 'static {
-    /// Sends the bytes that a READ asked for, or its failure; an empty answer is the end of the file.
+    /// Sends the bytes that a READ asked for, in pieces, or its failure; an empty answer is the end of the file.
     /// Waits until the client takes them; false when it is gone.
-    fn answer(&self, id: u32, result: Result<BytesMut, StoreError>) -> impl Future<Output = bool> + Send;
-    /// An empty buffer with room for an answer of so many bytes, which it begins with a header of its own.
-    fn buffer(&self, len: usize) -> BytesMut;
+    fn answer(&self, id: u32, result: Result<Vec<Bytes>, StoreError>) -> impl Future<Output = bool> + Send;
 }
 
 /// How a download went.
@@ -97,7 +95,19 @@ struct Block {
     // Dropped, the request ends.
     coming: Option<AbortOnDropHandle<Result<Bytes, StoreError>>>,
     bytes: Bytes,
+    memory: Option<Taken>,
+}
+
+/// What was fetched ahead, and the memory that it takes as long as any answer needs it.
+struct Held {
+    bytes: Bytes,
     _memory: Option<Taken>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 struct Fetcher {
@@ -117,18 +127,17 @@ impl Fetcher {
             let asked = Instant::now();
             let end = read.offset.saturating_add(u64::from(read.len)).min(size);
             let len = end.saturating_sub(read.offset);
-            let mut out = answers.buffer(len as usize);
             let result = match queue.is_cancelled() {
                 true => Err(StoreError::Other("the file was closed before its data came".into())),
                 // rclone, libssh2 and psftp always ask past the end: the store need not be troubled.
-                false if len == 0 => Ok(()),
-                false => self.read(read.offset..end, &mut out).await,
+                false if len == 0 => Ok(Vec::new()),
+                false => self.read(read.offset..end).await,
             };
             if bytes == 0 && end < size {
                 let _ = tokio::time::timeout_at(asked + HEAD_START_TIME, queue.fill(HEAD_START)).await;
             }
             match &result {
-                Ok(()) => bytes += len,
+                Ok(_) => bytes += len,
                 Err(_) if queue.is_cancelled() => {}
                 Err(failure) => {
                     // The next READ tries again, from nothing.
@@ -136,32 +145,37 @@ impl Fetcher {
                     error = Some(failure.clone());
                 }
             }
-            if !answers.answer(read.id, result.map(|()| out)).await {
+            if !answers.answer(read.id, result).await {
                 break;
             }
         }
         on_end(Summary { bytes, requests: self.requests, took: opened.elapsed(), error });
     }
 
-    /// Appends the bytes of `range`, which lies inside the object, to `out`.
-    async fn read(&mut self, range: Range<u64>, out: &mut BytesMut) -> Result<(), StoreError> {
+    /// The bytes of `range`, which lies inside the object.
+    async fn read(&mut self, range: Range<u64>) -> Result<Vec<Bytes>, StoreError> {
         self.window.seek(&range);
         self.blocks.retain(|block| self.window.keeps(&block.range));
         self.window.have.start = self.blocks.front().map_or(self.window.have.end, |block| block.range.start);
         self.fetch(range.end);
-        let full = out.len() as u64 + (range.end - range.start);
+        let (mut found, mut missing) = (Vec::new(), range.end - range.start);
         for block in &mut self.blocks {
             let (from, to) = (range.start.max(block.range.start), range.end.min(block.range.end));
             if from >= to {
                 continue;
             }
             if let Some(task) = block.coming.take() {
-                block.bytes = task.await.map_err(|error| StoreError::Other(error.to_string()))??;
+                let bytes = task.await.map_err(|error| StoreError::Other(error.to_string()))??;
+                if bytes.len() as u64 != block.range.end - block.range.start {
+                    return Err(StoreError::Other("the store gave other bytes than were asked for".into()));
+                }
+                block.bytes = Bytes::from_owner(Held { bytes, _memory: block.memory.take() });
             }
             let wanted = (from - block.range.start) as usize..(to - block.range.start) as usize;
-            out.extend_from_slice(block.bytes.get(wanted).unwrap_or_default());
+            missing -= to - from;
+            found.push(block.bytes.slice(wanted));
         }
-        if out.len() as u64 == full { Ok(()) } else { Err(StoreError::Other("a block is missing".into())) }
+        if missing == 0 { Ok(found) } else { Err(StoreError::Other("a block is missing".into())) }
     }
 
     /// Starts the requests for a READ that ends at `needed`. Ahead of need only with memory from the pool; what a
@@ -181,7 +195,7 @@ impl Fetcher {
             let wanted = range.clone();
             let task = tokio::spawn(async move { context.store.get(&key, wanted, &etag).await });
             let coming = Some(AbortOnDropHandle::new(task));
-            self.blocks.push_back(Block { range, coming, bytes: Bytes::new(), _memory: memory });
+            self.blocks.push_back(Block { range, coming, bytes: Bytes::new(), memory });
         }
     }
 }

@@ -135,7 +135,7 @@ impl Session {
             };
             let Some(chunk) = chunk else { break };
             last.send_replace(Instant::now());
-            inbox.push(&chunk);
+            inbox.push(chunk);
             while let Some((id, request)) = inbox.next()? {
                 self.handle(id, request).await?;
             }

@@ -19,8 +19,8 @@ const UPLOAD_DATA_ROOM: usize = 4 * 1024 * 1024;
 const UNREAD_LIMIT: usize = 4 * 1024 * 1024;
 /// Small replies are sent together up to this many bytes.
 const BATCH: usize = 32 * 1024;
-/// SSH_FXP_DATA: length, type, id, length of the data.
-const DATA_HEADER: usize = 13;
+/// Data up to this many bytes goes with its header; more is not copied.
+const SMALL_DATA: usize = 8 * 1024;
 const DATA: u8 = 103;
 
 /// Where a session's bytes go, in order.
@@ -29,8 +29,14 @@ pub trait Sink: Send + 'static {
     fn send(&mut self, bytes: Bytes) -> impl Future<Output = bool> + Send;
 }
 
-/// A reply, and the room it takes until it is sent.
-type Queued = (BytesMut, OwnedSemaphorePermit);
+/// A reply.
+struct Queued {
+    packet: BytesMut,
+    /// Comes after `packet`, and is part of it.
+    data: Vec<Bytes>,
+    /// What it takes until it is sent.
+    room: OwnedSemaphorePermit,
+}
 
 /// See the module. The queue ends when the last clone is dropped.
 #[derive(Clone)]
@@ -56,9 +62,9 @@ impl Replies {
     /// Queues the reply to a request, unless another task has it.
     pub fn reply(&self, id: u32, answer: Answer) {
         let Some(result) = answer.transpose() else { return };
-        let bytes = encode(id, result);
-        match self.small_room.clone().try_acquire_many_owned(bytes.len() as u32) {
-            Ok(room) => drop(self.queue.send((bytes, room))),
+        let packet = encode(id, result);
+        match self.small_room.clone().try_acquire_many_owned(packet.len() as u32) {
+            Ok(room) => drop(self.queue.send(Queued { packet, data: Vec::new(), room })),
             Err(_) => self.small_room.close(),
         }
     }
@@ -73,43 +79,44 @@ impl Replies {
         self.upload_room.clone().try_acquire_many_owned(len).ok()
     }
 
-    /// Queues file data for which there is room.
-    pub fn data(&self, id: u32, data: &[u8], room: OwnedSemaphorePermit) {
-        let mut packet = self.buffer(data.len());
-        packet.extend_from_slice(data);
-        let _ = self.queue.send((data_reply(id, packet), room));
+    /// Queues file data for which there is room; none is the end of the file. False when the client is gone.
+    pub fn data(&self, id: u32, mut data: Vec<Bytes>, room: OwnedSemaphorePermit) -> bool {
+        let length: usize = data.iter().map(Bytes::len).sum();
+        let mut packet = match length {
+            0 => encode(id, Err(Failure(StatusCode::Eof, "end of file".to_owned()))),
+            _ => data_header(id, length),
+        };
+        if length <= SMALL_DATA {
+            data.drain(..).for_each(|piece| packet.extend_from_slice(&piece));
+        }
+        self.queue.send(Queued { packet, data, room }).is_ok()
     }
 }
 
 impl Answers for Replies {
-    fn buffer(&self, len: usize) -> BytesMut {
-        let mut buffer = BytesMut::with_capacity(DATA_HEADER + len);
-        buffer.put_bytes(0, DATA_HEADER);
-        buffer
-    }
-
-    async fn answer(&self, id: u32, result: Result<BytesMut, StoreError>) -> bool {
-        let bytes = match result {
-            Ok(packet) => data_reply(id, packet),
-            Err(error) => encode(id, Err(TreeError::Store(error).into())),
-        };
-        let room = self.room.clone().acquire_many_owned(bytes.len().min(DATA_ROOM) as u32).await;
-        room.is_ok_and(|room| self.queue.send((bytes, room)).is_ok())
+    async fn answer(&self, id: u32, result: Result<Vec<Bytes>, StoreError>) -> bool {
+        match result {
+            Ok(data) => {
+                let length = data.iter().map(Bytes::len).sum::<usize>();
+                let room = self.room.clone().acquire_many_owned(length.min(DATA_ROOM) as u32).await;
+                room.is_ok_and(|room| self.data(id, data, room))
+            }
+            Err(error) => {
+                self.reply(id, Err(TreeError::Store(error).into()));
+                !self.queue.is_closed()
+            }
+        }
     }
 }
 
-/// Fills in the header for which [`Answers::buffer`] left room. No data is the end of the file.
-fn data_reply(id: u32, mut packet: BytesMut) -> BytesMut {
-    if packet.len() <= DATA_HEADER {
-        return encode(id, Err(Failure(StatusCode::Eof, "end of file".to_owned())));
-    }
-    let length = packet.len() as u32;
-    let mut header = packet.get_mut(..DATA_HEADER).unwrap_or_default();
-    header.put_u32(length - 4);
+/// SSH_FXP_DATA: length, type, id, length of the data.
+fn data_header(id: u32, length: usize) -> BytesMut {
+    let mut header = BytesMut::with_capacity(13);
+    header.put_u32(length as u32 + 9);
     header.put_u8(DATA);
     header.put_u32(id);
-    header.put_u32(length - DATA_HEADER as u32);
-    packet
+    header.put_u32(length as u32);
+    header
 }
 
 fn encode(id: u32, result: Result<Packet, Failure>) -> BytesMut {
@@ -121,16 +128,19 @@ fn encode(id: u32, result: Result<Packet, Failure>) -> BytesMut {
 /// Ends with the queue or with the client. Whoever waits for room then gets it, and sees that the queue is gone.
 async fn send_all(mut outgoing: mpsc::UnboundedReceiver<Queued>, mut sink: impl Sink, last: Clock) {
     let mut next = outgoing.recv().await;
-    while let Some((mut bytes, room)) = next {
+    while let Some(Queued { mut packet, mut data, room }) = next {
         let mut rooms = vec![room];
         next = outgoing.try_recv().ok();
-        while let Some((more, room)) = next.take_if(|(more, _)| bytes.len() + more.len() <= BATCH) {
-            bytes.extend_from_slice(&more);
-            rooms.push(room);
+        while let Some(more) = next.take_if(|next| data.is_empty() && packet.len() + next.packet.len() <= BATCH) {
+            packet.extend_from_slice(&more.packet);
+            data = more.data;
+            rooms.push(more.room);
             next = outgoing.try_recv().ok();
         }
-        if !sink.send(bytes.freeze()).await {
-            return;
+        for bytes in std::iter::once(packet.freeze()).chain(data) {
+            if !sink.send(bytes).await {
+                return;
+            }
         }
         drop(rooms);
         last.send_replace(Instant::now());

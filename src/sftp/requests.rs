@@ -1,6 +1,6 @@
 //! One function a request: parse, act, one reply.
 
-use super::wire::{MAX_DATA, MAX_PACKET, Request, string};
+use super::wire::{MAX_DATA, MAX_PACKET, Pieces, Request, string};
 use super::{Answer, End, Failure, Handle, MAX_HANDLES, Session};
 use crate::tree::{Item, Path, Stat, TreeError, WriteMode};
 use crate::upload::{self, UploadError};
@@ -145,9 +145,10 @@ impl Session {
         })
     }
 
-    async fn write(&mut self, id: u32, handle: &str, offset: u64, data: Bytes) -> Answer {
+    async fn write(&mut self, id: u32, handle: &str, offset: u64, data: Pieces) -> Answer {
         match self.handles.get(handle) {
             Some(Handle::Writer { upload, append }) => {
+                let data = data.into_iter().collect();
                 upload.write((!append).then_some(offset), data, self.outcome(id, ())).await;
                 Ok(None)
             }
@@ -164,7 +165,7 @@ impl Session {
             Some(Handle::Writer { upload, .. }) if let Some(room) = self.replies.try_room(len) => {
                 let replies = self.replies.clone();
                 let reply = move |result: Result<Bytes, UploadError>| match result {
-                    Ok(data) => replies.data(id, &data, room),
+                    Ok(data) => _ = replies.data(id, vec![data], room),
                     Err(error) => replies.reply(id, Err(error.into())),
                 };
                 upload.read(offset, len as usize, Box::new(reply)).await;

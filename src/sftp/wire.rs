@@ -5,11 +5,17 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 use russh_sftp::protocol::Packet;
+use std::collections::VecDeque;
 
 /// Longest packet in bytes, its length field not counted.
 pub const MAX_PACKET: usize = 256 * 1024;
 /// Most bytes in one READ or WRITE: a packet less its header.
 pub const MAX_DATA: u32 = (MAX_PACKET - 1024) as u32;
+
+/// Pieces are joined up to this size, in bytes.
+const SMALL: usize = 4 * 1024;
+/// All that is in a WRITE but its data, in bytes: a handle has 256 at most.
+const WRITE_HEADER: usize = 5 + 4 + 256 + 8 + 4;
 
 const INIT: u8 = 1;
 const WRITE: u8 = 6;
@@ -25,8 +31,8 @@ pub enum Request {
         handle: String,
         /// Where the data belongs.
         offset: u64,
-        /// Shares the packet's memory.
-        data: Bytes,
+        /// As it came, uncopied.
+        data: Pieces,
     },
     /// Every other request, decoded.
     Packet(Packet),
@@ -47,58 +53,105 @@ pub enum Fatal {
     TooShort(usize),
 }
 
+/// Bytes in the pieces in which they came.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    pieces: VecDeque<Bytes>,
+    len: usize,
+}
+
+impl Pieces {
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    fn push(&mut self, mut piece: Bytes) {
+        self.len += piece.len();
+        // A client that sends byte by byte shall not cost a hundred times that.
+        if let Some(last) = self.pieces.pop_back_if(|last| last.len() + piece.len() <= SMALL) {
+            piece = [last, piece].concat().into();
+        }
+        self.pieces.push_back(piece);
+    }
+
+    /// The first bytes, that many at most.
+    fn start(&self, len: usize) -> BytesMut {
+        self.pieces.iter().flatten().take(len).collect()
+    }
+
+    /// Splits off the first bytes, that many at most.
+    fn take(&mut self, len: usize) -> Pieces {
+        let mut taken = Pieces { pieces: VecDeque::new(), len: len.min(self.len) };
+        self.len -= taken.len;
+        let mut left = taken.len;
+        while let Some(first) = self.pieces.front_mut().filter(|_| left > 0) {
+            let piece = first.split_to(left.min(first.len()));
+            left -= piece.len();
+            taken.pieces.push_back(piece);
+            self.pieces.pop_front_if(|first| first.is_empty());
+        }
+        taken
+    }
+}
+
+impl IntoIterator for Pieces {
+    type Item = Bytes;
+    type IntoIter = std::collections::vec_deque::IntoIter<Bytes>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.pieces.into_iter()
+    }
+}
+
 /// Collects the channel's bytes until a packet is whole. Holds at most one packet and one channel message.
 #[derive(Default)]
 pub struct Inbox {
-    bytes: BytesMut,
+    bytes: Pieces,
 }
 
 impl Inbox {
     /// More bytes came.
-    pub fn push(&mut self, chunk: &[u8]) {
-        self.bytes.extend_from_slice(chunk);
+    pub fn push(&mut self, chunk: Bytes) {
+        self.bytes.push(chunk);
     }
 
     /// The next whole request and its id, if there is one.
     pub fn next(&mut self) -> Result<Option<(u32, Request)>, Fatal> {
-        let Some(length) = self.bytes.first_chunk() else { return Ok(None) };
-        let length = match u32::from_be_bytes(*length) as usize {
+        let Ok(length) = self.bytes.start(4).try_get_u32() else { return Ok(None) };
+        let length = match length as usize {
             length @ ..5 => return Err(Fatal::TooShort(length)),
-            length @ 5..=MAX_PACKET => 4 + length,
+            length @ 5..=MAX_PACKET => length,
             length => return Err(Fatal::TooLong(length)),
         };
-        if self.bytes.len() < length {
-            if self.bytes.capacity() < length {
-                // At once for the packet, and for what the last message brings of the next one.
-                self.bytes.reserve(length);
-            }
+        if self.bytes.len() < 4 + length {
             return Ok(None);
         }
-        let packet = self.bytes.split_to(length).freeze();
-        if self.bytes.is_empty() {
-            // An idle session keeps no memory of the last packet.
-            self.bytes = BytesMut::new();
-        }
-        Ok(Some(decode(packet.slice(4..))))
+        self.bytes.take(4);
+        Ok(Some(decode(self.bytes.take(length))))
     }
 }
 
-fn decode(mut packet: Bytes) -> (u32, Request) {
-    let mut rest = packet.clone();
-    let (kind, id) = (rest.get_u8(), rest.get_u32());
+fn decode(packet: Pieces) -> (u32, Request) {
+    let mut start = packet.start(5);
+    let (kind, id) = (start.get_u8(), start.get_u32());
     let request = match kind {
         INIT => Some(Request::Init),
-        WRITE => write(rest),
-        3..=20 | 200 => Packet::try_from(&mut packet).ok().map(Request::Packet),
+        WRITE => write(packet),
+        3..=20 | 200 => Packet::try_from(&mut packet.start(MAX_PACKET).freeze()).ok().map(Request::Packet),
         other => Some(Request::Unknown(other)),
     };
     (id, request.unwrap_or(Request::Malformed))
 }
 
 /// By hand, because the crate would copy the data.
-fn write(mut rest: Bytes) -> Option<Request> {
-    let (handle, offset) = (string(&mut rest)?, rest.try_get_u64().ok()?);
-    Some(Request::Write { handle, offset, data: counted(&mut rest)? })
+fn write(mut packet: Pieces) -> Option<Request> {
+    let mut header = packet.start(WRITE_HEADER).freeze();
+    let length = header.len();
+    header.advance(5);
+    let (handle, offset) = (string(&mut header)?, header.try_get_u64().ok()?);
+    let data = header.try_get_u32().ok()? as usize;
+    packet.take(length - header.len());
+    (data <= packet.len()).then(|| Request::Write { handle, offset, data: packet.take(data) })
 }
 
 /// A length and so many bytes.
@@ -148,15 +201,23 @@ mod tests {
             let mut inbox = Inbox::default();
             let mut found = Vec::new();
             for chunk in stream.chunks(cut) {
-                inbox.push(chunk);
+                inbox.push(Bytes::copy_from_slice(chunk));
                 found.extend(all(&mut inbox));
             }
             let [first, second, third] = &found[..] else { panic!("{found:?}") };
             let (7, Request::Write { handle, offset: 99, data: got }) = first else { panic!("{first:?}") };
-            assert_eq!((handle.as_str(), &got[..]), ("h1", &data[..]));
+            assert_eq!((handle.as_str(), &got.start(MAX_PACKET)[..]), ("h1", &data[..]));
             assert!(matches!(second, (8, Request::Unknown(99))));
             assert!(matches!(third, (9, Request::Packet(Packet::Close(_)))));
         }
+    }
+
+    #[test]
+    fn bytes_one_by_one_cost_little_more_than_together() {
+        let mut pieces = Pieces::default();
+        (0..100_000u32).for_each(|n| pieces.push(Bytes::copy_from_slice(&[n as u8])));
+        assert!(pieces.pieces.len() <= 2 + 2 * 100_000 / SMALL, "{}", pieces.pieces.len());
+        assert!((0..100_000u32).map(|n| n as u8).eq(pieces.into_iter().flatten()));
     }
 
     #[test]
@@ -166,7 +227,7 @@ mod tests {
         short[end - 5] = 200;
         for bytes in [short, packet(4, 3, &[0, 0, 1, 0]), packet(11, 3, b"")] {
             let mut inbox = Inbox::default();
-            inbox.push(&bytes);
+            inbox.push(bytes.into());
             assert!(matches!(all(&mut inbox)[..], [(3, Request::Malformed)]));
         }
     }
@@ -177,7 +238,7 @@ mod tests {
             [(MAX_PACKET + 1, Fatal::TooLong(MAX_PACKET + 1)), (4, Fatal::TooShort(4)), (0, Fatal::TooShort(0))]
         {
             let mut inbox = Inbox::default();
-            inbox.push(&(length as u32).to_be_bytes());
+            inbox.push(Bytes::copy_from_slice(&(length as u32).to_be_bytes()));
             assert_eq!(inbox.next().unwrap_err(), error);
         }
     }

@@ -84,7 +84,7 @@ pub struct Target {
 }
 
 enum Command {
-    Write(Option<u64>, Bytes),
+    Write(Option<u64>, Vec<Bytes>),
     Read(u64, usize),
     Truncate(u64),
     Close,
@@ -152,9 +152,9 @@ impl Upload {
         &self.progress
     }
 
-    /// WRITE at an offset, or at the end (`None`). Waits while parts in flight fill the memory: that is the
+    /// WRITE of these bytes, one after the other, at an offset or at the end (`None`). Waits while parts in flight fill the memory: that is the
     /// client's back-pressure.
-    pub async fn write(&self, offset: Option<u64>, data: Bytes, reply: Reply<()>) {
+    pub async fn write(&self, offset: Option<u64>, data: Vec<Bytes>, reply: Reply<()>) {
         self.send(Command::Write(offset, data), |result| reply(result.map(drop))).await;
     }
 
@@ -228,7 +228,7 @@ impl Work {
         self.failed.clone().map_or(Ok(()), Err)?;
         let result = match command {
             Command::Read(offset, len) => return self.read(offset, len).await,
-            Command::Write(offset, data) => self.write(offset, &data).await,
+            Command::Write(offset, data) => self.write(offset, data).await,
             Command::Truncate(size) => self.truncate(size).await,
             Command::Close => self.close().await,
         };
@@ -260,12 +260,15 @@ impl Work {
         self.assembler.high().max(self.limit)
     }
 
-    async fn write(&mut self, offset: Option<u64>, data: &[u8]) -> Result<()> {
+    async fn write(&mut self, offset: Option<u64>, data: Vec<Bytes>) -> Result<()> {
         self.reap(usize::MAX).await?;
-        let offset = offset.unwrap_or_else(|| self.len());
+        let mut offset = offset.unwrap_or_else(|| self.len());
         self.fill_from_base(offset).await?;
-        self.append(offset, data).await?;
-        self.received += data.len() as u64;
+        for piece in data {
+            self.append(offset, &piece).await?;
+            offset += piece.len() as u64;
+            self.received += piece.len() as u64;
+        }
         Ok(())
     }
 
