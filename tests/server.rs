@@ -27,11 +27,6 @@ async fn memory() -> Server {
     Server::start(Arc::new(MemoryStore::default())).await
 }
 
-/// Long enough for any machine; only a server that hangs gets there.
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(|_| panic!("hangs: {what}"))
-}
-
 #[tokio::test]
 async fn wrong_logins_are_refused_alike() {
     let server = memory().await;
@@ -132,19 +127,6 @@ async fn a_second_subsystem_request_harms_nobody() {
     channel.eof().await.unwrap();
     let (data, _, status) = within("the session", hear(channel)).await;
     assert_eq!((data[4], status), (2, Some(0)), "VERSION, and a good end");
-}
-
-fn packet(kind: u8, id: u32, rest: &[&[u8]]) -> Vec<u8> {
-    let rest = rest.concat();
-    let mut out = (5 + rest.len() as u32).to_be_bytes().to_vec();
-    out.push(kind);
-    out.extend(id.to_be_bytes());
-    out.extend(rest);
-    out
-}
-
-fn text(text: &str) -> Vec<u8> {
-    [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
 }
 
 /// Sends raw bytes after INIT, ends the stream, and returns the replies after VERSION (type, id, rest) and the status.

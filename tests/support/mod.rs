@@ -5,6 +5,8 @@
 // A panic is how a test fails.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+pub mod binary;
+pub mod proxy;
 pub mod s3;
 
 use async_trait::async_trait;
@@ -90,6 +92,11 @@ impl Server {
         let shutdown = Shutdown::default();
         let task = tokio::spawn(sftpd::server::run(listener, config, shutdown.clone()));
         Server { address, shutdown, task }
+    }
+
+    /// One that runs elsewhere.
+    pub fn elsewhere(address: SocketAddr) -> Server {
+        Server { address, shutdown: Shutdown::default(), task: tokio::spawn(async {}) }
     }
 
     pub async fn client(&self) -> Client {
@@ -303,4 +310,35 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// What an idle S3 looks like: nothing half-done.
 pub fn assert_clean(s3: &FakeS3) {
     assert_eq!(s3.uploads(), 0, "multipart uploads left; requests: {:#?}", s3.requests());
+}
+
+/// Long enough for any machine; only a server that hangs gets there.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(|_| panic!("hangs: {what}"))
+}
+
+/// An SFTP packet.
+pub fn packet(kind: u8, id: u32, rest: &[&[u8]]) -> Vec<u8> {
+    let rest = rest.concat();
+    let mut out = (5 + rest.len() as u32).to_be_bytes().to_vec();
+    out.push(kind);
+    out.extend(id.to_be_bytes());
+    out.extend(rest);
+    out
+}
+
+/// A string inside of one.
+pub fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
+}
+
+/// Numbers below the one asked for, the same in every run.
+pub fn dice(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 16) as usize % below
+    }
 }

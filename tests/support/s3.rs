@@ -131,6 +131,11 @@ impl FakeS3 {
         self.store.lock().objects.insert(key.into(), object);
     }
 
+    /// Removes an object without a request.
+    pub fn remove(&self, key: &str) {
+        self.store.lock().objects.remove(key);
+    }
+
     /// How many multipart uploads are in progress.
     pub fn uploads(&self) -> usize {
         self.store.lock().uploads.len()
