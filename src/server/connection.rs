@@ -11,8 +11,9 @@ use russh::keys::{Algorithm, HashAlg, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey, run_stream};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf};
 use russh::{Disconnect, Error, Pty};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio::{net::TcpStream, sync::SetOnce};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -35,6 +36,8 @@ struct Connection {
     /// Whose it is, once logged in.
     account: Arc<SetOnce<Account>>,
     channels: TaskTracker,
+    /// How many channels there were so far.
+    opened: Arc<AtomicUsize>,
     /// Cancelled when the connection is no more, and to cut it.
     gone: CancellationToken,
 }
@@ -46,7 +49,7 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
     let Some((_, config)) = shared.ssh.iter().find(|(kind, _)| *kind == offered).cloned() else { return };
     let (channels, gone) = (TaskTracker::new(), CancellationToken::new());
     let socket = Socket { stream, cut: Box::pin(gone.clone().cancelled_owned()), ahead: BytesMut::new() };
-    let connection = Connection { shared, peer, account: Arc::default(), channels, gone };
+    let connection = Connection { shared, peer, account: Arc::default(), channels, opened: Arc::default(), gone };
     let deadline = Instant::now() + connection.shared.config.login_timeout;
     let ssh = run_stream(config, socket, connection.clone());
     let started = timeout_at(deadline, ssh).await.map_err(Error::from).flatten();
@@ -76,11 +79,25 @@ impl Connection {
             return "no login in time";
         }
         drop(knock);
-        drain.cancelled().await;
+        if drain.run_until_cancelled(self.unused()).await.is_some() {
+            return "no session for too long";
+        }
         // Only a closed tracker can be waited for; sessions that are open go on.
         self.channels.close();
         stop.run_until_cancelled(self.channels.wait()).await;
         "the server is shutting down"
+    }
+
+    /// Comes back once nobody has had or opened a channel for the idle timeout. russh's own clock takes every answer to
+    /// a keep-alive for activity.
+    async fn unused(&self) {
+        loop {
+            let before = self.opened.load(Ordering::Relaxed);
+            sleep(self.shared.config.idle_timeout).await;
+            if self.channels.is_empty() && self.opened.load(Ordering::Relaxed) == before {
+                return;
+            }
+        }
     }
 
     /// Whose key it is. SHA-1 is no proof any more; russh would still take it.
@@ -107,7 +124,7 @@ impl Connection {
         let (mut read, write) = channel.split();
         let write = Arc::new(write);
         let status = loop {
-            match read.wait().await {
+            match timeout(self.shared.config.idle_timeout, read.wait()).await.ok().flatten() {
                 Some(ChannelMsg::RequestSubsystem { name, .. }) if name == SUBSYSTEM => {
                     break self.serve_sftp(read, write.clone(), account).await;
                 }
@@ -199,6 +216,7 @@ impl Handler for Connection {
     ) -> Result<(), Error> {
         match self.account.get().cloned() {
             Some(account) if self.channels.len() < MAX_CHANNELS && !self.shared.shutdown.drain.is_cancelled() => {
+                self.opened.fetch_add(1, Ordering::Relaxed);
                 reply.accept().await;
                 let session = self.clone().serve_channel(channel, account);
                 self.channels.spawn(self.shared.shutdown.stop.clone().run_until_cancelled_owned(session));

@@ -134,10 +134,11 @@ impl Session {
                 () = drain.cancelled(), if !drain.is_cancelled() => continue,
             };
             let Some(chunk) = chunk else { break };
-            last.send_replace(Instant::now());
             inbox.push(chunk);
             while let Some((id, request)) = inbox.next()? {
                 self.handle(id, request).await?;
+                // Only now: a packet that trickles in is no sign of life, and the store's time is not the client's.
+                last.send_replace(Instant::now());
             }
         }
         // A client that sends all its requests at once and then the end of the stream still gets its files.
