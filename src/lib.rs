@@ -13,3 +13,17 @@ pub mod store;
 pub mod tree;
 pub mod upload;
 pub mod users;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{future::poll_fn, pin::pin, task::Poll};
+
+/// What the future comes to, or, if it panics, what to tell the client. So a bug, or a store's, costs one request:
+/// what the future was working on must be thrown away, or be whole at each of its awaits.
+pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Result<T, String> {
+    let mut future = pin!(future);
+    let poll = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Ok),
+        Err(_) => Poll::Ready(Err("the server broke down over this: its log says where".to_owned())),
+    });
+    poll.await
+}

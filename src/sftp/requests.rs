@@ -4,7 +4,7 @@ use super::wire::{MAX_DATA, MAX_PACKET, Pieces, Request, string};
 use super::{Answer, End, Failure, Handle, MAX_HANDLES, Session};
 use crate::tree::{Item, Path, Stat, TreeError, WriteMode};
 use crate::upload::{self, UploadError};
-use crate::{download, store::MAX_KEY, users::Access};
+use crate::{caught, download, store::MAX_KEY, users::Access};
 use bytes::Bytes;
 use russh_sftp::extensions::{EXPAND_PATH, LIMITS, STATVFS};
 use russh_sftp::protocol::{self, *};
@@ -32,7 +32,10 @@ impl Session {
             }
             _ if !self.version_settled => return Err(End::NoInit),
             Request::Write { handle, offset, data } => self.write(id, &handle, offset, data).await,
-            Request::Packet(packet) => self.packet(id, packet).await,
+            Request::Packet(packet) => {
+                let why = |why| Failure(StatusCode::Failure, why);
+                caught(self.packet(id, packet)).await.map_err(why).flatten()
+            }
             Request::Malformed => Err(Failure(StatusCode::BadMessage, "malformed request".to_owned())),
             Request::Unknown(kind) => Err(Failure(StatusCode::OpUnsupported, format!("version 3 has no type {kind}"))),
         };

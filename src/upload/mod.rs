@@ -2,7 +2,8 @@
 //!
 //! Called by `tree` (which opens) and `sftp` (which writes and closes). The task owns everything: when
 //! every [`Upload`] is dropped without [`Upload::close`], it lets the parts in flight end and aborts, so that
-//! disconnect, panic and shutdown need no code of their own. Nothing appears in the store before CLOSE.
+//! disconnect and shutdown need no code of their own; a panic is one more way for a request to fail. Nothing appears
+//! in the store before CLOSE.
 
 mod assembler;
 mod janitor;
@@ -10,6 +11,7 @@ mod janitor;
 pub use assembler::{Assembler, PartSizes, REORDER_WINDOW};
 
 use crate::budget::{Budget, Taken};
+use crate::caught;
 use crate::store::{self, *};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -226,18 +228,26 @@ impl Work {
     /// One request. The first failure to change the file sticks, and gives back at once what was held.
     async fn carry_out(&mut self, command: Command) -> Result<Bytes> {
         self.failed.clone().map_or(Ok(()), Err)?;
-        let result = match command {
-            Command::Read(offset, len) => return self.read(offset, len).await,
-            Command::Write(offset, data) => self.write(offset, data).await,
-            Command::Truncate(size) => self.truncate(size).await,
-            Command::Close => self.close().await,
-        };
-        if let Err(error @ (UploadError::Store(_) | Refused(_))) = &result {
+        let reads = matches!(command, Command::Read(..));
+        let result = caught(self.obey(command)).await.map_err(Refused).flatten();
+        if let Err(error @ (UploadError::Store(_) | Refused(_))) = &result
+            && !reads
+        {
             self.failed = Some(error.clone());
             self.discard().await;
         }
         self.progress.size.store(self.len(), Ordering::Relaxed);
-        result.map(|()| Bytes::new())
+        result
+    }
+
+    async fn obey(&mut self, command: Command) -> Result<Bytes> {
+        match command {
+            Command::Read(offset, len) => return self.read(offset, len).await,
+            Command::Write(offset, data) => self.write(offset, data).await?,
+            Command::Truncate(size) => self.truncate(size).await?,
+            Command::Close => self.close().await?,
+        }
+        Ok(Bytes::new())
     }
 
     /// Back to an empty file. Joins the parts before it aborts: a part that arrives after the abort would stay,
@@ -248,7 +258,8 @@ impl Work {
         while self.in_flight.join_next().await.is_some() {}
         self.done.clear();
         if let Some(id) = self.upload_id.take()
-            && let Err(error) = self.context.store.abort(&self.target.key, &id).await
+            && let Err(error) =
+                caught(self.context.store.abort(&self.target.key, &id)).await.map_err(StoreError::Other).flatten()
         {
             let key = self.target.key.as_str();
             log::warn!("multipart upload {id} of {key:?} could not be aborted and stays: {error}");
