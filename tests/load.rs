@@ -1,0 +1,340 @@
+//! The real binary with its hands full, and how it dies: many sessions, no places left, no descriptors left, signals.
+//!
+//! The long run, with its figures:
+//! `cargo test --release --locked --test load -- --ignored --nocapture two_hundred`
+
+// A panic is how a test fails.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use bytes::Bytes;
+use russh::ChannelMsg;
+use russh_sftp::client::error::Error as SftpError;
+use russh_sftp::protocol::{FileAttributes, OpenFlags};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use support::binary::Process;
+use support::proxy::{Fate, Proxy};
+use support::s3::{FakeS3, Fault, When};
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+const BLOCK: usize = 128 * 1024;
+
+/// As [`Client::put`], for a server that may end in the middle of it.
+async fn put(client: &Client, path: &str, data: &[u8]) -> Result<(), SftpError> {
+    let handle = client.sftp.open(path, PUT, FileAttributes::empty()).await?.handle;
+    for (n, block) in data.chunks(BLOCK).enumerate() {
+        client.sftp.write(&handle, (n * BLOCK) as u64, block.to_vec()).await?;
+    }
+    client.sftp.close(&handle).await.map(drop)
+}
+
+async fn get(client: &Client, path: &str, size: usize) -> Result<Vec<u8>, SftpError> {
+    let handle = client.sftp.open(path, OpenFlags::READ, FileAttributes::empty()).await?.handle;
+    let mut all = Vec::with_capacity(size);
+    while all.len() < size {
+        all.extend(client.sftp.read(&handle, all.len() as u64, BLOCK as u32).await?.data);
+    }
+    client.sftp.close(&handle).await?;
+    Ok(all)
+}
+
+// Many sessions
+
+/// All at once, each putting and getting files of 1 byte to `largest`, every byte compared, in the bucket and back.
+async fn sessions(count: usize, files: usize, largest: usize, args: &[&str]) {
+    let s3 = Arc::new(FakeS3::start().await);
+    let process = Process::start(&s3, args);
+    let began = Instant::now();
+    let mut clients = JoinSet::new();
+    for n in 0..count {
+        let (s3, address) = (s3.clone(), process.server.address);
+        clients.spawn(async move {
+            let client = Server::elsewhere(address).client().await;
+            let (mut dice, mut bytes, mut errors) = (dice(n as u64 + 1), 0, 0);
+            for file in 0..files {
+                // As many small ones as large ones.
+                let most = 2 << dice(largest.ilog2() as usize + 1);
+                let size = match (n, file) {
+                    (0, 0) => 1,
+                    (0, 1) => largest,
+                    _ => dice(most).clamp(1, largest),
+                };
+                let (path, data) = (format!("/{n}-{file}"), noise(size, (n * files + file) as u64));
+                let outcome = async {
+                    put(&client, &path, &data).await?;
+                    assert!(s3.object(&format!("alice{path}")).as_ref() == Some(&data), "{path} in the bucket");
+                    assert!(get(&client, &path, size).await? == data, "{path}, as it came back");
+                    client.sftp.remove(&path).await
+                };
+                match outcome.await {
+                    Ok(_) => bytes += 2 * size,
+                    Err(error) => {
+                        eprintln!("{path}: {error}");
+                        errors += 1;
+                    }
+                }
+            }
+            (bytes, errors)
+        });
+    }
+    let outcomes = clients.join_all().await;
+    let (bytes, errors) = outcomes.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let (peak, took, cpu) = (process.peak(), began.elapsed().as_secs_f64(), process.ticks() as f64 / 100.0);
+    println!(
+        "{count} sessions, {} files put and got, {} MiB in both directions together, {errors} errors, {took:.1} s, \
+         {cpu:.1} s of the server's processor time, peak RSS {peak} MiB",
+        count * files,
+        bytes / MIB
+    );
+    assert_eq!((errors, s3.objects()), (0, Vec::new()));
+    assert_clean(&s3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_sessions_at_once_lose_nothing() {
+    sessions(24, 4, 6 * MIB, &["--buffer-memory", "32MiB"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a minute, in a release build"]
+async fn two_hundred_sessions_at_once_lose_nothing() {
+    sessions(200, 12, 20 * MIB, &[]).await;
+}
+
+// Limits
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_without_a_place_disturb_no_transfer() {
+    const PLACES: usize = 8;
+    let s3 = FakeS3::start().await;
+    let process = Process::start(&s3, &["--max-sessions", &PLACES.to_string()]);
+    let data = noise(6 * MIB, 1);
+    let mut transfers = Vec::new();
+    for n in 0..PLACES {
+        let client = process.server.client().await;
+        let handle = client.open(&format!("/{n}"), PUT).await.unwrap();
+        client.write(&handle, 0, &data[..MIB]).await.unwrap();
+        transfers.push((client, handle));
+    }
+    let mut crowd = JoinSet::new();
+    for _ in 0..100 {
+        let address = process.server.address;
+        crowd.spawn(async move {
+            let mut heard = String::new();
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            within("the refusal", stream.read_to_string(&mut heard)).await.unwrap();
+            heard
+        });
+    }
+    for (client, handle) in &transfers {
+        client.write(handle, MIB as u64, &data[MIB..]).await.unwrap();
+        client.close(handle).await.unwrap();
+    }
+    assert!(crowd.join_all().await.iter().all(|heard| heard.contains("try again later")));
+    assert!((0..PLACES).all(|n| s3.object(&format!("alice/{n}")).as_ref() == Some(&data)));
+    drop(transfers.pop());
+    within("the place", async { while Client::login_or_refused(&process.server).await.is_none() {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_descriptors_nobody_is_lied_to() {
+    let s3 = FakeS3::start().await;
+    let process = Process::start_after("ulimit -n 64", &s3, &[]);
+    s3.put("alice/old", noise(3 * MIB, 9));
+    let data = noise(17 * MIB, 1);
+    let mut transfers = Vec::new();
+    for n in 0..4 {
+        let client = process.server.client().await;
+        let handle = client.open(&format!("/{n}"), PUT).await.unwrap();
+        // Two of them have begun to send to the store.
+        client.write(&handle, 0, &data[..[1000, 6 * MIB][n % 2]]).await.unwrap();
+        transfers.push((client, handle));
+    }
+    let mut crowd = Vec::new();
+    for _ in 0..100 {
+        crowd.push(TcpStream::connect(process.server.address).await.unwrap());
+    }
+    eventually("no descriptor is left", || process.logged("can't accept") > 0).await;
+    let (began, lines, ticks) = (Instant::now(), process.logged(""), process.ticks());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (lines, ticks, took) = (process.logged("") - lines, process.ticks() - ticks, began.elapsed());
+    assert!(lines <= took.as_millis() as usize / 200 + 1, "{lines} lines of log in {took:?}");
+    assert!(ticks < 50, "{ticks} ticks of processor time in {took:?}");
+    let mut stored = 0;
+    for (n, (client, handle)) in transfers.iter().enumerate() {
+        let from = [1000, 6 * MIB][n % 2];
+        let outcome = within("a put", async {
+            for (block, rest) in data[from..].chunks(BLOCK).enumerate() {
+                client.sftp.write(handle, (from + block * BLOCK) as u64, rest.to_vec()).await?;
+            }
+            client.sftp.close(handle).await
+        });
+        let (outcome, object) = (outcome.await, s3.object(&format!("alice/{n}")));
+        match &outcome {
+            Ok(_) => assert!(object.as_ref() == Some(&data), "{n}: CLOSE said OK"),
+            Err(error) => assert_eq!(object, None, "{n}: {error}"),
+        }
+        stored += usize::from(outcome.is_ok());
+        let got = within("a get", client.sftp.stat("/old")).await;
+        println!("put {n}: {:?}, stat: {:?}", outcome.map(drop), got.map(drop));
+    }
+    println!("{stored} of {} puts were stored without a descriptor to spare", transfers.len());
+    drop(crowd);
+    let client = within("a place", async { process.server.client().await }).await;
+    within("a put", client.put("/new", &data)).await.unwrap();
+    assert!(s3.object("alice/new").unwrap() == data);
+    for (client, _) in &transfers {
+        assert!(within("a get", client.get("/old")).await.unwrap() == noise(3 * MIB, 9));
+    }
+    eventually("no upload is in progress", || s3.uploads() == 0).await;
+}
+
+// Those who only take up room
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_dawdle_before_login_take_little_and_go() {
+    const COUNT: usize = 200;
+    let s3 = FakeS3::start().await;
+    let process = Process::start(&s3, &["--login-timeout", "3s"]);
+    let mut crowd = JoinSet::new();
+    for _ in 0..COUNT {
+        let mut stream = TcpStream::connect(process.server.address).await.unwrap();
+        crowd.spawn(async move {
+            // All but the end of a packet of 32 KiB that would begin the key exchange.
+            let packet = [&b"SSH-2.0-test\r\n\0\0\x80\0\x04\x14"[..], &[b'x'; 32_000]].concat();
+            stream.write_all(&packet).await.unwrap();
+            let _ = within("the end", stream.read_to_end(&mut Vec::new())).await;
+        });
+    }
+    crowd.join_all().await;
+    within("a place", async { while Client::login_or_refused(&process.server).await.is_none() {} }).await;
+    let peak = process.peak();
+    println!("{COUNT} connections before login: peak RSS {peak} MiB");
+    // 20 of the process, 20 of the password check at the end.
+    assert!(peak < 40 + COUNT / 4, "{peak} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_ask_and_never_read_take_little_and_go() {
+    const COUNT: usize = 10;
+    let s3 = FakeS3::start().await;
+    s3.put("alice/f", noise(40 * MIB, 1));
+    let process = Process::start(&s3, &["--idle-timeout", "3s", "--buffer-memory", "32MiB"]);
+    let mut deaf = Vec::new();
+    for _ in 0..COUNT {
+        let proxy = Proxy::start(process.server.address, usize::MAX, Fate::Deaf).await;
+        let mut ssh = SshClient::connect(&proxy.server).await;
+        assert!(ssh.login("alice", PASSWORD).await);
+        let mut channel = ssh.channel().await.unwrap();
+        channel.request_subsystem(true, "sftp").await.unwrap();
+        channel.data(&packet(1, 3, &[])[..]).await.unwrap();
+        while !matches!(channel.wait().await.unwrap(), ChannelMsg::Data { .. }) {}
+        proxy.break_now();
+        let mut requests = packet(3, 0, &[&text("/f"), &[0, 0, 0, 1], &[0; 4]]);
+        for n in 0..1280u32 {
+            requests.extend(packet(
+                5,
+                n,
+                &[&text("1"), &(u64::from(n) * 32768).to_be_bytes(), &32768u32.to_be_bytes()],
+            ));
+        }
+        channel.data(&requests[..]).await.unwrap();
+        deaf.push((proxy, ssh, channel));
+    }
+    eventually("every session ends", || process.logged("session ended") == COUNT).await;
+    let peak = process.peak();
+    println!("{COUNT} clients that never read: peak RSS {peak} MiB");
+    let promise = 60 + 32 + COUNT * 4;
+    assert!(peak <= promise, "{peak} MiB, of {promise}");
+    assert_eq!(process.server.client().await.size("/f").await.unwrap(), 40 * MIB as u64);
+}
+
+// A server that dies
+
+/// What clients were told, and what they sent.
+#[derive(Default)]
+struct Told {
+    sent: BTreeMap<String, Bytes>,
+    stored: Vec<String>,
+}
+
+/// Clients that put one file after another until that fails.
+async fn busy(process: &Process, count: usize, seed: u64) -> (Arc<Mutex<Told>>, JoinSet<()>) {
+    let (told, mut clients) = (Arc::new(Mutex::new(Told::default())), JoinSet::new());
+    for n in 0..count {
+        let (client, told) = (process.server.client().await, told.clone());
+        let mut dice = dice(seed * 100 + n as u64);
+        clients.spawn(async move {
+            for file in 0.. {
+                let data = noise([1, 100_000, 5 * MIB, 6 * MIB][dice(4)], dice(1000) as u64);
+                let path = format!("{n}-{file}");
+                told.lock().unwrap().sent.insert(format!("alice/{path}"), data.clone());
+                if put(&client, &path, &data).await.is_err() {
+                    return;
+                }
+                told.lock().unwrap().stored.push(format!("alice/{path}"));
+            }
+        });
+    }
+    (told, clients)
+}
+
+/// What was stored is whole, and what clients were told is stored.
+fn check(s3: &FakeS3, told: &Told) {
+    for key in s3.objects() {
+        assert!(s3.object(&key) == told.sent.get(&key).cloned(), "{key} is not what was sent");
+    }
+    let lost: Vec<_> = told.stored.iter().filter(|key| s3.object(key).is_none()).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_under_load_drains_and_a_second_one_cuts() {
+    for patience in ["2s", "1h"] {
+        let s3 = FakeS3::start().await;
+        let mut process = Process::start(&s3, &["--drain-timeout", patience]);
+        let stuck = process.server.client().await;
+        let handle = stuck.open("/stuck", PUT).await.unwrap();
+        stuck.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
+        let (told, clients) = busy(&process, 4, 1).await;
+        eventually("files are stored", || told.lock().unwrap().stored.len() > 4).await;
+        process.signal("TERM");
+        if patience == "1h" {
+            // Each finishes the file it is at, and is told that there is no other.
+            within("the transfers", clients.join_all()).await;
+            assert!(process.child.try_wait().unwrap().is_none(), "one is still open");
+            let told = told.lock().unwrap();
+            assert_eq!(told.sent.len(), told.stored.len() + 4, "only what had not begun was refused");
+            process.signal("TERM");
+        }
+        assert_eq!(within("the end", process.ended()).await.code(), Some(0));
+        assert_clean(&s3);
+        assert_eq!(s3.object("alice/stuck"), None);
+        check(&s3, &told.lock().unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_server_leaves_whole_objects_only() {
+    let mut dice = dice(5);
+    for round in 0..6 {
+        let s3 = FakeS3::start().await;
+        for op in ["PutObject", "UploadPart", "CompleteMultipartUpload"] {
+            s3.fault(op, When::Every, Fault::Stall(Duration::from_millis(2)));
+        }
+        let mut process = Process::start(&s3, &[]);
+        let (told, clients) = busy(&process, 3, round).await;
+        let requests = 1 + dice(40);
+        eventually("requests have been sent", || s3.requests().len() >= requests).await;
+        process.child.kill().unwrap();
+        process.ended().await;
+        within("the clients' end", clients.join_all()).await;
+        check(&s3, &told.lock().unwrap());
+    }
+}
