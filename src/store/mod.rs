@@ -147,11 +147,11 @@ pub trait Store: Send + Sync + 'static {
     /// GetObject of a non-empty range inside the object, exactly so many bytes, of the version `etag` only
     /// (`Precondition` once there is another).
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Bytes>;
-    /// PutObject. `Unknown` when the answer was lost: the caller decides by [`Store::head`].
+    /// PutObject. `Unknown` when the answer was lost: the caller decides by [`settle`].
     async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<()>;
-    /// DeleteObject; a missing object is no error.
+    /// DeleteObject; a missing object is no error, whatever became of the answer.
     async fn delete(&self, key: &Key) -> Result<()>;
-    /// CopyObject of at most [`MAX_COPY`] bytes, replacing the target. Errors: `NotFound`, `TooLarge`.
+    /// CopyObject of at most [`MAX_COPY`] bytes, replacing the target. Errors: `NotFound`, `TooLarge`, `Unknown`.
     async fn copy(&self, from: &Key, to: &Key) -> Result<()>;
     /// ListObjectsV2.
     async fn list(&self, request: ListRequest<'_>) -> Result<Page>;
@@ -192,6 +192,20 @@ pub struct PartSource<'a> {
     pub etag: &'a str,
     /// Which bytes of it.
     pub range: Range<u64>,
+}
+
+/// Decides a lost answer to [`Store::put`] or [`Store::complete`], or a refusal that may be the echo of our own success,
+/// by what is there now.
+pub async fn settle(
+    store: &dyn Store,
+    key: &Key,
+    made: Result<()>,
+    size: u64,
+    etag: impl FnOnce() -> Option<String>,
+) -> Result<()> {
+    let Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) = made else { return made };
+    let there = store.head(key).await;
+    if there.is_ok_and(|object| object.size == size && Some(object.etag) == etag()) { Ok(()) } else { Err(doubt) }
 }
 
 /// ETag that S3 gives an object sent in one piece: the quoted MD5 of its bytes

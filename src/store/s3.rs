@@ -6,6 +6,7 @@ use super::*;
 use anyhow::{Context, anyhow, ensure};
 use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::DateTime;
@@ -19,6 +20,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// From the end of a request to the first byte of its answer. S3 sends white space while a long
 /// CompleteMultipartUpload or CopyObject is at work, so this needn't cover them.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// For one try as a whole, which for a copy is all that ends a connection that dies in the white space. Parts of 5 GiB
+/// that S3 copies inside take minutes.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// First try included; the SDK waits longer each time, and slows down on SlowDown.
 const ATTEMPTS: u32 = 5;
 
@@ -33,7 +37,8 @@ pub struct S3Store {
 impl S3Store {
     /// Reads the AWS settings of the environment and checks once that the bucket answers.
     pub async fn connect(bucket: &str) -> anyhow::Result<S3Store> {
-        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT).build();
+        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
+        let timeouts = timeouts.operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
         let settings = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
             .timeout_config(timeouts)
@@ -43,6 +48,9 @@ impl S3Store {
         let known = endpoint.is_some() || settings.region().is_some();
         ensure!(known, "no AWS region is set: set AWS_REGION (or AWS_ENDPOINT_URL for another S3 server)");
         let mut config = aws_sdk_s3::config::Builder::from(&settings);
+        // The SDK's own bucket stops all retries of the process when a hundred are under way.
+        let tries = RetryPartition::custom("sftpd").token_bucket(TokenBucket::unlimited());
+        config.set_retry_partition(Some(tries.build()));
         if endpoint.is_some() {
             // Servers other than AWS rarely have a host name per bucket, and not all know the newer checksums.
             config.set_force_path_style(Some(true));
@@ -150,15 +158,22 @@ impl Store for S3Store {
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
-        self.client.delete_object().bucket(&self.bucket).key(key.as_str()).send().await.map(drop).map_err(failed)
+        let request = self.client.delete_object().bucket(&self.bucket).key(key.as_str());
+        match request.send().await.map_err(uncertain) {
+            Err(doubt @ StoreError::Unknown(_)) if self.head(key).await != Err(StoreError::NotFound) => Err(doubt),
+            Err(StoreError::Unknown(_)) | Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn copy(&self, from: &Key, to: &Key) -> Result<()> {
         let request = self.client.copy_object().bucket(&self.bucket).key(to.as_str());
-        request.copy_source(self.copy_source(from)).send().await.map(drop).map_err(|error| match error.code() {
+        let copied = request.copy_source(self.copy_source(from)).send().await;
+        copied.map(drop).map_err(|error| match (error.code(), status(&error)) {
             // AWS says InvalidRequest for a source over 5 GiB, others EntityTooLarge.
-            Some("InvalidRequest" | "EntityTooLarge") => StoreError::TooLarge,
-            _ => failed(error),
+            (Some("InvalidRequest" | "EntityTooLarge"), _) => StoreError::TooLarge,
+            (_, Some(404)) => StoreError::NotFound,
+            _ => uncertain(error),
         })
     }
 
@@ -290,12 +305,16 @@ fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
     causes.collect::<Vec<_>>().join(": ")
 }
 
+fn status<E>(error: &SdkError<E>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
+}
+
 /// An error of a request that is safe to repeat: what the store answered, or why it didn't.
 fn failed<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    let status = error.raw_response().map(|response| response.status().as_u16());
+    let status = status(&error);
     let text = match (error.code(), error.message()) {
         (Some(code), Some(message)) => format!("{code}: {message}"),
         (Some(code), None) => code.to_owned(),
@@ -311,14 +330,14 @@ where
     }
 }
 
-/// An error of a request that makes an object: unless the store clearly refused, it may have been made.
+/// An error of a request that makes an object, or removes one: unless the store clearly refused, it may have done so.
 ///
 /// A repeated request can be refused because the first one succeeded: `NoSuchUpload`, or 412 under `If-None-Match`.
 fn uncertain<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    let refused = error.raw_response().is_some_and(|response| matches!(response.status().as_u16(), 400 | 403 | 409));
+    let refused = matches!(status(&error), Some(400 | 403 | 409));
     match failed(error) {
         refusal if refused => refusal,
         StoreError::Precondition => StoreError::Precondition,

@@ -214,7 +214,11 @@ impl Tree {
             Stat::Directory => Err(IS_DIRECTORY),
             Stat::File { size: now, .. } if now == size => Ok(()),
             Stat::File { .. } if self.local.upload(&file).is_some() => Err(BUSY),
-            Stat::File { .. } if size == 0 => Ok(self.context.store.put(&file, Bytes::new(), Condition::None).await?),
+            Stat::File { .. } if size == 0 => {
+                let store = &self.context.store;
+                let emptied = store.put(&file, Bytes::new(), Condition::None).await;
+                Ok(settle(store.as_ref(), &file, emptied, 0, || Some(etag_of(b""))).await?)
+            }
             Stat::File { .. } => Err(TreeError::Unsupported("S3 can't change the size of a stored file")),
         }
     }

@@ -25,10 +25,10 @@ impl Tree {
         fail_if(self.local.is_made(&target.directory), EXISTS)?;
         let copied = match self.local.is_made(&source.directory) {
             true => Err(TreeError::NotFound),
-            false => copy(self.context.store.clone(), source.file.clone(), target.file).await,
+            false => copy(self.context.store.clone(), source.file.clone(), target.file, !replace).await,
         };
         match copied {
-            Ok(()) => self.context.store.delete(&source.file).await?,
+            Ok(_) => self.context.store.delete(&source.file).await?,
             Err(TreeError::NotFound) => self.rename_directory(&source.directory, &target.directory, to).await?,
             Err(error) => return Err(error),
         }
@@ -56,12 +56,14 @@ impl Tree {
         fail_if(self.local.any(source, |_, known| known.upload.is_some()), BUSY)?;
         self.must_be_free(to).await?;
         let store = &self.context.store;
-        if let Err(error) = all(moves.iter().cloned().map(|(old, new)| copy(store.clone(), old, new))).await {
-            // The target did not exist, so all that is there now is ours; a second try must find the name free.
-            let _ = all(moves.into_iter().map(|(_, new)| delete(store.clone(), new))).await;
-            return Err(error);
+        let copies = moves.iter().cloned().map(|(old, new)| copy(store.clone(), old, new, true));
+        let (made, copied) = all(copies).await;
+        if copied.is_err() {
+            // A second try must find the name free. What others put there meanwhile stays.
+            let _ = all(made.into_iter().map(|new| delete(store.clone(), new))).await;
+            return copied;
         }
-        all(moves.into_iter().map(|(old, _)| delete(store.clone(), old))).await?;
+        all(moves.into_iter().map(|(old, _)| delete(store.clone(), old))).await.1?;
         self.local.rename_directories(source, target);
         Ok(())
     }
@@ -75,14 +77,19 @@ impl Tree {
     }
 }
 
-/// Runs the work a few at a time and waits for all that was begun, whatever fails; the first error counts.
-async fn all<F: Future<Output = Result<()>> + Send + 'static>(mut work: impl Iterator<Item = F>) -> Result<()> {
-    let (mut running, mut result) = (JoinSet::new(), Ok(()));
+/// Runs the work a few at a time and waits for all that was begun, whatever fails. What was done; the first error.
+async fn all<T: Send + 'static>(
+    mut work: impl Iterator<Item = impl Future<Output = Result<T>> + Send + 'static>,
+) -> (Vec<T>, Result<()>) {
+    let (mut running, mut done, mut result) = (JoinSet::new(), Vec::new(), Ok(()));
     loop {
         let room = if result.is_ok() { AT_ONCE - running.len() } else { 0 };
         work.by_ref().take(room).for_each(|one| drop(running.spawn(one)));
-        let Some(joined) = running.join_next().await else { return result };
-        result = result.and(joined.unwrap_or_else(|error| Err(StoreError::Other(error.to_string()).into())));
+        let Some(joined) = running.join_next().await else { return (done, result) };
+        match joined.unwrap_or_else(|error| Err(StoreError::Other(error.to_string()).into())) {
+            Ok(one) => done.push(one),
+            Err(error) => result = result.and(Err(error)),
+        }
     }
 }
 
@@ -90,28 +97,47 @@ async fn delete(store: Arc<dyn Store>, key: Key) -> Result<()> {
     Ok(store.delete(&key).await?)
 }
 
-/// CopyObject; an object too large for it piece by piece.
-async fn copy(store: Arc<dyn Store>, from: Key, to: Key) -> Result<()> {
-    match store.copy(&from, &to).await {
+/// CopyObject; an object too large for it piece by piece. Says which key was made. A lost answer is decided by what is
+/// there now: the same ETag is a copy; if only the size is the same, it is taken back where the name was `free`, since
+/// the copy of an object made of parts has another ETag.
+async fn copy(store: Arc<dyn Store>, from: Key, to: Key, free: bool) -> Result<Key> {
+    let copied = match store.copy(&from, &to).await {
         Err(StoreError::NotFound) => return Err(TreeError::NotFound),
-        Err(StoreError::TooLarge) => {}
-        copied => return Ok(copied?),
+        Err(StoreError::TooLarge) => copy_in_parts(store.as_ref(), &from, &to).await,
+        copied => copied,
+    };
+    if matches!(copied, Err(StoreError::Unknown(_)))
+        && let (Ok(old), Ok(new)) = (store.head(&from).await, store.head(&to).await)
+        && old.size == new.size
+    {
+        if old.etag == new.etag {
+            return Ok(to);
+        }
+        if free {
+            let _ = store.delete(&to).await;
+        }
     }
-    let object = store.head(&from).await?;
-    let id = store.create_upload(&to).await?;
+    copied?;
+    Ok(to)
+}
+
+async fn copy_in_parts(store: &dyn Store, from: &Key, to: &Key) -> crate::store::Result<()> {
+    let object = store.head(from).await?;
+    let id = store.create_upload(to).await?;
     let pieces = async {
         let mut parts = Vec::new();
         for (number, start) in (1..).zip((0..object.size).step_by(PIECE as usize)) {
             let range = start..object.size.min(start + PIECE);
-            parts.push(store.copy_part(&to, &id, number, PartSource { key: &from, etag: &object.etag, range }).await?);
+            parts.push(store.copy_part(to, &id, number, PartSource { key: from, etag: &object.etag, range }).await?);
         }
-        store.complete(&to, &id, &parts, Condition::None).await
+        let made = store.complete(to, &id, &parts, Condition::None).await;
+        settle(store, to, made, object.size, || etag_of_parts(&parts)).await
     };
     let copied = pieces.await;
     if copied.is_err()
-        && let Err(error) = store.abort(&to, &id).await
+        && let Err(error) = store.abort(to, &id).await
     {
         log::warn!("multipart upload {id} of {:?} could not be aborted and stays: {error}", to.as_str());
     }
-    Ok(copied?)
+    copied
 }

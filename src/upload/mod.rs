@@ -436,8 +436,7 @@ impl Work {
         self.store(size).await
     }
 
-    /// Makes the object from the parts, or from the buffer alone. A lost answer, or a refusal that may be the echo
-    /// of our own success, is decided by what is there now.
+    /// Makes the object from the parts, or from the buffer alone.
     async fn store(&mut self, size: u64) -> Result<()> {
         let (store, key, condition) = (&self.context.store, &self.target.key, self.target.condition);
         let body = self.assembler.cut(self.assembler.ready()).map_err(Refused)?;
@@ -445,15 +444,8 @@ impl Work {
             Some(id) => store.complete(key, id, &self.done, condition).await,
             None => store.put(key, body.clone(), condition).await,
         };
-        if let Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) = result {
-            let etag = if self.upload_id.is_some() { etag_of_parts(&self.done) } else { Some(etag_of(&body)) };
-            let there = store.head(key).await;
-            if !there.is_ok_and(|object| object.size == size && Some(object.etag) == etag) {
-                return Err(doubt.into());
-            }
-        } else {
-            result?;
-        }
+        let etag = || if self.upload_id.is_some() { etag_of_parts(&self.done) } else { Some(etag_of(&body)) };
+        settle(store.as_ref(), key, result, size, etag).await?;
         self.upload_id = None;
         Ok(())
     }

@@ -10,7 +10,7 @@ pub mod proxy;
 pub mod s3;
 
 use async_trait::async_trait;
-use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, RequestChecksumCalculation};
+use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region, RequestChecksumCalculation};
 use bytes::Bytes;
 use russh::client::{AuthResult, Handle};
 use russh_sftp::client::RawSftpSession;
@@ -32,15 +32,19 @@ pub const PUT: OpenFlags = OpenFlags::WRITE.union(OpenFlags::CREATE).union(OpenF
 
 /// A store on the S3 of the tests.
 pub fn s3_store(s3: &FakeS3) -> Arc<dyn Store> {
+    s3_store_with(s3, |config| config)
+}
+
+/// The same, with other settings of the SDK.
+pub fn s3_store_with(s3: &FakeS3, change: impl FnOnce(Builder) -> Builder) -> Arc<dyn Store> {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .endpoint_url(&s3.endpoint)
         .force_path_style(true)
         .region(Region::new("us-east-1"))
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .credentials_provider(Credentials::new(s3::ACCESS_KEY, s3::SECRET_KEY, None, None, "test"))
-        .build();
-    Arc::new(S3Store::new(aws_sdk_s3::Client::from_conf(config), s3::BUCKET))
+        .credentials_provider(Credentials::new(s3::ACCESS_KEY, s3::SECRET_KEY, None, None, "test"));
+    Arc::new(S3Store::new(aws_sdk_s3::Client::from_conf(change(config).build()), s3::BUCKET))
 }
 
 /// Three users of one home, told apart by what they may do.

@@ -11,6 +11,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
+use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
@@ -25,6 +26,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpError, HttpRequest, HttpResponse, S3Error, S3ErrorCode, S3Result, StdError};
 use s3s::{S3, S3Request, S3Response, auth::SimpleAuth, dto::*, s3_error};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
@@ -64,10 +66,18 @@ pub enum Fault {
     Status(u16, &'static str),
     /// The connection is closed without an answer, and nothing is done.
     ResetBefore,
+    /// The connection is closed half-way through the request's body, and nothing is done.
+    ResetMidRequest,
     /// The connection is closed half-way through the answer's body.
     ResetMidBody,
     /// The operation is carried out, then the connection is closed without an answer.
     LostAnswer,
+    /// No answer comes, and nothing is done.
+    Hang,
+    /// The operation is carried out, but no answer comes.
+    HangAfter,
+    /// The answer stops half-way through its body, and the connection stays open.
+    HangMidBody,
     /// HTTP 200 with an error for a body, as `CompleteMultipartUpload` may answer; nothing is done.
     ErrorBody,
     /// The operation waits that long, then goes on.
@@ -125,6 +135,11 @@ impl FakeS3 {
         self.store.lock().objects.get(key).map(|o| o.body.clone())
     }
 
+    /// All keys with their bytes.
+    pub fn snapshot(&self) -> BTreeMap<String, Bytes> {
+        self.store.lock().objects.iter().map(|(key, o)| (key.clone(), o.body.clone())).collect()
+    }
+
     /// Puts an object in place without a request.
     pub fn put(&self, key: &str, body: impl Into<Bytes>) {
         let object = Object::new(body.into(), About::default());
@@ -144,6 +159,16 @@ impl FakeS3 {
     /// Adds a fault. Of several that would strike one request, the one set first does.
     pub fn fault(&self, op: &str, when: When, fault: Fault) {
         self.store.lock().faults.push((op.into(), when, fault, 0));
+    }
+
+    /// How many requests have begun to hang so far.
+    pub fn hanging(&self) -> watch::Receiver<usize> {
+        self.store.lock().hanging.subscribe()
+    }
+
+    /// How many requests of an operation faults have struck so far.
+    pub fn struck(&self, op: &str) -> usize {
+        self.store.lock().struck.get(op).copied().unwrap_or(0)
     }
 
     pub fn clear_faults(&self) {
@@ -213,19 +238,29 @@ async fn serve(store: Store, s3: S3Service, request: hyper::Request<Incoming>) -
     match fault {
         None => s3.call(request).await,
         Some(Fault::ResetBefore) => Err(HttpError::new("reset by a fault".into())),
+        Some(Fault::Hang) => hang(&store).await,
+        Some(Fault::ResetMidRequest) => {
+            let (body, mut got) = (request.body_mut(), 0);
+            let half = body.size_hint().exact().unwrap_or_default() / 2;
+            while got < half {
+                let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await else { break };
+                got += frame.data_ref().map_or(0, Bytes::len) as u64;
+            }
+            Err(HttpError::new("reset by a fault in mid-request".into()))
+        }
         Some(fault) => {
             // An answer that overtakes its request reaches some clients as a broken connection.
             let body = request.body_mut().store_all_limited(usize::MAX).await;
             body.map_err(HttpError::new)?;
             // A task of its own: S3 carries out what has arrived, even if the client hangs up.
-            let failing = tokio::spawn(fail(fault, s3, request));
+            let failing = tokio::spawn(fail(fault, store, s3, request));
             failing.await.expect("no panic")
         }
     }
 }
 
 /// hyper closes the connection when this returns an error.
-async fn fail(fault: Fault, s3: S3Service, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+async fn fail(fault: Fault, store: Store, s3: S3Service, request: HttpRequest) -> Result<HttpResponse, HttpError> {
     let (status, code) = match fault {
         Fault::Stall(time) => {
             sleep(time).await;
@@ -239,16 +274,21 @@ async fn fail(fault: Fault, s3: S3Service, request: HttpRequest) -> Result<HttpR
             s3.call(request).await?;
             return Err(HttpError::new("answer lost by a fault".into()));
         }
-        Fault::ResetMidBody => {
+        Fault::HangAfter => {
+            s3.call(request).await?;
+            hang(&store).await
+        }
+        Fault::ResetMidBody | Fault::HangMidBody => {
             let mut answer = s3.call(request).await?;
             let whole = answer.body_mut().store_all_limited(usize::MAX).await;
             let whole = whole.map_err(HttpError::new)?;
             let headers = answer.headers_mut();
             headers.insert("content-length", whole.len().into());
-            let half = Half(Some(whole.slice(..whole.len() / 2)));
+            let stays_open = matches!(fault, Fault::HangMidBody).then_some(store);
+            let half = Half(Some(whole.slice(..whole.len() / 2)), stays_open);
             return Ok(answer.map(|_| Body::http_body(half)));
         }
-        Fault::ResetBefore => unreachable!("nothing of the request is read"),
+        Fault::ResetBefore | Fault::ResetMidRequest | Fault::Hang => unreachable!("the request is not read whole"),
         Fault::ErrorBody => (200, "InternalError"),
         Fault::Status(status, code) => (status, code),
     };
@@ -258,20 +298,31 @@ async fn fail(fault: Fault, s3: S3Service, request: HttpRequest) -> Result<HttpR
     error.to_http_response().map_err(|e| HttpError::new(e.into()))
 }
 
+async fn hang(store: &Store) -> ! {
+    store.announce_hanging();
+    pending().await
+}
+
 /// The first half of an answer. hyper sends it, finds that the Content-Length has promised more, and
-/// closes the connection.
-struct Half(Option<Bytes>);
+/// closes the connection; or waits for the rest for ever, if there is a store to tell.
+struct Half(Option<Bytes>, Option<Store>);
 
 impl HttpBody for Half {
     type Data = Bytes;
     type Error = StdError;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+        match (self.0.take(), &self.1) {
+            (None, Some(store)) => {
+                store.announce_hanging();
+                Poll::Pending
+            }
+            (half, _) => Poll::Ready(half.map(|bytes| Ok(Frame::data(bytes)))),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_none()
+        self.0.is_none() && self.1.is_none()
     }
 }
 
@@ -281,6 +332,10 @@ struct Store(Arc<Mutex<State>>);
 impl Store {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
+    }
+
+    fn announce_hanging(&self) {
+        self.lock().hanging.send_modify(|n| *n += 1);
     }
 }
 
@@ -292,6 +347,8 @@ struct State {
     log: Vec<Request>,
     /// By operation, and with the number of its requests seen since.
     faults: Vec<(String, When, Fault, usize)>,
+    struck: BTreeMap<String, usize>,
+    hanging: watch::Sender<usize>,
     min_part: usize,
     copy_limit: u64,
 }
@@ -367,6 +424,7 @@ impl State {
                 struck = struck.or(strikes.then(|| fault.clone()));
             }
         }
+        *self.struck.entry(request.op.clone()).or_default() += usize::from(struck.is_some());
         self.log.push(request);
         struck
     }
