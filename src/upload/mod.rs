@@ -275,7 +275,9 @@ impl Work {
         self.reap(usize::MAX).await?;
         let mut offset = offset.unwrap_or_else(|| self.len());
         self.fill_from_base(offset).await?;
-        for piece in data {
+        // Of what comes early, the beginning decides whether it comes too early.
+        let is_early = offset > self.assembler.end();
+        for piece in if is_early { vec![data.concat().into()] } else { data } {
             self.append(offset, &piece).await?;
             offset += piece.len() as u64;
             self.received += piece.len() as u64;

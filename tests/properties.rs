@@ -1,0 +1,102 @@
+//! The properties of `support/properties`, with other bytes on every run. What fails is made small and printed: it goes
+//! to the old inputs of its property here.
+
+// A panic is how a test fails.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "support/properties/mod.rs"]
+mod properties;
+
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use std::panic::{catch_unwind, set_hook, take_hook};
+use std::sync::{Mutex, PoisonError};
+
+/// Tries to make a failing input smaller.
+const TRIES: usize = 100;
+
+/// One case at a time: memory is counted, and panics are noted, for the whole process.
+static TURN: Mutex<()> = Mutex::new(());
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+#[test]
+fn packets_are_answered_whatever_they_hold() {
+    check(properties::packets, 250, &[""]);
+}
+
+#[test]
+fn paths_stay_in_the_home() {
+    check(properties::paths, 3000, &[]);
+}
+
+#[test]
+fn parts_are_the_file() {
+    check(properties::parts, 300, &[]);
+}
+
+#[test]
+fn uploads_store_the_file_or_nothing() {
+    check(properties::uploads, 250, &[]);
+}
+
+#[test]
+fn users_files_are_refused_or_sound() {
+    check(properties::users, 150, &[]);
+}
+
+/// The old inputs, in hex, and so many new ones: those of the seed that a failure printed, if SFTPD_TEST_SEED gives it.
+fn check(property: fn(&[u8]), cases: usize, old: &[&str]) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let seed = std::env::var("SFTPD_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    let mut random = StdRng::seed_from_u64(seed);
+    let new = std::iter::repeat_with(|| {
+        let most = 1 << random.random_range(5..12);
+        let mut data = vec![0; random.random_range(0..most)];
+        random.fill_bytes(&mut data);
+        data
+    });
+    let mut all = old.iter().map(|hex| from_hex(hex)).chain(new.take(cases));
+    let usual = take_hook();
+    // Those of tasks too, which the runtime would swallow.
+    set_hook(Box::new(|panic| PANICS.lock().unwrap().push(panic.to_string())));
+    let failing = all.find(|data| !panics(property, data).is_empty());
+    let found = failing.map(|data| smaller(property, data)).map(|data| (panics(property, &data), to_hex(&data)));
+    set_hook(usual);
+    if let Some((panics, hex)) = found {
+        panic!("{}\nseed {seed}, input \"{hex}\"", panics.join("\n"));
+    }
+}
+
+fn panics(property: fn(&[u8]), data: &[u8]) -> Vec<String> {
+    let _ = catch_unwind(|| property(data));
+    std::mem::take(&mut PANICS.lock().unwrap())
+}
+
+/// Cuts pieces out, ever smaller ones, and turns bytes to 0, as long as it goes on failing.
+fn smaller(property: fn(&[u8]), mut data: Vec<u8>) -> Vec<u8> {
+    let mut tries = 0..TRIES;
+    let mut size = data.len().next_power_of_two();
+    while size > 0 {
+        let mut at = 0;
+        while at < data.len() && tries.next().is_some() {
+            let end = data.len().min(at + size);
+            let (mut cut, mut flat) = (data.clone(), data.clone());
+            cut.drain(at..end);
+            flat[at..end].fill(0);
+            match [cut, flat].into_iter().find(|less| *less != data && !panics(property, less).is_empty()) {
+                Some(less) if less.len() < data.len() => data = less,
+                Some(less) => (data, at) = (less, end),
+                None => at = end,
+            }
+        }
+        size /= 2;
+    }
+    data
+}
+
+fn to_hex(data: &[u8]) -> String {
+    data.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(hex: &str) -> Vec<u8> {
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+}

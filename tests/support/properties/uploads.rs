@@ -1,0 +1,515 @@
+//! Writes, parts and objects.
+
+use super::{Chosen, MIB, NOISE, noise, rarely, run};
+use arbitrary::Unstructured;
+use async_trait::async_trait;
+use bytes::Bytes;
+use sftpd::budget::Budget;
+use sftpd::store::{Condition, Key, ListRequest, Object, Page, Part, PartSource, Result as Stored, Store, StoreError};
+use sftpd::store::{MAX_PARTS, MIN_PART, etag_of, etag_of_parts};
+use sftpd::upload::{Assembler, Context, PartSizes, REORDER_WINDOW, Reply, Summary, Target, Upload, UploadError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::{ops::Range, time::Duration, time::SystemTime};
+use tokio::{sync::oneshot, time::sleep};
+use tokio_util::task::TaskTracker;
+
+/// A file as a plain file system has it.
+#[derive(Default)]
+struct Model {
+    bytes: Vec<u8>,
+    /// What was never written.
+    holes: Vec<Range<u64>>,
+}
+
+impl Model {
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Where the first hole begins, or the end.
+    fn end(&self) -> u64 {
+        self.holes.iter().map(|hole| hole.start).min().unwrap_or(self.len())
+    }
+
+    fn write(&mut self, at: u64, data: &[u8]) {
+        let to = at + data.len() as u64;
+        if at > self.len() {
+            self.holes.push(self.len()..at);
+        }
+        self.bytes.resize(self.bytes.len().max(to as usize), 0);
+        self.bytes[at as usize..to as usize].copy_from_slice(data);
+        self.keep(|hole| [hole.start..hole.end.min(at), hole.start.max(to)..hole.end]);
+    }
+
+    fn truncate(&mut self, size: u64) {
+        self.bytes.truncate(size as usize);
+        self.keep(|hole| [hole.start..hole.end.min(size), 0..0]);
+    }
+
+    /// What is left of each hole.
+    fn keep(&mut self, rest: impl Fn(Range<u64>) -> [Range<u64>; 2]) {
+        let all = std::mem::take(&mut self.holes).into_iter().flat_map(rest);
+        self.holes = all.filter(|hole| hole.start < hole.end).collect();
+    }
+
+    fn slice(&self, from: u64, len: usize) -> &[u8] {
+        let from = from.min(self.len()) as usize;
+        &self.bytes[from..self.bytes.len().min(from + len)]
+    }
+}
+
+/// Small parts, but for the store's own rules like real ones.
+fn small_parts(u: &mut Unstructured) -> Chosen<PartSizes> {
+    let first = *u.choose(&[1000, 16, 100, 5000])?;
+    Ok(PartSizes { first, cap: first * *u.choose(&[4, 1, 2])?, double_every: *u.choose(&[0, 1, 2, 5])? })
+}
+
+/// An offset for a write: most often the end of what is there, often near it, sometimes anywhere.
+fn offset(u: &mut Unstructured, start: u64, end: u64) -> Chosen<u64> {
+    Ok(match u.int_in_range(0..=31u8)? {
+        0..=15 => end,
+        16..=19 => start,
+        20..=23 => u.int_in_range(start..=end)?,
+        24..=28 => end + u64::from(u.arbitrary::<u8>()?),
+        29 => end + u64::from(u.arbitrary::<u16>()?),
+        // And these are mostly refused.
+        30 => (end + REORDER_WINDOW + 3).saturating_sub(u.int_in_range(0..=6)?),
+        _ => *u.choose(&[0, start.saturating_sub(1), u64::MAX, u64::MAX - REORDER_WINDOW])?,
+    })
+}
+
+/// The assembler: parts are the file, in order and of their size; what is refused changes nothing.
+pub fn parts(data: &[u8]) {
+    let _ = assemble(&mut Unstructured::new(data));
+}
+
+fn assemble(u: &mut Unstructured) -> Chosen<()> {
+    let sizes = small_parts(u)?;
+    let (mut assembler, mut model) = (Assembler::new(sizes, Budget::new(0)), Model::default());
+    let (mut start, mut parts) = (0, 0);
+    while !u.is_empty() {
+        let end = model.end();
+        match u.int_in_range(0..=7u8)? {
+            0 if start == model.len() && parts < MAX_PARTS => {
+                // Bytes that the store copies.
+                let size = 1 + u64::from(u.arbitrary::<u16>()?);
+                assert!(assembler.cut(size).unwrap().is_empty());
+                model.bytes.resize((end + size) as usize, 0);
+                (start, parts) = (start + size, parts + 1);
+            }
+            0 | 1 => {
+                let size = u.int_in_range(start.saturating_sub(2)..=model.len() + 2)?;
+                let done = assembler.truncate(size);
+                assert_eq!(done, (start..=end).contains(&size), "{size} of {start}..{end}");
+                if done {
+                    model.truncate(size);
+                }
+            }
+            _ => {
+                let at = offset(u, start, end)?;
+                let len = 1 + u64::from(u.int_in_range(0..=2000u16)?);
+                let data = noise(u, len)?;
+                match assembler.write(at, &data) {
+                    Ok(taken) => {
+                        assert!(start <= at && at <= end + REORDER_WINDOW && parts < MAX_PARTS);
+                        assert!(taken as u64 == len || at <= end && at + taken as u64 == start + sizes.of(parts + 1));
+                        model.write(at, &data[..taken]);
+                    }
+                    Err(_) => assert!(at < start || at > end + REORDER_WINDOW || parts == MAX_PARTS, "{at}"),
+                }
+            }
+        }
+        while assembler.is_full() {
+            assert_eq!(assembler.number(), Ok(parts + 1));
+            let size = assembler.part_size();
+            assert!(size == sizes.of(parts + 1) && size >= sizes.first);
+            assert!(assembler.cut(size).unwrap() == model.slice(start, size as usize));
+            (start, parts) = (start + size, parts + 1);
+        }
+        assert_eq!((assembler.start(), assembler.end(), assembler.high()), (start, model.end(), model.len()));
+        let (from, len) = (u.int_in_range(start.saturating_sub(1)..=model.len())?, u64::from(u.arbitrary::<u16>()?));
+        let ready = (start..model.end()).contains(&from).then(|| len.min(model.end() - from) as usize);
+        let expected = ready.map(|ready| model.slice(from, ready));
+        assert!(assembler.peek(from, len as usize) == expected, "{len} bytes at {from}");
+    }
+    let ready = assembler.ready();
+    assert_eq!(ready, model.end() - start);
+    assert!(assembler.cut(ready).unwrap() == model.slice(start, ready as usize));
+    Ok(())
+}
+
+/// An upload as a whole: what is stored is the file, or nothing is; no request fails without a reason, all fail after
+/// the first, and the store sees only what S3 takes.
+pub fn uploads(data: &[u8]) {
+    let _ = run(upload(&mut Unstructured::new(data)));
+}
+
+async fn upload(u: &mut Unstructured<'_>) -> Chosen<()> {
+    let mut sizes = small_parts(u)?;
+    if rarely(u, 8)? {
+        (sizes.cap, sizes.first) = (sizes.cap / sizes.first * MIN_PART, MIN_PART);
+    }
+    let old = match u.int_in_range(0..=7u8)? {
+        0..=2 => None,
+        3..=5 if sizes.first == MIN_PART => {
+            Some(*u.choose(&[2 * MIN_PART + 7, 2 * MIN_PART - 1, 2 * MIN_PART, MIN_PART, MIN_PART + 1])?)
+        }
+        3 => Some(*u.choose(&[MIN_PART + 1, MIN_PART])?),
+        _ => Some(u.arbitrary::<u16>()?.into()),
+    };
+    let old = old.map(|size| NOISE.slice(..size as usize));
+    let (over, exclusive, cut_off) = (rarely(u, 4)?, rarely(u, 8)?, rarely(u, 8)?);
+    let bucket = Arc::new(Bucket::choose(u, sizes, old.clone())?);
+    // Opened without TRUNC, and not EXCL.
+    let base = bucket.object().filter(|_| !over && !exclusive).map(|(_, object)| object);
+    let model = Model { bytes: base.as_ref().and(old.clone()).map_or_else(Vec::new, Vec::from), holes: Vec::new() };
+
+    let tasks = TaskTracker::new();
+    let budget = Budget::new(sizes.cap.next_multiple_of(1024) * *u.choose(&[8, 1, 2])?);
+    let context = Arc::new(Context { store: bucket.clone(), budget, sizes, tasks: tasks.clone() });
+    let summaries = Arc::new(Mutex::new(Vec::new()));
+    let told = summaries.clone();
+    let on_end =
+        Box::new(move |summary: Summary| told.lock().unwrap().push(summary.result.map(|result| result.is_ok())));
+    let condition = if exclusive { Condition::Absent } else { Condition::None };
+    let upload = Upload::open(context, Target { key: Bucket::key(), base, condition, on_end });
+
+    let mut writer = Writer { upload, bucket, model, failed: None };
+    while !u.is_empty() && writer.model.len() < 16 * MIB {
+        match u.int_in_range(0..=15u8)? {
+            0..=9 => writer.write(u, sizes).await?,
+            10..=11 => writer.read(u).await?,
+            12..=13 => writer.truncate(u).await?,
+            _ => sleep(Duration::from_millis(20)).await,
+        }
+        if writer.failed.is_none() {
+            assert_eq!(writer.upload.progress().size(), writer.model.len());
+        }
+    }
+    let Writer { upload, bucket, model, failed } = writer;
+    let (progress, before) = (upload.progress().clone(), bucket.object());
+    let close = async |upload: Upload| if cut_off { None } else { Some(ask(|reply| upload.close(reply)).await) };
+    let closed = close(upload).await;
+    progress.ended().await;
+    tasks.close();
+    tasks.wait().await;
+    assert_eq!(*summaries.lock().unwrap(), [closed.as_ref().map(Result::is_ok)]);
+    let state = bucket.state();
+    assert!(state.upload.is_none() && state.in_flight == 0, "something half-done is left");
+    match closed {
+        Some(Ok(())) => {
+            assert!(failed.is_none() && model.holes.is_empty(), "{failed:?} {:?}", model.holes);
+            assert!(state.object.as_ref().is_some_and(|(bytes, _)| *bytes == model.bytes), "other bytes were stored");
+        }
+        Some(Err(error)) => {
+            let why = error.to_string();
+            let full = state.parts_begun == MAX_PARTS;
+            assert!(state.struck || full || !model.holes.is_empty() || failed.is_some(), "no reason for: {why}");
+            assert!(failed.is_none_or(|first| first == why));
+            // Where the store's answers were lost for good, nobody can know.
+            let in_doubt = bucket.fault.is_some_and(|fault| fault.lasting);
+            assert!(in_doubt || !state.is_ours, "stored, and said to have failed: {why}");
+            assert!(state.is_ours || state.is_anothers || state.object == before, "the old object is gone: {why}");
+        }
+        None => assert!(state.object == before, "stored without a CLOSE"),
+    }
+    Ok(())
+}
+
+async fn ask<T: Send + 'static, F: Future<Output = ()>>(begin: impl FnOnce(Reply<T>) -> F) -> Result<T, UploadError> {
+    let (answer, answered) = oneshot::channel();
+    begin(Box::new(move |result| drop(answer.send(result)))).await;
+    let result = answered.await.expect("an answer");
+    // Parts that were begun reach the store.
+    tokio::task::yield_now().await;
+    result
+}
+
+/// An upload, the file that it should be, and the failure that it has to remember.
+struct Writer {
+    upload: Upload,
+    bucket: Arc<Bucket>,
+    model: Model,
+    failed: Option<String>,
+}
+
+impl Writer {
+    async fn write(&mut self, u: &mut Unstructured<'_>, sizes: PartSizes) -> Chosen<()> {
+        let (sent, end) = (self.bucket.state().sent, self.model.end());
+        let append = rarely(u, 8)?;
+        let at = if append { self.model.len() } else { offset(u, sent, end)? };
+        let len = match u.int_in_range(0..=7u8)? {
+            0..=3 => u.int_in_range(0..=sizes.first)?,
+            4 => u.int_in_range(0..=5 * sizes.first)?,
+            5 => sizes.of(1 + self.bucket.state().parts_begun),
+            _ => u.arbitrary::<u8>()?.into(),
+        };
+        // What one WRITE of a client can bring, where it matters.
+        let data = noise(u, if at > end { len.min(255 * 1024) } else { len.min(6 * MIB) })?;
+        // As a channel may have cut them.
+        let mut rest = data.clone();
+        let pieces = vec![rest.split_to(rest.len() / 3), rest];
+        let result = ask(|reply| self.upload.write((!append).then_some(at), pieces, reply)).await;
+        let state = self.bucket.state();
+        let reason = at < state.sent_ever || at > end + REORDER_WINDOW || state.parts_begun == MAX_PARTS;
+        drop(state);
+        if self.holds(result, reason) && !data.is_empty() {
+            self.model.write(at, &data);
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self, u: &mut Unstructured<'_>) -> Chosen<()> {
+        let (sent, end) = (self.bucket.state().sent, self.model.end());
+        let (at, len) = (offset(u, sent, end)?, 1 + usize::from(u.arbitrary::<u16>()?));
+        match ask(|reply| self.upload.read(at, len, reply)).await {
+            Err(error) => {
+                let first = self.failed.as_ref().is_some_and(|first| *first == error.to_string());
+                assert!(first || at < sent || at >= end || self.bucket.state().struck, "no reason for: {error}");
+            }
+            Ok(bytes) => {
+                assert!(bytes.len() <= len && bytes == self.model.slice(at, bytes.len()), "{len} bytes at {at}");
+                assert!(if bytes.is_empty() { at >= self.model.len() } else { at + bytes.len() as u64 <= end });
+            }
+        }
+        Ok(())
+    }
+
+    async fn truncate(&mut self, u: &mut Unstructured<'_>) -> Chosen<()> {
+        let (sent, len) = (self.bucket.state().sent, self.model.len());
+        let size = if rarely(u, 4)? { 0 } else { u.int_in_range(sent.saturating_sub(2)..=len + 1)? };
+        let must = size == 0 || (sent..=len).contains(&size) && self.model.holes.is_empty();
+        match ask(|reply| self.upload.truncate(size, reply)).await {
+            Err(UploadError::Unsupported(why)) => assert!(!must && self.failed.is_none(), "{why}"),
+            result if self.holds(result.clone(), false) => {
+                assert!(size <= len && (size == 0 || size >= sent), "{size} of {sent} to {len}");
+                self.model.truncate(size);
+                if size == 0 {
+                    self.bucket.state().sent_ever = 0;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Was it done? If not, there must be a reason, and nothing may be left in the store.
+    fn holds(&mut self, result: Result<(), UploadError>, reason: bool) -> bool {
+        let state = self.bucket.state();
+        match (result, &self.failed) {
+            (Ok(()), failed) => assert!(failed.is_none(), "done after a failure: {failed:?}"),
+            (Err(error), Some(first)) => assert_eq!(error.to_string(), *first),
+            (Err(error), None) => {
+                assert!(reason || state.struck, "no reason for: {error}");
+                assert!(state.upload.is_none() && state.in_flight == 0, "something half-done is left");
+                self.failed = Some(error.to_string());
+            }
+        }
+        self.failed.is_none()
+    }
+}
+
+/// S3 as far as one key needs it: slow, strict about what it is asked, and now and then out of order. Only aborts
+/// always succeed, as nothing is to be learnt from those that don't.
+struct Bucket {
+    sizes: PartSizes,
+    /// In milliseconds, for one request after the other.
+    delays: [u8; 16],
+    fault: Option<Fault>,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy)]
+struct Fault {
+    /// Strikes this request, counted from 1, or, at 0, that which makes the object, …
+    at: usize,
+    /// … and all that follow.
+    lasting: bool,
+    /// The object is made all the same; else somebody makes another at that moment.
+    carried_out: bool,
+    /// What is said then: the answer was lost, or that the object is there already (to a request sent again inside).
+    error: fn(String) -> StoreError,
+}
+
+#[derive(Default)]
+struct State {
+    object: Option<(Bytes, Object)>,
+    upload: Option<BTreeMap<u32, Bytes>>,
+    requests: usize,
+    /// Parts on their way.
+    in_flight: usize,
+    /// Bytes and parts of the open upload, those on their way included; and what they were before its abort.
+    sent: u64,
+    sent_ever: u64,
+    parts_begun: u32,
+    /// A request was failed.
+    struck: bool,
+    /// What is stored came from the upload, or from somebody else meanwhile.
+    is_ours: bool,
+    is_anothers: bool,
+}
+
+fn object(bytes: Bytes, etag: String) -> (Bytes, Object) {
+    let object = Object { size: bytes.len() as u64, etag, modified: SystemTime::UNIX_EPOCH };
+    (bytes, object)
+}
+
+impl Bucket {
+    fn choose(u: &mut Unstructured, sizes: PartSizes, old: Option<Bytes>) -> Chosen<Bucket> {
+        let errors: [fn(String) -> StoreError; 3] =
+            [StoreError::Other, StoreError::Unknown, |_| StoreError::Precondition];
+        let which = u.choose_index(errors.len())?;
+        let fault = Fault {
+            at: u.int_in_range(0..=15u8)?.saturating_sub(5).into(),
+            lasting: rarely(u, 3)?,
+            // The first says no, and means it.
+            carried_out: which > 0 && rarely(u, 2)?,
+            error: errors[which],
+        };
+        let object = old.map(|old| object(old.clone(), etag_of(&old)));
+        let state = Mutex::new(State { object, ..State::default() });
+        Ok(Bucket { sizes, fault: if rarely(u, 2)? { Some(fault) } else { None }, delays: u.arbitrary()?, state })
+    }
+
+    fn key() -> Key {
+        Key::new("home/file").unwrap()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn object(&self) -> Option<(Bytes, Object)> {
+        self.state().object.clone()
+    }
+
+    /// Every request takes its time, and fails if it is its turn.
+    async fn request(&self, makes_object: bool) -> Option<Fault> {
+        let number = self.state().requests + 1;
+        self.state().requests = number;
+        sleep(Duration::from_millis(self.delays[number % 16].into())).await;
+        let mut state = self.state();
+        let again = |fault: &Fault| fault.lasting && state.struck;
+        let strikes = |fault: &Fault| number == fault.at || fault.at == 0 && makes_object || again(fault);
+        let fault = self.fault.filter(strikes);
+        state.struck |= fault.is_some();
+        fault
+    }
+
+    async fn simple(&self) -> Stored<()> {
+        self.request(false).await.map_or(Ok(()), |fault| Err((fault.error)("fault".to_owned())))
+    }
+
+    fn read(&self, range: Range<u64>, etag: &str) -> Stored<Bytes> {
+        let (bytes, object) = self.object().ok_or(StoreError::NotFound)?;
+        assert!(range.start < range.end && range.end <= object.size && etag == object.etag, "{range:?}");
+        Ok(bytes.slice(range.start as usize..range.end as usize))
+    }
+
+    fn begin(&self, size: u64) {
+        let mut state = self.state();
+        (state.in_flight, state.parts_begun) = (state.in_flight + 1, state.parts_begun + 1);
+        state.sent += size;
+        state.sent_ever = state.sent;
+    }
+
+    async fn part(&self, number: u32, body: Bytes) -> Stored<Part> {
+        let size = body.len() as u64;
+        assert!((1..=MAX_PARTS).contains(&number) && size > 0);
+        self.begin(size);
+        let result = self.simple().await;
+        self.state().in_flight -= 1;
+        result?;
+        let etag = etag_of(&body);
+        let again = self.state().upload.as_mut().expect("a part of an upload that is over").insert(number, body);
+        assert!(again.is_none(), "part {number} twice");
+        Ok(Part { number, size, etag, checksum: None })
+    }
+
+    /// What put and complete have in common.
+    async fn store(&self, bytes: Bytes, etag: String, condition: Condition) -> Stored<()> {
+        let fault = self.request(true).await;
+        let mut state = self.state();
+        if condition == Condition::Absent && state.object.is_some() {
+            state.struck = true;
+            return Err(StoreError::Precondition);
+        }
+        if fault.is_none_or(|fault| fault.carried_out) {
+            (state.object, state.upload, state.is_ours) = (Some(object(bytes, etag)), None, true);
+        } else if fault.is_some_and(|fault| !matches!((fault.error)(String::new()), StoreError::Other(_))) {
+            let other = Bytes::from(vec![0xFF; bytes.len()]);
+            (state.object, state.is_anothers) = (Some(object(other.clone(), etag_of(&other))), true);
+        }
+        fault.map_or(Ok(()), |fault| Err((fault.error)("fault".to_owned())))
+    }
+}
+
+#[async_trait]
+impl Store for Bucket {
+    async fn head(&self, _key: &Key) -> Stored<Object> {
+        self.simple().await?;
+        self.object().map(|(_, object)| object).ok_or(StoreError::NotFound)
+    }
+
+    async fn get(&self, _key: &Key, range: Range<u64>, etag: &str) -> Stored<Bytes> {
+        self.simple().await?;
+        self.read(range, etag)
+    }
+
+    async fn put(&self, _key: &Key, body: Bytes, condition: Condition) -> Stored<()> {
+        let etag = etag_of(&body);
+        self.store(body, etag, condition).await
+    }
+
+    async fn create_upload(&self, _key: &Key) -> Stored<String> {
+        self.simple().await?;
+        let mut state = self.state();
+        assert!(state.upload.replace(BTreeMap::new()).is_none(), "two uploads for one file");
+        (state.sent, state.parts_begun) = (0, 0);
+        Ok("id".to_owned())
+    }
+
+    async fn upload_part(&self, _key: &Key, _id: &str, number: u32, body: Bytes) -> Stored<Part> {
+        self.part(number, body).await
+    }
+
+    async fn copy_part(&self, _key: &Key, _id: &str, number: u32, from: PartSource<'_>) -> Stored<Part> {
+        assert!(self.object().is_some_and(|(_, object)| object.size > MIN_PART), "S3 copies no part of a small object");
+        let body = self.read(from.range, from.etag)?;
+        self.part(number, body).await
+    }
+
+    async fn complete(&self, _key: &Key, _id: &str, parts: &[Part], condition: Condition) -> Stored<()> {
+        let sent = self.state().upload.clone().expect("an open upload");
+        assert_eq!(self.state().in_flight, 0, "completed before the last part was there");
+        assert!(parts.iter().map(|part| part.number).eq(1..=sent.len() as u32), "{parts:?}");
+        for (part, body) in parts.iter().zip(sent.values()) {
+            let last = part.number == sent.len() as u32;
+            assert_eq!(part.etag, etag_of(body));
+            assert!(last || part.size >= self.sizes.first, "a part of {}", part.size);
+            assert!(last || self.sizes.double_every > 0 || part.size == self.sizes.first, "unequal parts");
+        }
+        let bodies: Vec<Bytes> = sent.into_values().collect();
+        self.store(bodies.concat().into(), etag_of_parts(parts).unwrap(), condition).await
+    }
+
+    async fn abort(&self, _key: &Key, _id: &str) -> Stored<()> {
+        let mut state = self.state();
+        assert_eq!(state.in_flight, 0, "a part that arrives after the abort stays for ever");
+        (state.upload, state.sent) = (None, 0);
+        Ok(())
+    }
+
+    async fn delete(&self, _key: &Key) -> Stored<()> {
+        unreachable!("uploads delete nothing")
+    }
+
+    async fn copy(&self, _from: &Key, _to: &Key) -> Stored<()> {
+        unreachable!("uploads copy parts only")
+    }
+
+    async fn list(&self, _request: ListRequest<'_>) -> Stored<Page> {
+        unreachable!("uploads list nothing")
+    }
+}
