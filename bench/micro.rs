@@ -1,4 +1,5 @@
-//! The hot parts alone, without a network: `cargo bench` shows them beside what `cargo bench -- --save` saved before.
+//! The hot parts alone, without a network: `cargo bench --bench micro` shows them beside
+//! what the same with `-- --save` saved before.
 //!
 //! A session is what a client is to the server once SSH is off: packets in, in messages of 32 KiB, replies out. One
 //! thread does it all and the best of many runs counts, so that figures hardly move unless the code does.
@@ -13,7 +14,7 @@ use sftpd::store::{Store, memory::MemoryStore};
 use sftpd::tree::{Home, Local, Tree};
 use sftpd::upload::{Assembler, Context, PartSizes};
 use sftpd::users::Access;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 use std::{fs, hint::black_box, sync::Arc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -142,13 +143,13 @@ fn string(out: &mut BytesMut, text: &[u8]) {
     out.put_slice(text);
 }
 
-struct Messages(std::vec::IntoIter<Bytes>);
+struct Messages(VecDeque<Bytes>);
 
 impl Source for Messages {
     async fn next(&mut self) -> Option<Bytes> {
         // As often as a channel would: answers get their turn.
         tokio::task::yield_now().await;
-        self.0.next()
+        self.0.pop_front()
     }
 }
 
@@ -175,7 +176,7 @@ fn session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
         idle_timeout: Duration::from_secs(60),
         drain: CancellationToken::new(),
     };
-    let source = Messages(messages.to_vec().into_iter());
+    let source = Messages(messages.to_vec().into());
     runtime.block_on(async {
         let began = Instant::now();
         let end = sftp::serve(source, Discard, settings).await;
