@@ -9,7 +9,7 @@
 
 mod support;
 
-use aws_sdk_s3::config::retry::{RetryConfig, RetryPartition};
+use aws_sdk_s3::config::retry::{RetryConfig, RetryPartition, TokenBucket};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{AsyncSleep, Sleep, StalledStreamProtectionConfig};
 use bytes::Bytes;
@@ -440,8 +440,8 @@ async fn run(scenario: Scenario, cell: Option<Cell>) -> Report {
         let timeouts = TimeoutConfig::builder().operation_attempt_timeout(PATIENCE).disable_read_timeout();
         config
             .retry_config(retry)
-            // Else all clients of the process share their tries.
-            .retry_partition(RetryPartition::new(s3.endpoint.clone()))
+            // As the server sets it: else all clients of the process share a number of tries.
+            .retry_partition(RetryPartition::custom("test").token_bucket(TokenBucket::unlimited()).build())
             .timeout_config(timeouts.build())
             .sleep_impl(impatience.clone())
             .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(stalled).build())

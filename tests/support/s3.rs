@@ -151,6 +151,11 @@ impl FakeS3 {
         self.store.lock().objects.remove(key);
     }
 
+    /// Makes a multipart upload another user's.
+    pub fn give_away(&self, upload_id: &str) {
+        self.store.lock().uploads.get_mut(upload_id).expect("an upload").initiator = "them".to_owned();
+    }
+
     /// How many multipart uploads are in progress.
     pub fn uploads(&self) -> usize {
         self.store.lock().uploads.len()
@@ -369,6 +374,9 @@ struct Upload {
     started: Timestamp,
     about: About,
     parts: BTreeMap<i32, Object>,
+    /// The CRC-32 of each part, if the upload was begun to have them.
+    checksums: Option<BTreeMap<i32, String>>,
+    initiator: String,
 }
 
 type In<T> = S3Request<T>;
@@ -635,8 +643,10 @@ impl S3 for Store {
         let (i, mut state) = (r.input, self.lock());
         state.uploads_ever += 1;
         let id = format!("upload-{:06}", state.uploads_ever);
-        let upload =
-            Upload { key: i.key.clone(), started: now(), about: (i.content_type, i.metadata), parts: BTreeMap::new() };
+        let about = (i.content_type, i.metadata);
+        let (checksums, initiator) = (i.checksum_algorithm.map(|_| BTreeMap::new()), "us".to_owned());
+        let (key, parts) = (i.key.clone(), BTreeMap::new());
+        let upload = Upload { key, started: now(), about, parts, checksums, initiator };
         state.uploads.insert(id.clone(), upload);
         ok(dto! { CreateMultipartUploadOutput: bucket = i.bucket, key = i.key, upload_id = id })
     }
@@ -646,9 +656,16 @@ impl S3 for Store {
         let part = Object::new(read(i.body).await?, About::default());
         let e_tag = part.e_tag();
         let mut state = self.lock();
+        let checksums = &mut state.upload(&i.upload_id, &i.key)?.checksums;
+        // "Checksum Type mismatch occurred, expected checksum Type: null, actual checksum Type: crc32"
+        refuse!(InvalidRequest if checksums.is_some() != i.checksum_crc32.is_some());
+        if let Some((checksums, sum)) = checksums.as_mut().zip(i.checksum_crc32.clone()) {
+            refuse!(BadDigest if sum != crc32(&part.body));
+            checksums.insert(i.part_number, sum);
+        }
         let parts = state.parts(&i.upload_id, &i.key, i.part_number)?;
         parts.insert(i.part_number, part);
-        ok(dto! { UploadPartOutput: e_tag = e_tag })
+        ok(dto! { UploadPartOutput: e_tag = e_tag, checksum_crc32 = i.checksum_crc32 })
     }
 
     async fn upload_part_copy(&self, r: In<UploadPartCopyInput>) -> Out<UploadPartCopyOutput> {
@@ -689,11 +706,16 @@ impl S3 for Store {
             let part = l.part_number.and_then(|n| upload.parts.get(&n));
             let part = part.filter(|p| l.e_tag.as_ref().is_some_and(|e| e.value() == p.etag));
             let part = part.ok_or(s3_error!(InvalidPart))?;
+            // "The complete request must include the checksum for each part."
+            let sums = upload.checksums.as_ref().zip(l.part_number);
+            refuse!(InvalidRequest if sums.is_some_and(|(sums, n)| sums.get(&n) != l.checksum_crc32.as_ref()));
             parts.push(part.body.clone());
             let digest = u128::from_str_radix(&part.etag, 16).expect("an MD5");
             digests.extend(digest.to_be_bytes());
         }
         refuse!(EntityTooSmall if parts[..parts.len() - 1].iter().any(|p| p.len() < min_part));
+        let size: usize = parts.iter().map(Bytes::len).sum();
+        refuse!(InvalidRequest if i.mpu_object_size.is_some_and(|told| told != size as i64));
         let about = upload.about.clone();
         state.may_write(&i.key, i.if_match.as_ref(), i.if_none_match.as_ref())?;
         state.uploads.remove(&i.upload_id);
@@ -720,7 +742,8 @@ impl S3 for Store {
             if u.key.starts_with(&prefix) {
                 uploads.push(dto! { MultipartUpload:
                     key = if url { url_encode(&u.key) } else { u.key.clone() },
-                    upload_id = id.clone(), initiated = u.started.clone()
+                    upload_id = id.clone(), initiated = u.started.clone(),
+                    initiator = dto! { Initiator: id = u.initiator.clone() }
                 });
             }
         }
@@ -749,6 +772,20 @@ impl S3 for Store {
             is_truncated = rest.next().is_some(), parts = parts
         })
     }
+}
+
+/// As in a header: base64 of its four bytes.
+fn crc32(bytes: &[u8]) -> String {
+    let mut crc = !0u32;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        (0..8).for_each(|_| crc = (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()));
+    }
+    let bits = u64::from(!crc) << 4;
+    let digit = |n: u32| {
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[(bits >> (30 - 6 * n)) as usize & 63]
+    };
+    (0..6).map(|n| char::from(digit(n))).collect::<String>() + "=="
 }
 
 fn ok<T>(output: T) -> Out<T> {
