@@ -17,9 +17,9 @@ use std::{env::var, time::Duration};
 
 /// A dead address is given up after this and tried again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// From a request, its body included, to the first byte of its answer: enough for a part of 64 MiB at 370 kB/s, and for one
-/// of 5 MiB at 30. S3 sends white space while a long
-/// CompleteMultipartUpload or CopyObject is at work, so this needn't cover them.
+/// From a request, its body included, to the first byte of its answer: enough for a part of 64 MiB at 370 kB/s, and for
+/// one of 5 MiB at 30. S3 sends white space while a long CompleteMultipartUpload or CopyObject is at work, so this
+/// needn't cover them.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3 * 60);
 /// For one try as a whole, which for a copy is all that ends a connection that dies in the white space. Parts of 5 GiB
 /// that S3 copies inside take minutes.

@@ -154,8 +154,8 @@ impl Upload {
         &self.progress
     }
 
-    /// WRITE of these bytes, one after the other, at an offset or at the end (`None`). Waits while parts in flight fill the memory: that is the
-    /// client's back-pressure.
+    /// WRITE of these bytes, one after the other, at an offset or at the end (`None`). Waits while parts in flight
+    /// fill the memory: that is the client's back-pressure.
     pub async fn write(&self, offset: Option<u64>, data: Vec<Bytes>, reply: Reply<()>) {
         self.send(Command::Write(offset, data), |result| reply(result.map(drop))).await;
     }
