@@ -17,6 +17,7 @@ use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::store::Store;
 use sftpd::upload::PartSizes;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use support::binary::Process;
@@ -616,11 +617,13 @@ async fn fault_matrix() {
     }
     let Row { cells, done, refused, half_way, left, .. } = all;
     let kept = format!("{half_way} ended half-way with nothing lost");
-    println!(
+    let line = format!(
         "fault matrix: {cells} cells: {done} OK and exact, {refused} refused with the old state intact, {kept}, {} false; \
          in {left} of them a multipart upload is left that nobody can abort",
         bad.len()
     );
+    // Not `eprintln`, which the test harness keeps to itself when all is well.
+    writeln!(std::io::stderr(), "{line}").unwrap();
     bad.sort();
     assert!(bad.is_empty(), "{} bad cells:\n{}", bad.len(), bad.join("\n"));
     assert!(cells >= LEAST_CELLS, "only {cells} cells");
