@@ -59,7 +59,8 @@ pub fn text(u: &mut Unstructured) -> Chosen<String> {
             // Up to the limits, and a little more.
             11 => {
                 let limit = *u.choose(&[64, 512, 1024])?;
-                text.extend(std::iter::repeat_n('x', limit + 4 - u.int_in_range(0..=12)?));
+                let (one, len) = (*u.choose(&['x', 'é'])?, limit + 4 - u.int_in_range(0..=12)?);
+                text.extend(std::iter::repeat_n(one, len / one.len_utf8()));
             }
             12 => text.push(*u.choose(&['\0', '\u{FFFD}', '\\', '%', '~', '\u{202E}', '\u{FF0F}', '\u{2024}'])?),
             13 => text.push(u.arbitrary()?),

@@ -68,9 +68,9 @@ fn small_parts(u: &mut Unstructured) -> Chosen<PartSizes> {
 /// An offset for a write: most often the end of what is there, often near it, sometimes anywhere.
 fn offset(u: &mut Unstructured, start: u64, end: u64) -> Chosen<u64> {
     Ok(match u.int_in_range(0..=31u8)? {
-        0..=15 => end,
-        16..=19 => start,
-        20..=23 => u.int_in_range(start..=end)?,
+        0..=13 => end,
+        14..=16 => start,
+        17..=23 => u.int_in_range(start..=end)?,
         24..=28 => end + u64::from(u.arbitrary::<u8>()?),
         29 => end + u64::from(u.arbitrary::<u16>()?),
         // And these are mostly refused.
