@@ -169,7 +169,7 @@ fn session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
     let (budget, sizes, tasks) = (Budget::new(256 * MIB as u64), PartSizes::default(), TaskTracker::new());
     let context = Arc::new(Context { store, budget, sizes, tasks });
     let settings = Settings {
-        tree: Tree::new(context, Arc::new(Local::default()), Home::new("", "home/").unwrap()),
+        tree: Tree::new(context, Arc::new(Local::default()), Home::new("", "home/").unwrap(), false),
         access: Access::ReadWrite,
         who: "bench".into(),
         user: "bench".into(),

@@ -46,11 +46,18 @@ impl Budget {
     /// Waits its turn for the bytes of one part. `None` when it asks for more than the pool holds.
     pub async fn take(&self, bytes: u64) -> Option<Taken> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).ok().filter(|units| *units as usize <= self.units)?;
-        if let Some(taken) = self.try_take(bytes) {
+        if let Some(taken) = self.claim(bytes) {
             return Some((taken, None));
         }
-        self.buffers().spare.clear();
         Some((self.all.clone().acquire_many_owned(units).await.ok()?, None))
+    }
+
+    /// Takes them if they are free, or only kept for later.
+    fn claim(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        self.try_take(bytes).or_else(|| {
+            self.buffers().spare.clear();
+            self.try_take(bytes)
+        })
     }
 
     fn try_take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
@@ -62,7 +69,7 @@ impl Budget {
     pub fn try_read_ahead(&self, bytes: u64) -> Option<Taken> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
         let share = self.read_ahead.clone().try_acquire_many_owned(units).ok()?;
-        Some((self.try_take(bytes)?, Some(share)))
+        Some((self.claim(bytes)?, Some(share)))
     }
 
     /// Memory for a part, which is the caller's to account for. What it holds at first is anything.
@@ -73,6 +80,11 @@ impl Budget {
         let pages = spare.unwrap_or_else(|| MmapMut::map_anon(size))?;
         buffers.in_use += 1;
         Ok(Buffer { pages: Some(pages), home: self.clone() })
+    }
+
+    /// Bytes that are taken, those of spare pages included.
+    pub fn used(&self) -> u64 {
+        (self.units - self.all.available_permits()) as u64 * UNIT
     }
 
     fn buffers(&self) -> MutexGuard<'_, Buffers> {
@@ -147,6 +159,10 @@ mod tests {
         let _part = budget.take(60 * UNIT).await.unwrap();
         assert_eq!((budget.buffers().spare.len(), budget.all.available_permits()), (0, 4));
         drop(_part);
+        buffers.extend((0..3).map(|_| budget.buffer(size).unwrap()));
+        buffers.truncate(2);
+        assert_eq!((budget.buffers().spare.len(), budget.all.available_permits()), (3, 4));
+        assert!(budget.try_read_ahead(10 * UNIT).is_some(), "what is only kept stands in nobody's way");
         buffers.clear();
         assert_eq!((budget.buffers().spare.len(), budget.all.available_permits()), (0, 64));
     }

@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod download;
+pub mod metrics;
 pub mod server;
 pub mod sftp;
 pub mod store;
@@ -14,16 +15,12 @@ pub mod tree;
 pub mod upload;
 pub mod users;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::{future::poll_fn, pin::pin, task::Poll};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
 
 /// What the future comes to, or, if it panics, what to tell the client. So a bug, or a store's, costs one request:
 /// what the future was working on must be thrown away, or be whole at each of its awaits.
 pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Result<T, String> {
-    let mut future = pin!(future);
-    let poll = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(poll) => poll.map(Ok),
-        Err(_) => Poll::Ready(Err("the server broke down over this: its log says where".to_owned())),
-    });
-    poll.await
+    let outcome = AssertUnwindSafe(future).catch_unwind().await;
+    outcome.map_err(|_| "the server broke down over this: its log says where".to_owned())
 }

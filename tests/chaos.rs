@@ -333,7 +333,7 @@ fn settings(idle_timeout: Duration) -> (Arc<MemoryStore>, Settings) {
     let (budget, tasks) = (Budget::new(64 << 20), TaskTracker::new());
     let context = Arc::new(Context { store: store.clone(), budget, sizes: PartSizes::default(), tasks });
     let settings = Settings {
-        tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap()),
+        tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap(), false),
         access: Access::ReadWrite,
         who: "alice@test".into(),
         user: "alice".into(),

@@ -397,7 +397,7 @@ fn settings() -> Settings {
         tasks: TaskTracker::new(),
     });
     Settings {
-        tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap()),
+        tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap(), false),
         access: Access::ReadWrite,
         who: "alice@test".into(),
         user: "alice".into(),

@@ -87,6 +87,35 @@ fn users_are_added_listed_and_removed() {
 }
 
 #[test]
+fn an_authorized_keys_file_is_taken_over() {
+    let folder = Folder::new();
+    let file = folder.0.path().join("authorized_keys");
+    let import = |name: &str, text: &str| {
+        std::fs::write(&file, text).unwrap();
+        ["add".to_owned(), name.to_owned(), "--keys-file".to_owned(), file.display().to_string()]
+    };
+    let all =
+        format!("# ours\n\n{ED25519}\n  restrict,command=\"internal-sftp\",no-pty {OTHER} bob's laptop\n{OTHER}\n");
+    let args = import("alice", &all);
+    folder.ok(&args.each_ref().map(String::as_str));
+    let list: serde_json::Value = serde_json::from_str(&folder.ok(&["list", "--json"])).unwrap();
+    assert_eq!(list[0]["keys"].as_array().unwrap().len(), 2);
+    assert!(folder.text().contains("alice@example.com") && !folder.text().contains("restrict"));
+    // Again, with one more line.
+    folder.ok(&args.each_ref().map(String::as_str));
+    for (text, sentence) in [
+        (format!("{ED25519}\nfrom=\"10.0.0.0/8\" {OTHER}\n"), "line 2: sftpd has no option from="),
+        (format!("command=\"internal-sftp -R\" {OTHER}\n"), "no option command="),
+        (format!("{ED25519}\n{FIDO}\n"), "line 2"),
+        ("ssh-ed25519 AAAA\n".to_owned(), "line 1"),
+        ("# nobody\n".to_owned(), "holds no key"),
+    ] {
+        folder.refuses(2, sentence, &import("carol", &text).each_ref().map(String::as_str));
+    }
+    folder.refuses(2, "can't read", &["add", "carol", "--keys-file", "nowhere"]);
+}
+
+#[test]
 fn mistakes_change_nothing() {
     let folder = Folder::new();
     folder.refuses(2, "needs a KEY or --password", &["add", "alice"]);

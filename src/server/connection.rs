@@ -2,11 +2,13 @@
 //!
 //! A channel is a session with the `sftp` subsystem, or a sentence for whoever expected a shell.
 
-use super::{Shared, Shutdown, door::Knock, socket::Socket, ssh};
+use super::{Shared, Shutdown, door::Knock, socket::QUICK_READS, socket::Socket, ssh};
+use crate::metrics::{CONNECTIONS, LOGINS, OneMore, SESSIONS};
 use crate::sftp::{self, End, Settings, Sink, Source};
 use crate::tree::{Home, Tree};
 use crate::users::Account;
 use bytes::{Bytes, BytesMut};
+use metrics::counter;
 use russh::keys::{Algorithm, HashAlg, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey, run_stream};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf};
@@ -44,11 +46,13 @@ struct Connection {
 
 /// Runs the connection until either side ends it.
 pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, knock: Knock) {
+    let _open = OneMore::of(CONNECTIONS);
     let _ = stream.set_nodelay(true);
     let offered = ssh::offer(&stream, shared.config.algorithms).await;
-    let Some((_, config)) = shared.ssh.iter().find(|(kind, _)| *kind == offered).cloned() else { return };
+    let config = Arc::new(ssh::config(&shared.config, offered));
     let (channels, gone) = (TaskTracker::new(), CancellationToken::new());
-    let socket = Socket { stream, cut: Box::pin(gone.clone().cancelled_owned()), ahead: BytesMut::new() };
+    let cut = Box::pin(gone.clone().cancelled_owned());
+    let socket = Socket { stream, quick_reads: QUICK_READS, cut, ahead: BytesMut::new() };
     let connection = Connection { shared, peer, account: Arc::default(), channels, opened: Arc::default(), gone };
     let deadline = Instant::now() + connection.shared.config.login_timeout;
     let ssh = run_stream(config, socket, connection.clone());
@@ -107,13 +111,16 @@ impl Connection {
     }
 
     /// The outcome of one attempt. A refusal is logged, except for keys that are only being tried out.
-    fn outcome(&self, user: &str, account: Option<Account>, method: &str) -> Result<Auth, Error> {
+    fn outcome(&self, user: &str, account: Option<Account>, key: Option<&PublicKey>) -> Result<Auth, Error> {
         self.shared.door.note_login(self.peer.ip(), account.is_some());
+        let (method, result) = (key.map_or("password", |_| "key"), account.as_ref().map_or("refused", |_| "accepted"));
+        counter!(LOGINS, "method" => method, "result" => result).increment(1);
+        let with = key.map_or(method.to_owned(), |key| format!("key {}", key.fingerprint(HashAlg::Sha256)));
         let Some(account) = account else {
-            log::warn!("{}: login failed: user {user:?}, {method}", self.peer);
+            log::warn!("{}: login failed: user {user:?}, {with}", self.peer);
             return Ok(Auth::reject());
         };
-        log::info!("{}@{}: logged in with {method}", account.name, self.peer);
+        log::info!("{}@{}: logged in with {with}", account.name, self.peer);
         let _ = self.account.set(account);
         Ok(Auth::Accept)
     }
@@ -149,14 +156,19 @@ impl Connection {
             .inspect_err(|error| log::error!("{who}: home {:?} can't be used: {error}", account.home));
         let Ok(home) = home else { return 1 };
         let settings = Settings {
-            tree: Tree::new(self.shared.context.clone(), self.shared.local.clone(), home),
+            tree: Tree::new(
+                self.shared.context.clone(),
+                self.shared.local.clone(),
+                home,
+                self.shared.config.dir_markers,
+            ),
             access: account.access,
             who: who.clone(),
             user: account.name.into(),
             idle_timeout: self.shared.config.idle_timeout,
             drain: self.shared.shutdown.drain.clone(),
         };
-        let opened = Instant::now();
+        let (opened, _open) = (Instant::now(), OneMore::of(SESSIONS));
         let end = sftp::serve(read, Outgoing(write, self.gone), settings).await;
         log::info!("{who}: session ended after {:.1} s: {end}", opened.elapsed().as_secs_f64());
         u32::from(!matches!(end, End::Closed | End::Drained))
@@ -195,7 +207,7 @@ impl Handler for Connection {
             true => None,
             false => self.shared.config.auth.password(user, password).await,
         };
-        self.outcome(user, account, "password")
+        self.outcome(user, account, None)
     }
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
@@ -205,7 +217,7 @@ impl Handler for Connection {
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
         let account = self.key_owner(user, key.public_key, key.algorithm).await;
-        self.outcome(user, account, &format!("key {}", key.public_key.fingerprint(HashAlg::Sha256)))
+        self.outcome(user, account, Some(key.public_key))
     }
 
     async fn channel_open_session(

@@ -20,6 +20,13 @@ const MOST_DEBT: Duration = Duration::from_secs(600);
 /// Addresses remembered. Whoever has more of them is not stopped by remembering addresses.
 const MOST_DEBTORS: usize = 10_000;
 
+/// Why a connection is turned away: for the figures, and for the log.
+#[derive(Debug)]
+pub struct Refusal {
+    pub label: &'static str,
+    pub why: &'static str,
+}
+
 /// See the module.
 pub struct Door {
     strangers: usize,
@@ -44,15 +51,15 @@ impl Door {
     }
 
     /// Takes a place for a new connection, or says why it gets none.
-    pub fn knock(self: &Arc<Self>, peer: IpAddr) -> Result<Knock, &'static str> {
+    pub fn knock(self: &Arc<Self>, peer: IpAddr) -> Result<Knock, Refusal> {
         let (peer, mut state) = (source(peer), self.state());
         if state.debt(peer) > CREDIT {
-            return Err("too many failed logins from this address");
+            return Err(Refusal { label: "guessing", why: "too many failed logins from this address" });
         }
         let here = state.knocking.get(&peer).copied().unwrap_or(0);
         let all: usize = state.knocking.values().sum();
         if all >= self.strangers || here >= (self.strangers / 2).max(FEWEST) {
-            return Err("too many connections that have not logged in");
+            return Err(Refusal { label: "strangers", why: "too many connections that have not logged in" });
         }
         state.knocking.insert(peer, here + 1);
         Ok(Knock(self.clone(), peer))

@@ -5,7 +5,7 @@ use russh::keys::ssh_key::{HashAlg, LineEnding};
 use russh::keys::{Algorithm, PrivateKey, decode_secret_key};
 use std::fs::{self, DirBuilder, DirEntry, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::{io::Write, path::Path};
+use std::{io::ErrorKind, io::Write, path::Path};
 
 /// A private key that names this host.
 #[derive(Clone)]
@@ -26,19 +26,26 @@ pub fn temporary() -> anyhow::Result<HostKey> {
 /// Loads every private key in the directory (`*.pub` files are passed over); where there is none, makes an
 /// ed25519 one, `ssh_host_ed25519_key`, readable by its owner only.
 pub fn load_or_create(directory: &Path) -> anyhow::Result<Vec<HostKey>> {
-    let context = || format!("can't read or make the host keys in {}", directory.display());
+    let context = || format!("can't make the host key in {}", directory.display());
     DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(context)?;
-    let entries: Result<Vec<_>, _> = fs::read_dir(directory).with_context(context)?.collect();
-    let mut files: Vec<_> = entries.with_context(context)?.iter().map(DirEntry::path).collect();
-    files.retain(|file| file.is_file() && file.extension().is_none_or(|end| end != "pub"));
-    files.sort();
-    if files.is_empty() {
-        return Ok(vec![create(directory).with_context(context)?]);
-    }
-    files.iter().map(|file| load(file)).collect()
+    let keys = load(directory)?;
+    if keys.is_empty() { Ok(vec![create(directory).with_context(context)?]) } else { Ok(keys) }
 }
 
-fn load(file: &Path) -> anyhow::Result<HostKey> {
+/// Loads every private key in the directory. None where there is no such directory.
+pub fn load(directory: &Path) -> anyhow::Result<Vec<HostKey>> {
+    let context = || format!("can't read the host keys in {}", directory.display());
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(context)?.collect::<Result<Vec<_>, _>>().with_context(context)?,
+    };
+    let mut files: Vec<_> = entries.iter().map(DirEntry::path).collect();
+    files.retain(|file| file.is_file() && file.extension().is_none_or(|end| end != "pub"));
+    files.sort();
+    files.iter().map(|file| read(file)).collect()
+}
+
+fn read(file: &Path) -> anyhow::Result<HostKey> {
     let shown = file.display();
     let text = fs::read_to_string(file).with_context(|| format!("can't read the host key {shown}"))?;
     match decode_secret_key(&text, None) {

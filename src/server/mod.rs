@@ -6,30 +6,40 @@
 mod connection;
 mod door;
 mod host_keys;
+mod proxy;
 mod socket;
 mod ssh;
 
-pub use host_keys::{HostKey, load_or_create, temporary};
+pub use host_keys::{HostKey, load, load_or_create, temporary};
 pub use ssh::Algorithms;
 
 use crate::budget::Budget;
+use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS, REFUSED_CONNECTIONS};
 use crate::store::Store;
 use crate::tree::{Home, Local, Path};
 use crate::upload::{Context, PartSizes};
 use crate::users::Auth;
-use door::Door;
+use door::{Door, Refusal};
+use ipnet::IpNet;
+use metrics::{counter, gauge};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle, task::TaskTracker};
 
 /// After an accept that failed, as it does when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// For aborts of multipart uploads, once every session has ended.
 const ABORT_TIME: Duration = Duration::from_secs(20);
 /// A line before the version string is for people to read ([RFC 4253 §4.2](https://www.rfc-editor.org/rfc/rfc4253#section-4.2)).
-const FULL: &[u8] = b"This server takes no connection from you now: try again later.\r\n";
+const GOODBYE: &[u8] = b"This server takes no connection from you now: try again later.\r\n";
+const FULL: Refusal = Refusal { label: "full", why: "all sessions are open (--max-sessions)" };
+/// A load balancer has its header ready.
+const PROXY_TIME: Duration = Duration::from_secs(5);
+/// How often figures are brought up to date that nobody notes when they change.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often abandoned uploads are looked for, the first time at the start.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -59,6 +69,10 @@ pub struct Config {
     pub abandoned_after: Duration,
     /// Offered to clients.
     pub algorithms: Algorithms,
+    /// Directories are objects (`dir/`), not only known to this process.
+    pub dir_markers: bool,
+    /// Load balancers, of which every connection begins with a header of the PROXY protocol.
+    pub proxies: Vec<IpNet>,
 }
 
 impl Config {
@@ -77,6 +91,8 @@ impl Config {
             drain_timeout: Duration::from_secs(60),
             abandoned_after: Duration::from_secs(24 * 60 * 60),
             algorithms: Algorithms::Modern,
+            dir_markers: false,
+            proxies: Vec::new(),
         }
     }
 }
@@ -93,7 +109,6 @@ pub struct Shutdown {
 /// What all connections share.
 struct Shared {
     config: Config,
-    ssh: [(Algorithms, Arc<russh::server::Config>); 3],
     door: Arc<Door>,
     context: Arc<Context>,
     local: Arc<Local>,
@@ -104,17 +119,13 @@ struct Shared {
 pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
     let (store, budget) = (config.store.clone(), Budget::new(config.buffer_memory));
     let context = Arc::new(Context { store, budget, sizes: config.part_sizes, tasks: TaskTracker::new() });
-    let kinds = [Algorithms::PostQuantum, Algorithms::Modern, Algorithms::Legacy];
-    let ssh = kinds.map(|kind| (kind, Arc::new(ssh::config(&config, kind))));
     let door = Arc::new(Door::new(config.max_sessions));
-    let shared = Arc::new(Shared { config, ssh, door, context, local: Arc::default(), shutdown });
+    let shared = Arc::new(Shared { config, door, context, local: Arc::default(), shutdown });
     let (connections, tasks) = (TaskTracker::new(), &shared.context.tasks);
     let Shutdown { drain, stop } = &shared.shutdown;
-    tokio::select! {
-        () = accept(listener, &shared, &connections) => {}
-        () = sweep(&shared) => {}
-        () = stop.cancelled() => {}
-    }
+    let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(shared.clone())));
+    let _sampling = AbortOnDropHandle::new(tokio::spawn(sample(shared.clone())));
+    stop.run_until_cancelled(accept(listener, &shared, &connections)).await;
     // Whoever cancels only `stop` means both.
     drain.cancel();
     connections.close();
@@ -138,11 +149,8 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
 async fn accept(listener: TcpListener, shared: &Arc<Shared>, connections: &TaskTracker) {
     while let Some(accepted) = shared.shutdown.drain.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, peer)) => {
-                if let Err(why) = admit(stream, peer, shared, connections) {
-                    log::warn!("{peer}: refused: {why}");
-                }
-            }
+            Ok((stream, peer)) if connections.len() >= shared.config.max_sessions => refuse(&stream, peer, &FULL),
+            Ok((stream, peer)) => drop(connections.spawn(admit(stream, peer, shared.clone()))),
             Err(error) => {
                 log::error!("can't accept a connection: {error}");
                 sleep(ACCEPT_PAUSE).await;
@@ -151,27 +159,43 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>, connections: &TaskT
     }
 }
 
-fn admit(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, connections: &TaskTracker) -> Result<(), String> {
-    let most = shared.config.max_sessions;
-    let full = || format!("{most} sessions are open (--max-sessions)");
-    let room = if connections.len() < most { Ok(()) } else { Err(full()) };
-    match room.and_then(|()| Ok(shared.door.knock(peer.ip())?)) {
-        Ok(knock) => drop(connections.spawn(connection::serve(stream, peer, shared.clone(), knock))),
-        Err(why) => {
-            // A new socket has room for one line: nobody waits.
-            let _ = stream.into_std().and_then(|mut stream| stream.write_all(FULL));
-            return Err(why);
+/// Lets the client in, if it may: the one that a load balancer names, where there is one.
+async fn admit(mut stream: TcpStream, mut peer: SocketAddr, shared: Arc<Shared>) {
+    if shared.config.proxies.iter().any(|network| network.contains(&peer.ip().to_canonical())) {
+        match timeout(PROXY_TIME, proxy::client(&mut stream)).await.map_err(io::Error::from).flatten() {
+            Ok(client) => peer = client.unwrap_or(peer),
+            // As a health check does that only connects.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return,
+            Err(error) => return log::warn!("{peer}: refused: a proxy, but {error}"),
         }
     }
-    Ok(())
+    match shared.door.knock(peer.ip()) {
+        Ok(knock) => connection::serve(stream, peer, shared, knock).await,
+        Err(refusal) => refuse(&stream, peer, &refusal),
+    }
+}
+
+fn refuse(stream: &TcpStream, peer: SocketAddr, Refusal { label, why }: &Refusal) {
+    counter!(REFUSED_CONNECTIONS, "reason" => *label).increment(1);
+    log::warn!("{peer}: refused: {why}");
+    // A new socket has room for one line: nobody waits.
+    let _ = stream.try_write(GOODBYE);
 }
 
 /// Aborts what servers of this store left behind, now and then, for ever.
-async fn sweep(shared: &Shared) {
-    let top = Home::new(&shared.config.prefix, "").and_then(|home| home.directory(&Path::default()));
+async fn sweep(shared: Arc<Shared>) {
+    let top = Home::new(&shared.config.prefix, "").and_then(|home| home.directory(&Path::parse("/")?));
     while let Ok(top) = &top {
         shared.context.sweep(top, shared.config.abandoned_after).await;
         sleep(SWEEP_INTERVAL).await;
     }
-    std::future::pending().await
+}
+
+async fn sample(shared: Arc<Shared>) {
+    gauge!(MAX_SESSIONS).set(shared.config.max_sessions as f64);
+    gauge!(BUFFER_MEMORY_LIMIT).set(shared.config.buffer_memory as f64);
+    loop {
+        gauge!(BUFFER_MEMORY).set(shared.context.budget.used() as f64);
+        sleep(SAMPLE_INTERVAL).await;
+    }
 }

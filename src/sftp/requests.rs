@@ -2,10 +2,12 @@
 
 use super::wire::{MAX_DATA, MAX_PACKET, Pieces, Request, string};
 use super::{Answer, End, Failure, Handle, MAX_HANDLES, Session};
+use crate::metrics::{TRANSFERRED_BYTES, TRANSFERS};
 use crate::tree::{Item, Path, Stat, TreeError, WriteMode};
 use crate::upload::{self, UploadError};
 use crate::{caught, download, store::MAX_KEY, users::Access};
 use bytes::Bytes;
+use metrics::counter;
 use russh_sftp::extensions::{EXPAND_PATH, LIMITS, STATVFS};
 use russh_sftp::protocol::{self, *};
 
@@ -115,7 +117,7 @@ impl Session {
         let (path, changes) = (Path::parse(&filename)?, flags.intersects(CHANGES));
         let transfer = format!("{}: {} {:?}", self.settings.who, if changes { "put" } else { "get" }, path.as_str());
         if !changes {
-            let log = move |summary| log_download(&transfer, summary);
+            let log = move |summary| note_download(&transfer, summary);
             let download = self.settings.tree.open_read(&path, self.replies.clone(), log).await?;
             return self.add(id, Handle::Reader(download));
         }
@@ -124,7 +126,7 @@ impl Session {
             truncate: flags.contains(OpenFlags::TRUNCATE),
             exclusive: flags.contains(OpenFlags::CREATE | OpenFlags::EXCLUDE),
         };
-        let log = move |summary| log_upload(&transfer, summary);
+        let log = move |summary| note_upload(&transfer, summary);
         let upload = self.settings.tree.open_write(&path, mode, log).await?;
         self.add(id, Handle::Writer { upload, append: flags.contains(OpenFlags::APPEND) })
     }
@@ -272,19 +274,38 @@ fn numbers(id: u32, fields: &[u64]) -> Answer {
     Ok(Some(ExtendedReply { id, data }.into()))
 }
 
-fn log_upload(put: &str, upload::Summary { bytes, parts, took, result }: upload::Summary) {
+/// The log's line and the figures, of the same summary.
+fn note_upload(put: &str, upload::Summary { bytes, parts, took, result }: upload::Summary) {
     let seconds = took.as_secs_f64();
-    match result {
-        Some(Ok(())) => log::info!("{put} {bytes} bytes {parts} parts {seconds:.3} s"),
-        Some(Err(error)) => log::warn!("{put} failed after {bytes} bytes {seconds:.3} s: {error}"),
-        None => log::warn!("{put} forced to end after {bytes} bytes {seconds:.3} s: nothing was stored"),
-    }
+    let outcome = match result {
+        Some(Ok(())) => {
+            log::info!("{put} {bytes} bytes {parts} parts {seconds:.3} s");
+            "ok"
+        }
+        Some(Err(error)) => {
+            log::warn!("{put} failed after {bytes} bytes {seconds:.3} s: {error}");
+            "failed"
+        }
+        None => {
+            log::warn!("{put} forced to end after {bytes} bytes {seconds:.3} s: nothing was stored");
+            "cut_off"
+        }
+    };
+    count("upload", outcome, bytes);
 }
 
-fn log_download(get: &str, download::Summary { bytes, requests, took, error }: download::Summary) {
+/// As [`note_upload`]. A client that stops reading in mid-file is no failure: that is how `tail` and previews look.
+fn note_download(get: &str, download::Summary { bytes, requests, took, error }: download::Summary) {
     let seconds = took.as_secs_f64();
-    match error {
+    match &error {
         None => log::info!("{get} {bytes} bytes {requests} requests {seconds:.3} s"),
         Some(error) => log::warn!("{get} failed after {bytes} bytes {seconds:.3} s: {error}"),
     }
+    count("download", if error.is_some() { "failed" } else { "ok" }, bytes);
+}
+
+fn count(direction: &'static str, result: &'static str, bytes: u64) {
+    let labels = [("direction", direction), ("result", result)];
+    counter!(TRANSFERS, &labels).increment(1);
+    counter!(TRANSFERRED_BYTES, &labels).increment(bytes);
 }

@@ -2,8 +2,11 @@
 //!
 //! Credentials, region and endpoint are the SDK's own business (`AWS_*` variables, profiles, roles).
 
+mod inspect;
+mod meter;
+
 use super::*;
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{anyhow, ensure};
 use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
@@ -36,8 +39,8 @@ pub struct S3Store {
 }
 
 impl S3Store {
-    /// Reads the AWS settings of the environment and checks once that the bucket answers.
-    pub async fn connect(bucket: &str) -> anyhow::Result<S3Store> {
+    /// With the AWS settings of the environment. Nothing is asked yet.
+    pub async fn open(bucket: &str) -> anyhow::Result<S3Store> {
         let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
         let timeouts = timeouts.operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
         let settings = aws_config::defaults(BehaviorVersion::v2026_01_12())
@@ -48,7 +51,7 @@ impl S3Store {
         let endpoint = var("AWS_ENDPOINT_URL_S3").ok().or(settings.endpoint_url().map(str::to_owned));
         let known = endpoint.is_some() || settings.region().is_some();
         ensure!(known, "no AWS region is set: set AWS_REGION (or AWS_ENDPOINT_URL for another S3 server)");
-        let mut config = aws_sdk_s3::config::Builder::from(&settings);
+        let mut config = aws_sdk_s3::config::Builder::from(&settings).interceptor(meter::Meter);
         // The SDK's own bucket stops all retries of the process when a hundred are under way.
         let tries = RetryPartition::custom("sftpd").token_bucket(TokenBucket::unlimited());
         config.set_retry_partition(Some(tries.build()));
@@ -64,9 +67,7 @@ impl S3Store {
             }
         }
         let unsigned_payload = endpoint.is_none_or(|url| url.starts_with("https:"));
-        let store = S3Store { unsigned_payload, ..S3Store::new(Client::from_conf(config.build()), bucket) };
-        store.check().await.with_context(|| format!("bucket {bucket} can't be used"))?;
-        Ok(store)
+        Ok(S3Store { unsigned_payload, ..S3Store::new(Client::from_conf(config.build()), bucket) })
     }
 
     /// With a client of the caller's own making. Bodies are signed.
@@ -75,7 +76,7 @@ impl S3Store {
     }
 
     /// One list request of one entry: proves credentials, region and bucket before a client has to find out.
-    async fn check(&self) -> anyhow::Result<()> {
+    pub async fn check(&self) -> anyhow::Result<()> {
         match self.list(ListRequest { prefix: &Key::default(), folded: false, after: None, limit: 1 }).await {
             // A set-up that may only put is a valid one.
             Err(StoreError::Forbidden(why)) => log::warn!("clients will see no directories: {why}"),
@@ -84,12 +85,6 @@ impl S3Store {
             Ok(_) => {}
         }
         Ok(())
-    }
-
-    /// Do requests carry checksums, as with AWS they do unless its settings say otherwise?
-    fn checksums(&self) -> bool {
-        let setting = self.client.config().request_checksum_calculation();
-        setting.is_none_or(|setting| *setting == RequestChecksumCalculation::WhenSupported)
     }
 
     /// Multipart uploads in progress, whoever began them.
@@ -112,8 +107,16 @@ impl S3Store {
         let id = self.create_upload(&probe).await?;
         let found = self.uploads(&probe).await;
         self.abort(&probe, &id).await?;
-        let ours = found?.into_iter().find(|upload| upload.upload_id() == Some(&id));
-        Ok(ours.and_then(|upload| upload.initiator().map(principal)))
+        let mut us = None;
+        for upload in found? {
+            match upload.upload_id() {
+                Some(ours) if ours == id => us = upload.initiator().map(principal),
+                // Of a server that ended just here.
+                Some(older) if upload.key() == Some(probe.as_str()) => self.abort(&probe, older).await?,
+                _ => {}
+            }
+        }
+        Ok(us)
     }
 
     /// `x-amz-copy-source` is a header: URL-encoded, and without a leading slash.
@@ -202,7 +205,7 @@ impl Store for S3Store {
             .await
             .map_err(failed)?
             .upload_id
-            .ok_or_else(|| missing("an upload id"))
+            .ok_or_else(|| missing("upload id"))
     }
 
     async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part> {
@@ -220,7 +223,7 @@ impl Store for S3Store {
         let request = request.part_number(number as i32).copy_source(self.copy_source(from.key));
         let request = request.copy_source_if_match(from.etag);
         let request = request.copy_source_range(format!("bytes={}-{}", from.range.start, from.range.end - 1));
-        let result = request.send().await.map_err(failed)?.copy_part_result.ok_or_else(|| missing("a result"))?;
+        let result = request.send().await.map_err(failed)?.copy_part_result.ok_or_else(|| missing("result"))?;
         part(number, size, result.e_tag, result.checksum_crc32)
     }
 
@@ -260,7 +263,11 @@ impl Store for S3Store {
             let Some((key, id)) = upload.key().and_then(Key::new).zip(upload.upload_id()) else { continue };
             let parts = self.client.list_parts().bucket(&self.bucket).key(key.as_str()).upload_id(id);
             let parts: std::result::Result<Vec<_>, _> = parts.into_paginator().items().send().collect().await;
-            let parts = parts.map_err(failed)?;
+            let parts = match parts.map_err(failed) {
+                // It has ended meanwhile.
+                Err(StoreError::NotFound) => continue,
+                parts => parts?,
+            };
             if parts.iter().all(|part| old(part.last_modified())) {
                 let sent = parts.into_iter().map(|sent| {
                     let (number, size) = (sent.part_number.unwrap_or_default(), sent.size.unwrap_or_default());
@@ -291,7 +298,7 @@ fn principal(initiator: &Initiator) -> String {
 }
 
 fn part(number: u32, size: u64, etag: Option<String>, checksum: Option<String>) -> Result<Part> {
-    Ok(Part { number, size, etag: etag.ok_or_else(|| missing("an ETag"))?, checksum })
+    Ok(Part { number, size, etag: etag.ok_or_else(|| missing("ETag"))?, checksum })
 }
 
 fn object(size: Option<i64>, etag: Option<String>, modified: Option<DateTime>) -> Result<Object> {

@@ -97,12 +97,14 @@ pub struct Tree {
     context: Arc<Context>,
     local: Arc<Local>,
     home: Home,
+    /// Directories are `dir/` objects, so that other gateways and the next start see them.
+    markers: bool,
 }
 
 impl Tree {
     /// `local` is shared by all trees of a server.
-    pub fn new(context: Arc<Context>, local: Arc<Local>, home: Home) -> Tree {
-        Tree { context, local, home }
+    pub fn new(context: Arc<Context>, local: Arc<Local>, home: Home, markers: bool) -> Tree {
+        Tree { context, local, home, markers }
     }
 
     /// The keys of a path, after uploads to or below it that are being closed, in whatever session. What is asked
@@ -160,7 +162,7 @@ impl Tree {
         Ok(self.context.store.list(ListRequest { prefix, folded: false, after, limit }).await?)
     }
 
-    /// One list request, to see that the name is free. The directory itself is kept in RAM.
+    /// One list request, to see that the name is free. The directory itself is kept in RAM, or put as a marker.
     pub async fn make_directory(&self, path: &Path) -> Result<()> {
         let Place { file, directory } = self.home.place(path)?;
         fail_if(self.local.upload(&file).is_some() || self.local.is_directory(&directory), EXISTS)?;
@@ -174,7 +176,7 @@ impl Tree {
         // A thousand names begin like this one: ask for it alone.
         let taken = page.entries.iter().any(is_it) || (page.next.is_some() && self.is_directory(&directory).await?);
         fail_if(taken, EXISTS)?;
-        self.local.add_directory(&directory, true)
+        if self.markers { self.put_empty(&directory).await } else { self.local.add_directory(&directory, true) }
     }
 
     /// One list request, and a DELETE if there is a `dir/` marker.
@@ -187,7 +189,7 @@ impl Tree {
             _ => return Err(NOT_EMPTY),
         }
         self.local.remove(&(directory.to_string(), DIRECTORY));
-        self.keep_parent(path);
+        self.keep_parent(path).await;
         Ok(())
     }
 
@@ -196,15 +198,31 @@ impl Tree {
         let place = self.settled(path).await?;
         self.look(&place).await?.ok_or(IS_DIRECTORY)?;
         self.context.store.delete(&place.file).await?;
-        self.keep_parent(path);
+        self.keep_parent(path).await;
         Ok(())
     }
 
-    /// A directory does not vanish with its last entry, though S3 thinks so.
-    fn keep_parent(&self, path: &Path) {
+    /// A directory does not vanish with its last entry, though S3 thinks so. With markers a list, and a put where
+    /// nothing else is left.
+    async fn keep_parent(&self, path: &Path) {
         let parent = Path::parse(&format!("{}/..", path.as_str())).and_then(|parent| self.home.place(&parent));
-        // Nothing to keep above the top; and if there are too many, this one goes.
-        let _ = parent.and_then(|parent| self.local.add_directory(&parent.directory, false));
+        // Nothing to keep above the top.
+        let Ok(Place { directory, .. }) = parent else { return };
+        // If there are too many, or the store is in trouble, this one goes: what was asked for is done.
+        let _ = match self.markers {
+            false => self.local.add_directory(&directory, false),
+            true => match self.list(&directory, None, 1).await {
+                Ok(page) if page.entries.is_empty() => self.put_empty(&directory).await,
+                listed => listed.map(drop),
+            },
+        };
+    }
+
+    /// An object without content, whatever was there before.
+    async fn put_empty(&self, key: &Key) -> Result<()> {
+        let store = self.context.store.as_ref();
+        let made = store.put(key, Bytes::new(), Condition::None).await;
+        Ok(settle(store, key, made, 0, || Some(etag_of(b""))).await?)
     }
 
     /// SETSTAT with a size: 0 empties the file (HEAD and PUT), any other must be what it is (as stat).
@@ -214,11 +232,7 @@ impl Tree {
             Stat::Directory => Err(IS_DIRECTORY),
             Stat::File { size: now, .. } if now == size => Ok(()),
             Stat::File { .. } if self.local.upload(&file).is_some() => Err(BUSY),
-            Stat::File { .. } if size == 0 => {
-                let store = &self.context.store;
-                let emptied = store.put(&file, Bytes::new(), Condition::None).await;
-                Ok(settle(store.as_ref(), &file, emptied, 0, || Some(etag_of(b""))).await?)
-            }
+            Stat::File { .. } if size == 0 => self.put_empty(&file).await,
             Stat::File { .. } => Err(TreeError::Unsupported("S3 can't change the size of a stored file")),
         }
     }

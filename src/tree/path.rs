@@ -10,13 +10,6 @@ use crate::store::{Key, MAX_KEY};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Path(String);
 
-impl Default for Path {
-    /// The top.
-    fn default() -> Path {
-        Path("/".to_owned())
-    }
-}
-
 impl Path {
     /// Resolves `.`, `..` and `//`; a relative path starts at the root, and `..` stops there.
     ///

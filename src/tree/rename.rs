@@ -32,7 +32,7 @@ impl Tree {
             Err(TreeError::NotFound) => self.rename_directory(&source.directory, &target.directory, to).await?,
             Err(error) => return Err(error),
         }
-        self.keep_parent(from);
+        self.keep_parent(from).await;
         Ok(())
     }
 
@@ -134,10 +134,8 @@ async fn copy_in_parts(store: &dyn Store, from: &Key, to: &Key) -> crate::store:
         settle(store, to, made, object.size, || etag_of_parts(&parts)).await
     };
     let copied = pieces.await;
-    if copied.is_err()
-        && let Err(error) = store.abort(to, &id).await
-    {
-        log::warn!("multipart upload {id} of {:?} could not be aborted and stays: {error}", to.as_str());
+    if copied.is_err() {
+        upload::abort(store, to, &id).await;
     }
     copied
 }

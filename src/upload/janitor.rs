@@ -19,10 +19,9 @@ impl Context {
     async fn abort_abandoned(&self, prefix: &Key, abandoned_after: Duration) -> store::Result<()> {
         let before = SystemTime::now().checked_sub(abandoned_after).unwrap_or(SystemTime::UNIX_EPOCH);
         for upload in self.store.stale_uploads(prefix, before).await? {
-            if cuts(&self.sizes, &upload.parts) {
-                self.store.abort(&upload.key, &upload.id).await?;
-                let (key, id, parts) = (upload.key.as_str(), upload.id, upload.parts.len());
-                log::info!("aborted the abandoned multipart upload {id} of {key:?}, {parts} parts");
+            let (key, id, parts) = (&upload.key, &upload.id, upload.parts.len());
+            if cuts(&self.sizes, &upload.parts) && super::abort(self.store.as_ref(), key, id).await {
+                log::info!("aborted the abandoned multipart upload {id} of {:?}, {parts} parts", key.as_str());
             }
         }
         Ok(())

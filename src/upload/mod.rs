@@ -12,8 +12,10 @@ pub use assembler::{Assembler, PartSizes, REORDER_WINDOW};
 
 use crate::budget::{Budget, Taken};
 use crate::caught;
+use crate::metrics::{ABORTED_UPLOADS, OPEN_UPLOADS, OneMore};
 use crate::store::{self, *};
 use bytes::Bytes;
+use metrics::counter;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use std::{ops::Range, sync::Arc};
@@ -183,6 +185,16 @@ impl Upload {
     }
 }
 
+/// Aborts a multipart upload. False where even that fails: it stays in the store, as the log then says.
+pub async fn abort(store: &dyn Store, key: &Key, id: &str) -> bool {
+    let aborted = caught(store.abort(key, id)).await.map_err(StoreError::Other).flatten();
+    counter!(ABORTED_UPLOADS, "result" => if aborted.is_ok() { "aborted" } else { "left" }).increment(1);
+    let aborted = aborted.inspect_err(|error| {
+        log::warn!("multipart upload {id} of {:?} could not be aborted and stays: {error}", key.as_str());
+    });
+    aborted.is_ok()
+}
+
 fn cut_off() -> UploadError {
     Refused("the upload was cut off".to_owned())
 }
@@ -208,6 +220,7 @@ struct Work {
 impl Work {
     async fn run(mut self, mut inbox: mpsc::Receiver<(Command, Reply<Bytes>)>) {
         let opened = Instant::now();
+        let _open = OneMore::of(OPEN_UPLOADS);
         let mut closed = None;
         while let Some((command, reply)) = inbox.recv().await {
             // Nothing comes after CLOSE: it takes the handle.
@@ -257,12 +270,8 @@ impl Work {
         self.memory = None;
         while self.in_flight.join_next().await.is_some() {}
         self.done.clear();
-        if let Some(id) = self.upload_id.take()
-            && let Err(error) =
-                caught(self.context.store.abort(&self.target.key, &id)).await.map_err(StoreError::Other).flatten()
-        {
-            let key = self.target.key.as_str();
-            log::warn!("multipart upload {id} of {key:?} could not be aborted and stays: {error}");
+        if let Some(id) = self.upload_id.take() {
+            abort(self.context.store.as_ref(), &self.target.key, &id).await;
         }
     }
 

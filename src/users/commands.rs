@@ -1,10 +1,10 @@
 //! `sftpd users add|remove|list`.
 
 use super::{Access, UsersFile, check_name, hash, parse_key};
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::{Value, json};
 use ssh_key::HashAlg::Sha256;
-use std::{io::IsTerminal, io::stdin, path::Path};
+use std::{io::IsTerminal, io::stdin, path::Path, path::PathBuf};
 
 /// A mistake in what was typed, not in the world: exit status 2.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,9 @@ pub enum Command {
         name: String,
         /// Public keys: each one line of a .pub file, in quotes.
         keys: Vec<String>,
+        /// Keys of an authorized_keys file, as sshd reads it.
+        #[arg(long, value_name = "FILE")]
+        keys_file: Option<PathBuf>,
         /// Ask for a password (twice on a terminal; one line of standard input otherwise).
         #[arg(long)]
         password: bool,
@@ -50,18 +53,22 @@ impl Command {
     /// Carries it out; what is returned goes to standard output.
     pub fn run(self, path: &Path) -> anyhow::Result<String> {
         match self {
-            Command::Add { name, keys, password, home, access } => {
+            Command::Add { name, keys, keys_file, password, home, access } => {
                 check_name(&name).map_err(Usage)?;
-                let way_in = !keys.is_empty() || password;
+                let imported = keys_file.as_deref().map(authorized_keys).transpose()?.unwrap_or_default();
+                let way_in = !keys.is_empty() || !imported.is_empty() || password;
                 let given = way_in || home.is_some() || access.is_some();
                 let add = |UsersFile { users }: &mut UsersFile, hash: Option<String>| {
                     let known = users.contains_key(&name);
                     ensure!(way_in || known, Usage(anyhow!("a new user needs a KEY or --password")));
                     ensure!(given, Usage(anyhow!("user {name} exists already, and nothing was given to change")));
                     let user = users.entry(name.clone()).or_default();
-                    for line in &keys {
+                    for (n, line) in keys.iter().chain(&imported).enumerate() {
                         let key = parse_key(line).map_err(Usage)?;
                         let known = user.parsed_keys().any(|other| other.key_data() == key.key_data());
+                        if known && n >= keys.len() {
+                            continue;
+                        }
                         ensure!(!known, Usage(anyhow!("user {name} has the key {} already", key.fingerprint(Sha256))));
                         user.keys.push(line.trim().to_owned());
                     }
@@ -93,6 +100,37 @@ impl Command {
             Command::List { json } => Ok(list(&UsersFile::read_or_empty(path)?, json)),
         }
     }
+}
+
+/// The keys of a file as sshd reads it, each as a line of a .pub file. Options that take away what there is none of here
+/// are left out; to leave out any other would give its key more than it had.
+fn authorized_keys(file: &Path) -> anyhow::Result<Vec<String>> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display())).map_err(Usage)?;
+    let lines = (1..).zip(text.lines().map(str::trim)).filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let keys = lines.map(|(number, line)| {
+        let place = format!("{}, line {number}", file.display());
+        let mut quoted = false;
+        let space = line.find(|c| {
+            quoted ^= c == '"';
+            c == ' ' && !quoted
+        });
+        let (options, key) = match line.split_at(space.unwrap_or(line.len())) {
+            (kind, _) if ["ssh-", "ecdsa-", "sk-"].iter().any(|start| kind.starts_with(start)) => ("", line),
+            (options, key) => (options, key.trim()),
+        };
+        let idle = |option: &&str| {
+            matches!(*option, "" | "restrict" | r#"command="internal-sftp""#) || option.starts_with("no-")
+        };
+        if let Some(option) = options.split(',').find(|option| !idle(option)) {
+            bail!("{place}: sftpd has no option {option}: remove it there, or leave the key out");
+        }
+        parse_key(key).context(place)?;
+        Ok(key.to_owned())
+    });
+    let keys: Vec<_> = keys.collect::<anyhow::Result<_>>().map_err(Usage)?;
+    ensure!(!keys.is_empty(), Usage(anyhow!("{} holds no key", file.display())));
+    Ok(keys)
 }
 
 /// Never from an argument: those are in the shell's history and in `ps`.

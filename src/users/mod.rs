@@ -5,10 +5,12 @@
 
 pub mod commands;
 
+use crate::metrics::USERS_FILE_OK;
 use crate::tree::Home;
 use anyhow::{Context, bail, ensure};
 use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier, Version};
 use async_trait::async_trait;
+use metrics::gauge;
 use rand::{RngExt, distr::Alphanumeric};
 use serde::{Deserialize, Serialize};
 use ssh_key::PublicKey;
@@ -67,7 +69,9 @@ impl FileAuth {
     pub fn open(path: PathBuf) -> anyhow::Result<FileAuth> {
         let missing = || format!("no users file at {}: make one with `sftpd users add NAME \"KEY\"`", path.display());
         path.metadata().with_context(missing)?;
-        Ok(FileAuth { loaded: Mutex::new((None, UsersFile::read(&path)?)), path: Some(path) })
+        let file = UsersFile::read(&path)?;
+        gauge!(USERS_FILE_OK).set(1);
+        Ok(FileAuth { loaded: Mutex::new((None, file)), path: Some(path) })
     }
 
     /// One user with a password and no file, for `sftpd demo` and tests.
@@ -84,7 +88,9 @@ impl FileAuth {
         let stamp = self.path.as_ref().and_then(|path| path.metadata().ok()).map(stamp);
         if let Some(path) = self.path.as_ref().filter(|_| loaded.0 != stamp) {
             loaded.0 = stamp;
-            match UsersFile::read(path) {
+            let read = UsersFile::read(path);
+            gauge!(USERS_FILE_OK).set(if read.is_ok() { 1 } else { 0 });
+            match read {
                 Ok(file) => loaded.1 = file,
                 Err(error) => log::error!("the users of the last good file stay in force: {error:#}"),
             }

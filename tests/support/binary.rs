@@ -10,7 +10,7 @@ pub struct Process {
     pub child: Child,
     pub server: Server,
     log: Arc<Mutex<Vec<String>>>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Drop for Process {
@@ -23,6 +23,16 @@ impl Drop for Process {
     }
 }
 
+/// A command of the binary on the bucket of the tests, begun in a folder and after a shell command.
+pub fn sftpd(setting: &str, s3: &FakeS3, folder: &std::path::Path, command: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.current_dir(folder).args(["-c", &format!("{setting} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_sftpd")]);
+    shell.arg(command).env("SFTPD_STORE", format!("s3://{}", s3::BUCKET));
+    shell.env("AWS_ENDPOINT_URL", &s3.endpoint).env("AWS_REGION", "us-east-1").env("RUST_LOG", "sftpd=info");
+    shell.env("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", s3::SECRET_KEY);
+    shell
+}
+
 impl Process {
     pub fn start(s3: &FakeS3, args: &[&str]) -> Process {
         Process::start_after(":", s3, args)
@@ -31,28 +41,37 @@ impl Process {
     /// The server inherits what the shell command has set, as `ulimit` does.
     pub fn start_after(setting: &str, s3: &FakeS3, args: &[&str]) -> Process {
         let folder = tempfile::tempdir().unwrap();
-        let binary = env!("CARGO_BIN_EXE_sftpd");
-        let mut add = Command::new(binary);
+        let mut add = Command::new(env!("CARGO_BIN_EXE_sftpd"));
         add.current_dir(folder.path()).args(["users", "add", "alice", "--password"]);
         let mut add = add.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         add.stdin.take().unwrap().write_all(PASSWORD.as_bytes()).unwrap();
         assert!(add.wait().unwrap().success());
-        let mut serve = Command::new("sh");
-        serve.current_dir(folder.path()).args(["-c", &format!("{setting} && exec \"$0\" \"$@\""), binary]);
-        serve.args(["serve", "--listen", "127.0.0.1:0", "--store", &format!("s3://{}", s3::BUCKET)]).args(args);
-        serve.env("AWS_ENDPOINT_URL", &s3.endpoint).env("AWS_REGION", "us-east-1").env("RUST_LOG", "sftpd=info");
-        serve.env("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", s3::SECRET_KEY);
-        let mut child = serve.stderr(Stdio::piped()).spawn().unwrap();
+        let mut serve = sftpd(setting, s3, folder.path(), "serve");
+        let mut child = serve.args(["--listen", "127.0.0.1:0"]).args(args).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let ready =
-            lines.find_map(|line| line.split_once("listening on ").map(|(_, address)| address.parse().unwrap()));
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let mut before = Vec::new();
+        let ready = lines.find_map(|line| {
+            before.push(line);
+            before.last()?.split_once("listening on ").map(|(_, address)| address.parse().unwrap())
+        });
+        let log = Arc::new(Mutex::new(before));
         let shared = log.clone();
         std::thread::spawn(move || lines.for_each(|line| shared.lock().unwrap().push(line)));
-        Process { child, server: Server::elsewhere(ready.unwrap()), log, _folder: folder }
+        Process { child, server: Server::elsewhere(ready.unwrap()), log, folder }
     }
 
-    /// Lines of the log that hold `text`, of those since it was ready.
+    /// Where its users.json is.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// What follows `text` in the first line of the log that holds it.
+    pub fn said(&self, text: &str) -> Option<String> {
+        let log = self.log.lock().unwrap();
+        log.iter().find_map(|line| line.split_once(text)).map(|(_, rest)| rest.to_owned())
+    }
+
+    /// Lines of the log that hold `text`.
     pub fn logged(&self, text: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }

@@ -117,6 +117,8 @@ pub struct Gateway {
     fake: Option<FakeS3>,
     s3: Client,
     bucket: String,
+    /// Of the S3 server: its address, access key and secret key.
+    access: [String; 3],
     /// As the S3 server names itself.
     kind: String,
     server: Child,
@@ -145,32 +147,32 @@ impl Gateway {
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let fake = std::env::var_os("SFTPD_TEST_S3").is_none().then(|| runtime.block_on(FakeS3::start()));
-        let (endpoint, access_key, secret_key) = match &fake {
-            Some(fake) => (fake.endpoint.clone(), ACCESS_KEY.to_owned(), SECRET_KEY.to_owned()),
-            None => (variable("SFTPD_TEST_S3"), variable("SFTPD_TEST_S3_KEY"), variable("SFTPD_TEST_S3_SECRET")),
+        let access = match &fake {
+            Some(fake) => [fake.endpoint.clone(), ACCESS_KEY.to_owned(), SECRET_KEY.to_owned()],
+            None => ["SFTPD_TEST_S3", "SFTPD_TEST_S3_KEY", "SFTPD_TEST_S3_SECRET"].map(variable),
         };
-        let s3 = client(&endpoint, &access_key, &secret_key);
+        let s3 = client(&access);
         let bucket = match &fake {
             Some(_) => BUCKET.to_owned(),
             None => runtime.block_on(new_bucket(&s3)),
         };
-        let kind = if fake.is_some() { String::new() } else { server_header(&endpoint) };
+        let kind = if fake.is_some() { String::new() } else { server_header(&access[0]) };
         let dir = tempfile::tempdir().unwrap();
         for directory in ["work", "server", "home/.ssh"] {
             fs::create_dir_all(dir.path().join(directory)).unwrap();
         }
         make_key(dir.path(), "id_ed25519", &["-t", "ed25519"]);
-        let keys = dir.path().join("server/host_keys");
         add_user(dir.path(), USER, Some("id_ed25519"), Some(PASSWORD), &[]);
-        let mut command = sftpd(dir.path());
-        command.args(["serve", "--listen", "127.0.0.1:0", "--store", &format!("s3://{bucket}/{PREFIX}")]);
-        command.arg("--users").arg(users_file(dir.path())).arg("--host-keys").arg(&keys).args(args);
-        command.env("AWS_ENDPOINT_URL", &endpoint).env("AWS_REGION", "us-east-1");
-        command.env("AWS_ACCESS_KEY_ID", access_key).env("AWS_SECRET_ACCESS_KEY", secret_key);
-        let (server, log, port) = serve(command);
-        let gateway = Gateway { runtime, fake, s3, bucket, kind, server, log, port, dir };
+        let (server, log, port) = serve(dir.path(), &bucket, &access, args);
+        let gateway = Gateway { runtime, fake, s3, bucket, access, kind, server, log, port, dir };
         gateway.configure_ssh();
         Some(gateway)
+    }
+
+    /// One more server on the same bucket, with the same users and host keys.
+    pub fn another(&self, args: &[&str]) -> Another {
+        let (server, log, port) = serve(self.dir.path(), &self.bucket, &self.access, args);
+        Another { server, log, port }
     }
 
     /// Is the S3 server known for this?
@@ -178,7 +180,8 @@ impl Gateway {
         DEVIATIONS.iter().any(|(server, known)| self.kind.contains(server) && *known == deviation)
     }
 
-    fn configure_ssh(&self) {
+    /// Clients connect to [`Gateway::port`].
+    pub fn configure_ssh(&self) {
         let public = fs::read_to_string(self.dir.path().join("server/host_keys/ssh_host_ed25519_key.pub")).unwrap();
         let hosts = format!("[127.0.0.1]:{} {public}", self.port);
         fs::write(self.known_hosts(), hosts).unwrap();
@@ -435,6 +438,29 @@ impl Drop for Gateway {
     }
 }
 
+/// See [`Gateway::another`]. Dropped, it is killed.
+pub struct Another {
+    server: Child,
+    log: Arc<Mutex<String>>,
+    pub port: u16,
+}
+
+impl Another {
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Another {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        if std::thread::panicking() {
+            eprintln!("another server's log:\n{}", self.log());
+        }
+    }
+}
+
 /// As one would type it, scripts on their own lines.
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -500,7 +526,7 @@ fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set, though SFTPD_TEST_S3 is"))
 }
 
-fn client(endpoint: &str, access_key: &str, secret_key: &str) -> Client {
+fn client([endpoint, access_key, secret_key]: &[String; 3]) -> Client {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .endpoint_url(endpoint)
@@ -571,8 +597,13 @@ fn add_user(dir: &Path, name: &str, key: Option<&str>, password: Option<&str>, o
     assert!(adding.wait().unwrap().success(), "{command:?}");
 }
 
-/// Starts the server and waits until it says where it listens. Its log is kept.
-fn serve(mut command: Command) -> (Child, Arc<Mutex<String>>, u16) {
+/// Starts a server and waits until it says where it listens. Its log is kept.
+fn serve(dir: &Path, bucket: &str, access: &[String; 3], args: &[&str]) -> (Child, Arc<Mutex<String>>, u16) {
+    let mut command = sftpd(dir);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--store", &format!("s3://{bucket}/{PREFIX}")]);
+    command.arg("--users").arg(users_file(dir)).arg("--host-keys").arg(dir.join("server/host_keys")).args(args);
+    command.env("AWS_ENDPOINT_URL", &access[0]).env("AWS_REGION", "us-east-1");
+    command.env("AWS_ACCESS_KEY_ID", &access[1]).env("AWS_SECRET_ACCESS_KEY", &access[2]);
     let mut server = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sftpd serve");
     let (log, stderr) = (Arc::new(Mutex::new(String::new())), server.stderr.take().unwrap());
     let (ready, port) = mpsc::channel();

@@ -211,6 +211,7 @@ impl Request {
             ("HEAD", true) => "HeadBucket",
             ("GET", true) if has("list-type") => "ListObjectsV2",
             ("GET", true) if has("uploads") => "ListMultipartUploads",
+            ("GET", true) if has("lifecycle") => "GetBucketLifecycleConfiguration",
             ("POST", true) if has("delete") => "DeleteObjects",
             ("HEAD", false) => "HeadObject",
             ("GET", false) if has("uploadId") => "ListParts",
@@ -544,7 +545,7 @@ impl S3Access for OneBucket {
 #[async_trait::async_trait]
 impl S3 for Store {
     async fn head_bucket(&self, _: In<HeadBucketInput>) -> Out<HeadBucketOutput> {
-        ok(HeadBucketOutput::default())
+        ok(dto! { HeadBucketOutput: bucket_region = "us-east-1".to_owned() })
     }
 
     async fn list_objects_v2(&self, r: In<ListObjectsV2Input>) -> Out<ListObjectsV2Output> {
@@ -752,6 +753,24 @@ impl S3 for Store {
             bucket = i.bucket, is_truncated = false, uploads = uploads,
             encoding_type = i.encoding_type
         })
+    }
+
+    async fn get_bucket_lifecycle_configuration(
+        &self,
+        _: In<GetBucketLifecycleConfigurationInput>,
+    ) -> Out<GetBucketLifecycleConfigurationOutput> {
+        let rule = LifecycleRule {
+            abort_incomplete_multipart_upload: Some(AbortIncompleteMultipartUpload { days_after_initiation: Some(2) }),
+            expiration: None,
+            filter: None,
+            id: None,
+            noncurrent_version_expiration: None,
+            noncurrent_version_transitions: None,
+            prefix: None,
+            status: ExpirationStatus::from_static(ExpirationStatus::ENABLED),
+            transitions: None,
+        };
+        ok(dto! { GetBucketLifecycleConfigurationOutput: rules = vec![rule] })
     }
 
     async fn list_parts(&self, r: In<ListPartsInput>) -> Out<ListPartsOutput> {

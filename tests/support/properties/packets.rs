@@ -47,7 +47,7 @@ async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
     let (budget, sizes) = (Budget::new(8 * MIB), PartSizes::default());
     let context = Arc::new(Context { store: store.clone(), budget, sizes, tasks: tasks.clone() });
     let settings = Settings {
-        tree: Tree::new(context, Arc::default(), Home::new("", "home").unwrap()),
+        tree: Tree::new(context, Arc::default(), Home::new("", "home").unwrap(), false),
         access: *u.choose(&[Access::ReadWrite, Access::ReadWrite, Access::ReadOnly, Access::WriteOnly])?,
         who: "alice@test".into(),
         user: "alice".into(),

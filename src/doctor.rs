@@ -1,0 +1,347 @@
+//! `sftpd doctor`: tries, with the settings of `serve`, all that serving needs, and says in plain sentences what it found.
+//!
+//! Every object it makes has a name of its own and is removed again; where that is refused, it says which stay.
+
+use crate::settings::{Place, Settings};
+use anyhow::ensure;
+use bytes::Bytes;
+use sftpd::server;
+use sftpd::store::{Condition, Key, ListRequest, MIN_PART, Part, PartSource, Store, StoreError, s3::S3Store};
+use sftpd::tree::{Home, Path};
+use sftpd::users::{UsersFile, random};
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, SystemTime};
+
+/// S3 refuses requests whose clock is 15 minutes off
+/// ([RequestTimeTooSkewed](https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html)); warn well before.
+const MOST_SKEW: Duration = Duration::from_secs(60);
+/// Content of the small object.
+const CONTENT: &[u8] = b"Made by sftpd doctor. It can be removed.\n";
+
+#[derive(Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Grade {
+    Ok,
+    /// Something that users will miss, or that may become a problem.
+    Warning,
+    /// Serving would not work, or not keep its promises.
+    Failed,
+}
+
+#[derive(serde::Serialize)]
+struct Finding {
+    check: &'static str,
+    grade: Grade,
+    text: String,
+}
+
+/// Everything that was found, said at once where a person is waiting for it.
+struct Report {
+    quiet: bool,
+    findings: Vec<Finding>,
+}
+
+impl Report {
+    fn add(&mut self, check: &'static str, grade: Grade, text: impl Into<String>) {
+        let finding = Finding { check, grade, text: text.into() };
+        if !self.quiet {
+            let mark = match grade {
+                Grade::Ok => "ok     ",
+                Grade::Warning => "warning",
+                Grade::Failed => "FAILED ",
+            };
+            println!("{mark}  {check:<18} {}", finding.text);
+        }
+        self.findings.push(finding);
+    }
+
+    /// Notes how a request went, and hands on what came of it. `without` is what can't be done where it is refused, if
+    /// all else can.
+    fn tried<T>(
+        &mut self,
+        check: &'static str,
+        result: Result<T, StoreError>,
+        good: &str,
+        without: Option<&str>,
+    ) -> Option<T> {
+        match (&result, without) {
+            (Ok(_), _) => self.add(check, Grade::Ok, good),
+            (Err(error @ StoreError::Forbidden(_)), Some(without)) => {
+                self.add(check, Grade::Warning, format!("{error}: {without}"));
+            }
+            (Err(error), _) => self.add(check, Grade::Failed, format!("{error}: {}", advice(error))),
+        }
+        result.ok()
+    }
+
+    fn count(&self, grade: Grade) -> usize {
+        self.findings.iter().filter(|finding| finding.grade == grade).count()
+    }
+}
+
+/// What to do about an error.
+fn advice(error: &StoreError) -> &'static str {
+    let text = error.to_string();
+    match error {
+        _ if text.contains("RequestTimeTooSkewed") => "set this machine's clock (NTP)",
+        _ if text.contains("InvalidAccessKeyId") || text.contains("SignatureDoesNotMatch") => {
+            "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        }
+        StoreError::Forbidden(_) => "add what is missing to the IAM policy; README.md has the least one",
+        StoreError::NotFound => "create the bucket, or correct --store",
+        _ => {
+            "check the endpoint, the region and the AWS_* settings; for a store that knows no checksums set \
+              AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+        }
+    }
+}
+
+/// Looks at everything. An error when serving would fail.
+pub async fn run(settings: &Settings, json: bool) -> anyhow::Result<()> {
+    let (place, _) = (settings.place()?, settings.part_sizes()?);
+    let mut report = Report { quiet: json, findings: Vec::new() };
+    users(&mut report, settings);
+    host_keys(&mut report, settings);
+    match place {
+        Place::Memory => report.add("store", Grade::Warning, "files live in memory and are gone at the end"),
+        Place::Bucket(bucket, prefix) => match S3Store::open(bucket).await {
+            Err(error) => report.add("settings", Grade::Failed, format!("{error:#}")),
+            Ok(store) => {
+                let base = Home::new(prefix, "")?.directory(&Path::parse("/")?)?;
+                Checkup { report: &mut report, store: &store, base, name: random() }.all(settings.equal_parts).await;
+            }
+        },
+    }
+    let (failed, warnings) = (report.count(Grade::Failed), report.count(Grade::Warning));
+    if json {
+        let all = serde_json::json!({"healthy": failed == 0, "findings": report.findings});
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    }
+    ensure!(failed == 0, "checks failed: {failed}; warnings: {warnings}");
+    Ok(())
+}
+
+fn users(report: &mut Report, settings: &Settings) {
+    let file = settings.users.display();
+    match UsersFile::read(&settings.users) {
+        Ok(UsersFile { users }) if users.is_empty() => {
+            report.add("users", Grade::Warning, format!("{file} holds nobody: sftpd users add NAME \"KEY\""));
+        }
+        Ok(UsersFile { users }) => report.add("users", Grade::Ok, format!("{} in {file}", users.len())),
+        Err(error) => report.add("users", Grade::Failed, format!("{error:#}")),
+    }
+    private(report, "users", &settings.users);
+}
+
+fn host_keys(report: &mut Report, settings: &Settings) {
+    let folder = &settings.host_keys;
+    match server::load(folder) {
+        Ok(keys) if keys.is_empty() => {
+            report.add("host keys", Grade::Ok, format!("none in {} yet: serve makes one", folder.display()));
+        }
+        Ok(keys) => {
+            let prints: Vec<_> = keys.iter().map(server::HostKey::fingerprint).collect();
+            report.add("host keys", Grade::Ok, prints.join(", "));
+        }
+        Err(error) => report.add("host keys", Grade::Failed, format!("{error:#}")),
+    }
+    let files = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+    files
+        .filter(|file| file.extension().is_none_or(|end| end != "pub"))
+        .for_each(|file| private(report, "host keys", &file));
+}
+
+/// Private keys and password hashes are nobody else's business.
+fn private(report: &mut Report, check: &'static str, file: &std::path::Path) {
+    if let Ok(found) = file.metadata()
+        && found.permissions().mode() & 0o077 != 0
+    {
+        let mode = found.permissions().mode() & 0o777;
+        report.add(check, Grade::Warning, format!("{} has mode {mode:o}: chmod 600", file.display()));
+    }
+}
+
+/// The bucket, looked at from all sides.
+struct Checkup<'a> {
+    report: &'a mut Report,
+    store: &'a S3Store,
+    base: Key,
+    /// In the names of the objects that are made.
+    name: String,
+}
+
+impl Checkup<'_> {
+    async fn all(mut self, equal_parts: bool) {
+        if self.credentials().await && self.lists().await {
+            self.objects().await;
+            self.uploads(equal_parts).await;
+            self.upkeep().await;
+        }
+    }
+
+    fn key(&self, end: &str) -> Result<Key, StoreError> {
+        Key::new(format!("{}.sftpd-doctor-{}{end}", self.base, self.name)).ok_or(StoreError::NotFound)
+    }
+
+    /// False where going on would only say the same again.
+    async fn credentials(&mut self) -> bool {
+        let key = S3Store::access_key().await;
+        match &key {
+            Ok(id) => self.report.add("credentials", Grade::Ok, format!("access key {id}")),
+            Err(error) => {
+                let what = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role";
+                self.report.add("credentials", Grade::Failed, format!("{error}: {what}"));
+            }
+        }
+        key.is_ok()
+    }
+
+    /// As [`Checkup::credentials`].
+    async fn lists(&mut self) -> bool {
+        match self.store.regions().await {
+            (ours, Some(theirs)) if ours != theirs => {
+                let text = format!("requests go to {ours}, the bucket is in {theirs}: set AWS_REGION={theirs}");
+                self.report.add("region", Grade::Failed, text);
+            }
+            (ours, Some(_)) => self.report.add("region", Grade::Ok, ours),
+            (ours, None) => self.report.add("region", Grade::Ok, format!("{ours}; the store does not say its own")),
+        }
+        let sent =
+            if self.store.checksums() { "sent with every object and part" } else { "sent where S3 demands them" };
+        self.report.add("checksums", Grade::Ok, sent);
+        let listed = self.store.list(ListRequest { prefix: &self.base, folded: true, after: None, limit: 1 }).await;
+        let goes_on = matches!(listed, Ok(_) | Err(StoreError::Forbidden(_)));
+        let listed = match listed {
+            Err(StoreError::NotFound) => Err(StoreError::Other("there is no such bucket".into())),
+            listed => listed,
+        };
+        self.report.tried("list", listed, "directories can be listed", Some("clients will see no directories"));
+        goes_on
+    }
+
+    async fn objects(&mut self) {
+        let (Ok(key), Ok(copy)) = (self.key(""), self.key("-copy")) else { return };
+        let (store, before) = (self.store, SystemTime::now());
+        let put = store.put(&key, Bytes::from_static(CONTENT), Condition::None).await;
+        if self.report.tried("put", put, "small files can be stored", None).is_none() {
+            return;
+        }
+        let head = store.head(&key).await;
+        let found = self.report.tried("head", head, "files can be looked up", Some("every stat needs a list request"));
+        if let Some(object) = found {
+            self.clock(before, object.modified);
+            let got = store.get(&key, 0..CONTENT.len() as u64, &object.etag).await.and_then(|bytes| match &bytes[..] {
+                CONTENT => Ok(()),
+                _ => Err(StoreError::Other("what came back is not what was stored".into())),
+            });
+            let without = "nobody can download, rename or append; fine for a drop box";
+            self.report.tried("get", got, "files can be fetched", Some(without));
+        }
+        match store.put(&key, Bytes::new(), Condition::Absent).await {
+            Err(StoreError::Precondition) => self.report.add("conditional put", Grade::Ok, "If-None-Match is kept"),
+            _ => self.report.add(
+                "conditional put",
+                Grade::Warning,
+                "the store ignores If-None-Match: of two clients \
+                that create the same file exclusively at once, both may succeed",
+            ),
+        }
+        let copied = store.copy(&key, &copy).await;
+        let copied = self.report.tried("copy", copied, "files can be renamed", Some("nobody can rename"));
+        let keys = if copied.is_some() { vec![key, copy] } else { vec![key] };
+        self.remove("delete", keys).await;
+    }
+
+    fn clock(&mut self, before: SystemTime, stored: SystemTime) {
+        // Stored within the request, to the second; anything else is skew.
+        let early = before.duration_since(stored).unwrap_or_default();
+        let late = stored.duration_since(SystemTime::now()).unwrap_or_default();
+        let skew = early.max(late);
+        match skew < MOST_SKEW {
+            true => self.report.add("clock", Grade::Ok, "this machine and the store agree"),
+            false => {
+                let text = format!("{} s apart from the store's: set this machine's clock (NTP)", skew.as_secs());
+                self.report.add("clock", Grade::Warning, text);
+            }
+        }
+    }
+
+    async fn remove(&mut self, check: &'static str, keys: Vec<Key>) {
+        let mut removed = Ok(());
+        for key in &keys {
+            removed = removed.and(self.store.delete(key).await);
+        }
+        let left: Vec<_> = keys.iter().map(Key::as_str).collect();
+        let without = format!("nobody can remove or rename, and these test objects stay: {}", left.join(", "));
+        self.report.tried(check, removed, "files can be removed", Some(&without));
+    }
+
+    /// One upload of three parts, and another one that is aborted.
+    async fn uploads(&mut self, equal_parts: bool) {
+        let Ok(key) = self.key("-parts") else { return };
+        let (equal, growing) = ([MIN_PART, MIN_PART, 1], [MIN_PART, MIN_PART + (1 << 20), 1]);
+        let made = self.upload(&key, if equal_parts { equal } else { growing }).await;
+        if made.is_err() && !equal_parts && self.upload(&key, equal).await.is_ok() {
+            let text = "the store demands parts of one size, as Cloudflare R2 does: set --equal-parts";
+            self.report.add("multipart", Grade::Failed, text);
+            return self.remove("delete", vec![key]).await;
+        }
+        if self.report.tried("multipart", made, "large files can be stored", None).is_some() {
+            self.abort(&key).await;
+            self.remove("delete", vec![key]).await;
+        }
+    }
+
+    async fn upload(&self, key: &Key, sizes: [u64; 3]) -> Result<(), StoreError> {
+        let id = self.store.create_upload(key).await?;
+        let made = async {
+            let mut parts: Vec<Part> = Vec::new();
+            for (number, size) in (1..).zip(sizes) {
+                let body = Bytes::from(vec![b'.'; size as usize]);
+                parts.push(self.store.upload_part(key, &id, number, body).await?);
+            }
+            self.store.complete(key, &id, &parts, Condition::None).await
+        };
+        let made = made.await;
+        if made.is_err() {
+            let _ = self.store.abort(key, &id).await;
+        }
+        made
+    }
+
+    /// Copies a part of what is there into an upload that is given up.
+    async fn abort(&mut self, key: &Key) {
+        let store = self.store;
+        let Ok(id) = store.create_upload(key).await else { return };
+        if let Ok(object) = store.head(key).await {
+            let source = PartSource { key, etag: &object.etag, range: 0..MIN_PART };
+            let copied = store.copy_part(key, &id, 1, source).await;
+            let without = Some("nobody can append to large files, or rename those over 5 GiB");
+            self.report.tried("copy of parts", copied, "large files can be appended to", without);
+        }
+        let aborted = store.abort(key, &id).await;
+        self.report.tried("abort", aborted, "what is cut off leaves nothing behind", None);
+    }
+
+    async fn upkeep(&mut self) {
+        let without = "what a server that was killed leaves behind stays until a lifecycle rule removes it";
+        match self.store.principal(&self.base).await {
+            Ok(us) => {
+                let us = us.filter(|us| !us.is_empty()).map_or(String::new(), |us| format!(", to whom this is {us}"));
+                self.report.add("clean-up", Grade::Ok, format!("abandoned uploads can be found{us}"));
+            }
+            Err(error) => self.report.add("clean-up", Grade::Warning, format!("{error}: {without}")),
+        }
+        match self.store.removes_incomplete_uploads().await {
+            Ok(true) => self.report.add("lifecycle", Grade::Ok, "a rule removes incomplete uploads"),
+            Ok(false) => {
+                let text = "no rule removes incomplete uploads: README.md has one";
+                self.report.add("lifecycle", Grade::Warning, text);
+            }
+            Err(error) => {
+                let text = format!("can't be looked at ({error}): see that a rule removes incomplete uploads");
+                self.report.add("lifecycle", Grade::Warning, text);
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Every HTTP request to S3, with its outcome and how long it took, becomes a figure.
+
+use crate::metrics::S3_REQUESTS;
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::error::BoxError;
+use aws_smithy_runtime_api::client::interceptors::context::{
+    BeforeTransmitInterceptorContextRef, FinalizerInterceptorContextRef,
+};
+use aws_smithy_runtime_api::client::{interceptors::dyn_dispatch_hint, orchestrator::Metadata};
+use aws_smithy_types::config_bag::{Storable, StoreReplace};
+use std::time::Instant;
+
+/// Sees each try of a request.
+#[derive(Debug)]
+pub struct Meter;
+
+#[derive(Debug)]
+struct Began(Instant);
+
+impl Storable for Began {
+    type Storer = StoreReplace<Self>;
+}
+
+#[dyn_dispatch_hint]
+impl Intercept for Meter {
+    fn name(&self) -> &'static str {
+        "Meter"
+    }
+
+    fn read_before_attempt(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        bag.interceptor_state().store_put(Began(Instant::now()));
+        Ok(())
+    }
+
+    fn read_after_attempt(
+        &self,
+        context: &FinalizerInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let operation = bag.load::<Metadata>().map_or("", |metadata| metadata.name()).to_owned();
+        let took = bag.load::<Began>().map(|began| began.0.elapsed()).unwrap_or_default();
+        let failed = context.output_or_error().is_none_or(|outcome| outcome.is_err());
+        let result = match context.response().map(|response| response.status().as_u16()) {
+            None => "no_answer",
+            Some(429 | 503) => "throttled",
+            Some(400..500) => "refused",
+            // 200 with an error for a body is one too.
+            Some(500..) => "failed",
+            Some(_) if failed => "failed",
+            Some(_) => "ok",
+        };
+        metrics::histogram!(S3_REQUESTS, "operation" => operation, "result" => result).record(took);
+        Ok(())
+    }
+}

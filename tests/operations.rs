@@ -1,0 +1,369 @@
+//! What operators see: `sftpd doctor`, metrics and health, systemd's notifications, load balancers in front, and
+//! directories that a restart remembers.
+
+// A panic is how a test fails.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::{fs::PermissionsExt, net::UnixDatagram};
+use std::time::Duration;
+use support::binary::{Process, sftpd};
+use support::s3::{FakeS3, Fault, When};
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB9dG4kjRhQTtWTVzd2t27+t0DEHBPW7iOD23TUiYLio alice@example.com";
+
+/// `sftpd doctor --json`: its exit status, and grade and text of each check, the worst where one is made twice.
+async fn doctor(s3: &FakeS3, args: &[&str]) -> (i32, BTreeMap<String, (String, String)>) {
+    let folder = tempfile::tempdir().unwrap();
+    let users = serde_json::json!({"users": {"alice": {"keys": [KEY]}}});
+    let file = folder.path().join("users.json");
+    std::fs::write(&file, users.to_string()).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let mut command = sftpd(":", s3, folder.path(), "doctor");
+    command.arg("--json").args(args);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["healthy"], output.status.success());
+    let mut found = BTreeMap::new();
+    for finding in report["findings"].as_array().unwrap() {
+        let [check, grade, text] = ["check", "grade", "text"].map(|field| finding[field].as_str().unwrap().to_owned());
+        let worst = found.entry(check).or_insert_with(|| (grade.clone(), text.clone()));
+        if worst.0 == "ok" {
+            *worst = (grade, text);
+        }
+    }
+    (output.status.code().unwrap(), found)
+}
+
+/// Checks that did not end well.
+fn troubles(found: &BTreeMap<String, (String, String)>) -> Vec<(&str, &str)> {
+    found.iter().filter(|(_, (grade, _))| grade != "ok").map(|(check, (grade, _))| (&check[..], &grade[..])).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_finds_nothing_wrong_and_leaves_nothing_behind() {
+    let s3 = FakeS3::start().await;
+    let (status, found) = doctor(&s3, &[]).await;
+    assert_eq!((status, troubles(&found)), (0, vec![]), "{found:?}");
+    assert!(found["credentials"].1.contains(s3::ACCESS_KEY), "{found:?}");
+    assert!(found.values().all(|(_, text)| !text.contains(s3::SECRET_KEY)));
+    assert_eq!((s3.objects(), s3.uploads()), (vec![], 0));
+}
+
+/// What a policy that lacks an action means, and that nothing stays where it can be removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_says_what_each_missing_permission_costs() {
+    let failed = [
+        ("PutObject", "put"),
+        ("CreateMultipartUpload", "multipart"),
+        ("UploadPart", "multipart"),
+        ("CompleteMultipartUpload", "multipart"),
+        ("AbortMultipartUpload", "abort"),
+    ];
+    let warned = [
+        ("ListObjectsV2", "list"),
+        ("HeadObject", "head"),
+        ("GetObject", "get"),
+        ("CopyObject", "copy"),
+        ("UploadPartCopy", "copy of parts"),
+        ("DeleteObject", "delete"),
+        ("ListMultipartUploads", "clean-up"),
+        ("GetBucketLifecycleConfiguration", "lifecycle"),
+    ];
+    let failed = failed.map(|(operation, check)| (operation, check, "failed"));
+    for (operation, check, grade) in failed.into_iter().chain(warned.map(|(op, check)| (op, check, "warning"))) {
+        let s3 = FakeS3::start().await;
+        s3.fault(operation, When::Every, Fault::Status(403, "AccessDenied"));
+        let (status, found) = doctor(&s3, &[]).await;
+        assert_eq!(found[check].0, grade, "{operation}: {found:?}");
+        assert!(found[check].1.contains("AccessDenied") || found[check].1.contains("403"), "{operation}: {found:?}");
+        assert_eq!(status, i32::from(grade == "failed"), "{operation}: {found:?}");
+        let removable = !matches!(operation, "DeleteObject" | "AbortMultipartUpload");
+        assert_eq!(
+            (s3.objects().is_empty(), s3.uploads() == 0),
+            (removable || operation != "DeleteObject", removable || operation == "DeleteObject"),
+            "{operation}: {:?}",
+            s3.objects()
+        );
+        if operation == "DeleteObject" {
+            let named = s3.objects().iter().all(|key| found["delete"].1.contains(key) || key.ends_with("-parts"));
+            assert!(named, "{found:?} {:?}", s3.objects());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_knows_what_to_do() {
+    let s3 = FakeS3::start().await;
+    let (status, found) = doctor(&s3, &["--store", "s3://elsewhere"]).await;
+    assert_eq!((status, &*found["list"].0), (1, "failed"));
+    assert!(found["list"].1.contains("no such bucket"), "{found:?}");
+    let (status, found) = doctor(&s3, &["--users", "nobody.json"]).await;
+    assert_eq!((status, &*found["users"].0), (1, "failed"), "{found:?}");
+    s3.fault("ListObjectsV2", When::Every, Fault::Status(403, "RequestTimeTooSkewed"));
+    s3.fault("PutObject", When::Every, Fault::Status(403, "RequestTimeTooSkewed"));
+    let (_, found) = doctor(&s3, &[]).await;
+    assert!(found["put"].1.contains("set this machine's clock"), "{found:?}");
+    let (status, found) = doctor(&s3, &["--store", "memory:"]).await;
+    assert_eq!((status, troubles(&found)), (0, vec![("store", "warning")]));
+}
+
+/// GET by hand: the status line and the body.
+async fn http_get(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+/// Each sample of an exposition, by name and labels.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .map(|(name, value)| (name.into(), value.parse().unwrap()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_what_happened() {
+    let s3 = FakeS3::start().await;
+    let server = Process::start(&s3, &["--metrics", "127.0.0.1:0", "--max-sessions", "40"]);
+    let address = server.said("metrics on ").unwrap();
+    let client = server.server.client().await;
+    assert!(Client::login(&server.server, "alice", "wrong").await.is_none());
+    client.put("/small", &noise(1000, 1)).await.unwrap();
+    client.put("/large", &noise(6 * MIB, 2)).await.unwrap();
+    client.get("/small").await.unwrap();
+    s3.fault("PutObject", When::Every, Fault::Status(403, "AccessDenied"));
+    client.put("/refused", b"x").await.unwrap_err();
+    s3.clear_faults();
+    s3.fault("UploadPart", When::Nth(1), Fault::Status(503, "SlowDown"));
+    let open = client.open("/open", PUT).await.unwrap();
+    client.write(&open, 0, &noise(100_000, 1)).await.unwrap();
+    let cut = server.server.client().await;
+    let handle = cut.open("/cut", PUT).await.unwrap();
+    cut.write(&handle, 0, b"0123456789").await.unwrap();
+    drop(cut);
+    let wanted = [
+        ("sftpd_build_info{version=\"0.1.0\"}", 1.0),
+        ("sftpd_connections", 1.0),
+        ("sftpd_max_sessions", 40.0),
+        ("sftpd_sessions", 1.0),
+        ("sftpd_logins_total{method=\"password\",result=\"accepted\"}", 2.0),
+        ("sftpd_logins_total{method=\"password\",result=\"refused\"}", 1.0),
+        ("sftpd_transfers_total{direction=\"upload\",result=\"ok\"}", 2.0),
+        ("sftpd_transfers_total{direction=\"upload\",result=\"failed\"}", 1.0),
+        ("sftpd_transfers_total{direction=\"upload\",result=\"cut_off\"}", 1.0),
+        ("sftpd_transfers_total{direction=\"download\",result=\"ok\"}", 1.0),
+        ("sftpd_transferred_bytes_total{direction=\"upload\",result=\"ok\"}", (1000 + 6 * MIB) as f64),
+        ("sftpd_transferred_bytes_total{direction=\"upload\",result=\"cut_off\"}", 10.0),
+        ("sftpd_transferred_bytes_total{direction=\"download\",result=\"ok\"}", 1000.0),
+        ("sftpd_s3_request_duration_seconds_count{operation=\"PutObject\",result=\"ok\"}", 1.0),
+        ("sftpd_s3_request_duration_seconds_count{operation=\"PutObject\",result=\"refused\"}", 1.0),
+        ("sftpd_s3_request_duration_seconds_count{operation=\"UploadPart\",result=\"ok\"}", 2.0),
+        ("sftpd_s3_request_duration_seconds_count{operation=\"CompleteMultipartUpload\",result=\"ok\"}", 1.0),
+        ("sftpd_buffer_memory_limit_bytes", (256 * MIB) as f64),
+        ("sftpd_open_uploads", 1.0),
+        ("sftpd_users_file_ok", 1.0),
+    ];
+    let mut text = String::new();
+    for _ in 0..1000 {
+        text = http_get(&address, "/metrics").await.1;
+        let found = samples(&text);
+        // The server has yet to hear of who is gone.
+        if found.contains_key("sftpd_transfers_total{direction=\"upload\",result=\"cut_off\"}")
+            && found["sftpd_connections"] < 2.0
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let found = samples(&text);
+    for (name, value) in wanted {
+        assert_eq!(found.get(name), Some(&value), "{name} in\n{text}");
+    }
+    // A bucket whose bound is above all that can have been.
+    assert!(
+        text.contains("sftpd_s3_request_duration_seconds_bucket{operation=\"PutObject\",result=\"ok\",le=\"+Inf\"} 1")
+    );
+    for name in found.keys().map(|name| name.split('{').next().unwrap()) {
+        let base = name.trim_end_matches("_bucket").trim_end_matches("_sum").trim_end_matches("_count");
+        assert!(text.contains(&format!("# HELP {base} ")) && text.contains(&format!("# TYPE {base} ")), "{name}");
+    }
+    drop(client);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_drains_is_unhealthy_and_a_broken_users_file_shows() {
+    let s3 = FakeS3::start().await;
+    let mut server = Process::start(&s3, &["--metrics", "127.0.0.1:0"]);
+    let address = server.said("metrics on ").unwrap();
+    assert_eq!(http_get(&address, "/healthz").await, ("HTTP/1.1 200 OK".into(), "ok\n".into()));
+    assert_eq!(http_get(&address, "/").await.0, "HTTP/1.1 404 Not Found");
+    std::fs::write(server.folder().join("users.json"), "{").unwrap();
+    let client = server.server.client().await;
+    assert_eq!(samples(&http_get(&address, "/metrics").await.1)["sftpd_users_file_ok"], 0.0);
+    let handle = client.open("/f", PUT).await.unwrap();
+    server.signal("TERM");
+    for _ in 0..1000 {
+        if http_get(&address, "/healthz").await.0 == "HTTP/1.1 503 Service Unavailable" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(http_get(&address, "/healthz").await.0, "HTTP/1.1 503 Service Unavailable");
+    client.write(&handle, 0, b"in time").await.unwrap();
+    client.close(&handle).await.unwrap();
+    assert!(server.ended().await.success());
+    assert_eq!(s3.object("alice/f").as_deref(), Some(&b"in time"[..]));
+}
+
+/// What alerts and dashboard ask for must exist: a typing error there is an alarm that never comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn examples_ask_for_metrics_that_there_are() {
+    let source = include_str!("../src/metrics.rs");
+    let names: Vec<_> = source.split('"').filter(|text| text.starts_with("sftpd_")).collect();
+    assert!(names.len() > 10);
+    for (file, text) in [
+        ("alerts.yml", include_str!("../examples/alerts.yml")),
+        ("dashboard.json", include_str!("../examples/dashboard.json")),
+    ] {
+        let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+        let asked: Vec<_> = text.split(word).filter(|word| word.starts_with("sftpd_")).collect();
+        assert!(!asked.is_empty());
+        for name in asked {
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+            assert!(names.contains(&name) || names.contains(&base), "{file}: {name}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn systemd_hears_when_it_is_ready_alive_and_stopping() {
+    let (s3, folder) = (FakeS3::start().await, tempfile::tempdir().unwrap());
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let heard = || {
+        let mut buffer = [0; 100];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    let setting = format!("export NOTIFY_SOCKET={} WATCHDOG_USEC=300000", path.display());
+    let mut server = Process::start_after(&setting, &s3, &[]);
+    assert_eq!([heard(), heard(), heard()], ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]);
+    server.signal("TERM");
+    while heard() != "STOPPING=1" {}
+    assert!(server.ended().await.success());
+}
+
+/// Connects as a load balancer does: a header first. What the server says then.
+async fn through(server: &Server, header: &[u8]) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    // The server may have hung up already.
+    let _ = stream.write_all(&[header, b"SSH-2.0-test\r\n"].concat()).await;
+    let mut banner = vec![0; 10];
+    let length = stream.read(&mut banner).await.unwrap_or(0);
+    (stream, String::from_utf8_lossy(&banner[..length]).into_owned())
+}
+
+fn from(client: &str) -> Vec<u8> {
+    format!("PROXY TCP4 {client} 127.0.0.1 40000 22\r\n").into_bytes()
+}
+
+/// Version 2, with bytes of another kind behind the addresses.
+fn binary_from(client: SocketAddr) -> Vec<u8> {
+    let SocketAddr::V4(client) = client else { panic!("not IPv4") };
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x10".to_vec();
+    header.extend(client.ip().octets());
+    header.extend([127, 0, 0, 1]);
+    header.extend(client.port().to_be_bytes());
+    header.extend([0, 22]);
+    header.extend([4, 0, 1, 0]);
+    header
+}
+
+async fn behind(networks: &[&str], max_sessions: usize) -> Server {
+    let store = std::sync::Arc::new(sftpd::store::memory::MemoryStore::default());
+    let proxies = networks.iter().map(|network| network.parse().unwrap()).collect();
+    Server::with(store, |config| (config.proxies, config.max_sessions) = (proxies, max_sessions)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_balancer_says_who_the_client_is() {
+    let server = behind(&["127.0.0.0/8"], 40).await;
+    let mut open = Vec::new();
+    // Ten strangers from one address fill its share, those from others don't.
+    for n in 0..10 {
+        let header = if n % 2 == 0 { from("192.0.2.1") } else { binary_from("192.0.2.1:40000".parse().unwrap()) };
+        let (stream, banner) = through(&server, &header).await;
+        assert_eq!(banner, "SSH-2.0-sf", "{n}");
+        open.push(stream);
+    }
+    let refused = "This serve";
+    assert_eq!(through(&server, &from("192.0.2.1")).await.1, refused);
+    assert_eq!(through(&server, &binary_from("192.0.2.1:1".parse().unwrap())).await.1, refused);
+    assert_eq!(through(&server, &from("192.0.2.2")).await.1, "SSH-2.0-sf");
+    assert_eq!(through(&server, b"PROXY UNKNOWN\r\n").await.1, "SSH-2.0-sf");
+    // The balancer's own health check.
+    assert_eq!(through(&server, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await.1, "SSH-2.0-sf");
+    drop(open);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_load_balancers_are_believed_and_they_must_speak() {
+    let server = behind(&["127.0.0.1/32"], 40).await;
+    let long = [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff".as_slice(), &[0; 5000]].concat();
+    for header in
+        [&b""[..], b"PROXY TCP4 x y 1 2\r\n", b"PROXY ", &[b'P'; 200], b"\r\n\r\n\0\r\nQUIT\n\xff\xff\0\0", &long]
+    {
+        assert_eq!(through(&server, header).await.1, "", "{:?}", String::from_utf8_lossy(header));
+    }
+    // From anyone else a header is no SSH.
+    let server = behind(&["192.0.2.0/24"], 40).await;
+    assert_eq!(through(&server, b"").await.1, "SSH-2.0-sf");
+    server.client().await.put("/f", b"x").await.unwrap();
+    let mut out = Vec::new();
+    let (mut stream, _) = through(&server, &from("192.0.2.1")).await;
+    stream.read_to_end(&mut out).await.ok();
+    assert!(!String::from_utf8_lossy(&out).contains("ssh-ed25519"), "no key exchange after a header");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_with_markers_are_seen_by_every_gateway_and_after_a_restart() {
+    let s3 = FakeS3::start().await;
+    let gateway = || Server::with(s3_store(&s3), |config| config.dir_markers = true);
+    let (one, two) = (gateway().await, gateway().await);
+    let (a, b) = (one.client().await, two.client().await);
+    a.sftp.mkdir("/d", Default::default()).await.unwrap();
+    assert_eq!(s3.snapshot()["alice/d/"], "");
+    assert!(b.is_dir("/d").await.unwrap() && b.list("/").await.unwrap().contains(&"d/".to_owned()));
+    assert!(b.sftp.mkdir("/d", Default::default()).await.is_err(), "a taken name");
+    b.put("/d/sub/f", b"x").await.unwrap();
+    a.sftp.remove("/d/sub/f").await.unwrap();
+    assert!(b.is_dir("/d/sub").await.unwrap(), "it does not go with its last file");
+    // A marker is not put where something else is left.
+    b.put("/e/f", b"x").await.unwrap();
+    b.put("/e/g", b"x").await.unwrap();
+    a.sftp.remove("/e/f").await.unwrap();
+    assert_eq!(s3.objects(), ["alice/d/", "alice/d/sub/", "alice/e/g"]);
+    a.sftp.rename("/d", "/moved").await.unwrap();
+    assert!(b.is_dir("/moved/sub").await.unwrap() && b.is_dir("/d").await.is_err());
+    b.sftp.rmdir("/moved/sub").await.unwrap();
+    let restarted = gateway().await;
+    let after = restarted.client().await;
+    assert!(after.is_dir("/moved").await.unwrap() && after.is_dir("/moved/sub").await.is_err());
+    after.sftp.rmdir("/moved").await.unwrap();
+    assert!(a.is_dir("/moved").await.is_err(), "nor does the gateway that made it remember it");
+    assert_eq!(s3.objects(), ["alice/e/g"]);
+}
