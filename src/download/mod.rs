@@ -8,7 +8,7 @@ mod queue;
 mod window;
 
 pub use queue::{Read, ReadQueue};
-pub use window::Window;
+pub use window::{FIRST_BLOCK, Window};
 
 use crate::budget::Taken;
 use crate::store::{Key, Object, StoreError};
@@ -45,6 +45,31 @@ pub struct Summary {
     pub error: Option<StoreError>,
 }
 
+/// The version that will be read, and what came of it with the question which it is.
+pub struct Beginning {
+    object: Object,
+    first: Option<Block>,
+}
+
+impl From<Object> for Beginning {
+    fn from(object: Object) -> Beginning {
+        Beginning { object, first: None }
+    }
+}
+
+impl Beginning {
+    /// One GET, which is all that a small file needs; or a HEAD where there is no memory for more.
+    pub async fn ask(context: &Context, key: &Key) -> Result<Beginning, StoreError> {
+        let Some(memory) = context.budget.try_read_ahead(FIRST_BLOCK) else {
+            return Ok(context.store.head(key).await?.into());
+        };
+        let (object, bytes) = context.store.open(key, FIRST_BLOCK).await?;
+        let range = 0..bytes.len() as u64;
+        let bytes = Bytes::from_owner(Held { bytes, _memory: Some(memory) });
+        Ok(Beginning { object, first: Some(Block { range, coming: None, bytes, memory: None }) })
+    }
+}
+
 /// A file open for reading. Dropped, it still answers the READs that wait, but without data.
 pub struct Download {
     queue: Arc<ReadQueue>,
@@ -52,17 +77,19 @@ pub struct Download {
 }
 
 impl Download {
-    /// Starts the task. Nothing is fetched before the first READ. `on_end` is told how it went.
+    /// Starts the task. Nothing more is fetched before the first READ. `on_end` is told how it went.
     pub fn open(
         context: Arc<Context>,
         key: Key,
-        object: Object,
+        Beginning { object, first }: Beginning,
         answers: impl Answers,
         on_end: impl FnOnce(Summary) + Send + 'static,
     ) -> Download {
-        let queue = Arc::new(ReadQueue::default());
-        let (window, blocks, tasks) = (Window::new(object.size), VecDeque::new(), context.tasks.clone());
-        let fetcher = Fetcher { context, key, object: object.clone(), window, blocks, requests: 0 };
+        let (queue, tasks) = (Arc::new(ReadQueue::default()), context.tasks.clone());
+        let (mut window, requests) = (Window::new(object.size), u64::from(first.is_some()));
+        window.have = first.as_ref().map_or(0..0, |block| block.range.clone());
+        let blocks = first.into_iter().filter(|block| !block.range.is_empty()).collect();
+        let fetcher = Fetcher { context, key, object: object.clone(), window, blocks, requests };
         tasks.spawn(fetcher.run(queue.clone(), answers, on_end));
         Download { queue, object }
     }

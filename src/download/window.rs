@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 /// A READ at the very beginning is taken for the start of a stream of at least this length in bytes.
-const FIRST_BLOCK: u64 = 256 * 1024;
+pub const FIRST_BLOCK: u64 = 256 * 1024;
 /// Smallest range worth a request of its own once reading is sequential, in bytes.
 const MIN_BLOCK: u64 = 64 * 1024;
 /// Largest range in bytes: at 90 MB/s a connection, as S3 gives, long enough to hide the round trip.

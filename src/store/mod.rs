@@ -147,6 +147,14 @@ pub trait Store: Send + Sync + 'static {
     /// GetObject of a non-empty range inside the object, exactly so many bytes, of the version `etag` only
     /// (`Precondition` once there is another).
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Bytes>;
+    /// GetObject of the first bytes, `most` at most, of whatever version there is: what the store tells of it, and as many
+    /// of these bytes as came. Errors as for [`Store::head`].
+    async fn open(&self, key: &Key, most: u64) -> Result<(Object, Bytes)> {
+        let object = self.head(key).await?;
+        let first = 0..object.size.min(most);
+        let bytes = if first.is_empty() { Bytes::new() } else { self.get(key, first, &object.etag).await? };
+        Ok((object, bytes))
+    }
     /// PutObject. `Unknown` when the answer was lost: the caller decides by [`settle`].
     async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<()>;
     /// DeleteObject; a missing object is no error, whatever became of the answer.

@@ -154,6 +154,27 @@ impl Store for S3Store {
         }
     }
 
+    async fn open(&self, key: &Key, most: u64) -> Result<(Object, Bytes)> {
+        let request = self.client.get_object().bucket(&self.bucket).key(key.as_str());
+        let mut out = match request.range(format!("bytes=0-{}", most - 1)).send().await {
+            // An empty object has no first byte.
+            Err(error) if status(&error) == Some(416) => return Ok((self.head(key).await?, Bytes::new())),
+            out => out.map_err(failed)?,
+        };
+        let whole = out.content_range.as_deref().and_then(|range| range.rsplit_once('/')?.1.parse().ok());
+        let object = object(whole.or(out.content_length), out.e_tag, out.last_modified)?;
+        let most = object.size.min(most) as usize;
+        let mut bytes = BytesMut::with_capacity(most);
+        // What a body that breaks off did not bring is asked for again, as the rest of the object is.
+        while bytes.len() < most
+            && let Some(Ok(chunk)) = out.body.next().await
+        {
+            bytes.extend_from_slice(&chunk);
+        }
+        bytes.truncate(most);
+        Ok((object, bytes.freeze()))
+    }
+
     async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<()> {
         let request = self.client.put_object().bucket(&self.bucket).key(key.as_str()).body(body.into());
         let request = request.set_if_none_match(star(condition)).customize();

@@ -12,7 +12,7 @@ pub use listing::{Item, Listing};
 pub use local::Local;
 pub use path::{Home, Path, Place};
 
-use crate::download::{self, Answers, Download};
+use crate::download::{self, Answers, Beginning, Download};
 use crate::store::*;
 use crate::upload::{self, Context, Target, Upload};
 use bytes::Bytes;
@@ -146,7 +146,11 @@ impl Tree {
 
     /// The object of this name, or `None` where only a directory has it. HEAD, then a list of one.
     async fn look(&self, place: &Place) -> Result<Option<Object>> {
-        match self.object(&place.file).await {
+        self.or_directory(place, self.object(&place.file).await).await
+    }
+
+    async fn or_directory<T>(&self, place: &Place, object: Result<T>) -> Result<Option<T>> {
+        match object {
             Err(TreeError::NotFound) if self.local.upload(&place.file).is_some() => Err(BUSY),
             Err(TreeError::NotFound) if self.is_directory(&place.directory).await? => Ok(None),
             object => object.map(Some),
@@ -237,14 +241,20 @@ impl Tree {
         }
     }
 
-    /// One HEAD.
+    /// One GET of the first bytes; for anything that is no file, a list of one.
     pub async fn open_read<F>(&self, path: &Path, answers: impl Answers, on_end: F) -> Result<Download>
     where
         F: FnOnce(download::Summary) + Send + 'static,
     {
         let place = self.settled(path).await?;
-        let object = self.look(&place).await?.ok_or(IS_DIRECTORY)?;
-        Ok(Download::open(self.context.clone(), place.file, object, answers, on_end))
+        let beginning = match Beginning::ask(&self.context, &place.file).await {
+            Err(StoreError::NotFound) => Err(TreeError::NotFound),
+            // Where keys that aren't there are refused too, only a list tells.
+            Err(StoreError::Forbidden(_)) => self.object(&place.file).await.map(Beginning::from),
+            beginning => Ok(beginning?),
+        };
+        let beginning = self.or_directory(&place, beginning).await?.ok_or(IS_DIRECTORY)?;
+        Ok(Download::open(self.context.clone(), place.file, beginning, answers, on_end))
     }
 
     /// Nothing for a plain put (create and truncate); HEAD where the old object matters.
