@@ -230,9 +230,11 @@ impl Checkup<'_> {
         let found = self.report.tried("head", head, "files can be looked up", Some("every stat needs a list request"));
         if let Some(object) = found {
             self.clock(before, object.modified);
-            let got = store.get(&key, 0..CONTENT.len() as u64, &object.etag).await.and_then(|bytes| match &bytes[..] {
-                CONTENT => Ok(()),
-                _ => Err(StoreError::Other("what came back is not what was stored".into())),
+            let got = store.get(&key, 0..CONTENT.len() as u64, &object.etag).await.and_then(|bytes| {
+                match &bytes.concat()[..] {
+                    CONTENT => Ok(()),
+                    _ => Err(StoreError::Other("what came back is not what was stored".into())),
+                }
             });
             let without = "nobody can download, rename or append; fine for a drop box";
             self.report.tried("get", got, "files can be fetched", Some(without));

@@ -435,7 +435,7 @@ impl Store for Fragile {
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
         self.at("head").head(key).await
     }
-    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Bytes, StoreError> {
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>, StoreError> {
         self.at("get").get(key, range, etag).await
     }
     async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<(), StoreError> {

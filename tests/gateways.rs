@@ -14,13 +14,13 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The example of the README, with the addresses of this test.
-fn balance(gateway: &mut Gateway, servers: [u16; 2]) -> Running {
+fn balance(gateway: &mut Gateway, servers: [String; 2]) -> Running {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut config = include_str!("../examples/haproxy.cfg").to_owned();
     for (theirs, ours) in [
         ("bind :22", format!("bind 127.0.0.1:{port}")),
-        ("10.0.0.11:2222", format!("127.0.0.1:{}", servers[0])),
-        ("10.0.0.12:2222", format!("127.0.0.1:{}", servers[1])),
+        ("10.0.0.11:2222", servers[0].clone()),
+        ("10.0.0.12:2222", servers[1].clone()),
     ] {
         assert!(config.contains(theirs), "{theirs}");
         config = config.replace(theirs, &ours);
@@ -33,6 +33,12 @@ fn balance(gateway: &mut Gateway, servers: [u16; 2]) -> Running {
     haproxy
 }
 
+/// Where a server listens, and where it says whether it is well.
+fn place(port: u16, log: &str) -> String {
+    let metrics = log.lines().find_map(|line| Some(line.split_once("metrics on 127.0.0.1:")?.1)).unwrap();
+    format!("127.0.0.1:{port} port {metrics}")
+}
+
 /// From an address that haproxy has not.
 fn sftp(gateway: &Gateway, batch: &str, commands: &str) -> Command {
     gateway.write(batch, commands);
@@ -43,11 +49,11 @@ fn sftp(gateway: &Gateway, batch: &str, commands: &str) -> Command {
 
 #[test]
 fn clients_behind_haproxy_lose_nothing_when_a_gateway_dies() {
-    let args = ["--dir-markers", "--proxy-protocol", "127.0.0.1"];
+    let args = ["--dir-markers", "--proxy-protocol", "127.0.0.1", "--metrics", "127.0.0.1:0"];
     let Some(mut gateway) = Gateway::start_with(&["sftp", "haproxy"], &args) else { return };
-    let first = gateway.port;
     let second = gateway.another(&args);
-    let _haproxy = balance(&mut gateway, [first, second.port]);
+    let places = [place(gateway.port, &gateway.log()), place(second.port, &second.log())];
+    let _haproxy = balance(&mut gateway, places);
     gateway.run(&mut sftp(&gateway, "mkdir", "mkdir d"));
     // As many as there are gateways, so that each is asked.
     (0..2).for_each(|_| drop(gateway.run(&mut sftp(&gateway, "cd", "cd d\nls"))));
@@ -82,6 +88,7 @@ fn clients_behind_haproxy_lose_nothing_when_a_gateway_dies() {
         gateway.expect_object(&format!("d/small {job} {n}"), format!("small {job} {n}"));
     }
     // What the killed one had begun goes when it starts again.
+    gateway.expire_empty_uploads();
     let restarted = gateway.another(&["--abandoned-after", "0s"]);
     eventually("nothing is left in progress", || gateway.uploads().is_empty().then_some(()));
     drop(restarted);

@@ -8,8 +8,10 @@ mod support;
 
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::os::unix::{fs::PermissionsExt, net::UnixDatagram};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use support::binary::{Process, sftpd};
 use support::s3::{FakeS3, Fault, When};
@@ -200,7 +202,31 @@ async fn metrics_tell_what_happened() {
         let base = name.trim_end_matches("_bucket").trim_end_matches("_sum").trim_end_matches("_count");
         assert!(text.contains(&format!("# HELP {base} ")) && text.contains(&format!("# TYPE {base} ")), "{name}");
     }
-    drop(client);
+    promtool(&["check", "metrics"], &text);
+}
+
+/// Prometheus' own opinion, where it is installed.
+fn promtool(args: &[&str], input: &str) {
+    let mut command = Command::new("promtool");
+    let command = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = match command.spawn() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            assert!(std::env::var_os("SFTPD_TEST_ALL_CLIENTS").is_none(), "not installed: promtool");
+            return eprintln!("skipped: not installed: promtool");
+        }
+        child => child.unwrap(),
+    };
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
+}
+
+/// Each alert fires when it should, and none on a normal day.
+#[test]
+fn alerts_are_rules_that_fire() {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+    promtool(&["check", "rules", &format!("{examples}/alerts.yml")], "");
+    promtool(&["test", "rules", &format!("{examples}/alerts_test.yml")], "");
 }
 
 #[tokio::test(flavor = "multi_thread")]

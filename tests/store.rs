@@ -55,10 +55,14 @@ async fn objects_come_back_as_they_went(store: Arc<dyn Store>) {
             store.put(&key(name), body.clone(), Condition::None).await.unwrap();
             let object = store.head(&key(name)).await.unwrap();
             assert_eq!(object.size, body.len() as u64, "{name}");
+            for most in [1, 1000, 1 << 20] {
+                let (opened, first) = store.open(&key(name), most).await.unwrap();
+                assert_eq!((&opened, &first[..]), (&object, &body[..body.len().min(most as usize)]), "{name} {most}");
+            }
             assert!(object.modified.elapsed().is_ok_and(|age| age.as_secs() < 60), "{name}");
             if !body.is_empty() {
-                assert_eq!(store.get(&key(name), 0..object.size, &object.etag).await.unwrap(), body, "{name}");
-                assert_eq!(store.get(&key(name), 1..2, &object.etag).await.unwrap(), body[1..2], "{name}");
+                assert_eq!(store.get(&key(name), 0..object.size, &object.etag).await.unwrap().concat(), body, "{name}");
+                assert_eq!(store.get(&key(name), 1..2, &object.etag).await.unwrap().concat(), body[1..2], "{name}");
             }
         }
         store.delete(&key(name)).await.unwrap();
@@ -68,6 +72,7 @@ async fn objects_come_back_as_they_went(store: Arc<dyn Store>) {
 
 async fn missing_objects_are_not_found(store: Arc<dyn Store>) {
     assert_eq!(store.head(&key("none")).await, Err(StoreError::NotFound));
+    assert_eq!(store.open(&key("none"), 10).await, Err(StoreError::NotFound));
     assert_eq!(store.copy(&key("none"), &key("x")).await, Err(StoreError::NotFound));
     store.delete(&key("none")).await.unwrap();
     assert!(store.get(&key("none"), 0..1, "\"etag\"").await.is_err());
@@ -96,7 +101,7 @@ async fn copies_are_whole(store: Arc<dyn Store>) {
     store.put(&key("to"), "old".into(), Condition::None).await.unwrap();
     store.copy(&key("from + ü"), &key("to")).await.unwrap();
     let object = store.head(&key("to")).await.unwrap();
-    assert_eq!(store.get(&key("to"), 0..object.size, &object.etag).await.unwrap(), body);
+    assert_eq!(store.get(&key("to"), 0..object.size, &object.etag).await.unwrap().concat(), body);
 }
 
 async fn list_all(store: &Arc<dyn Store>, prefix: &str, folded: bool, limit: usize) -> Vec<String> {
@@ -156,7 +161,7 @@ async fn uploads_appear_when_complete(store: Arc<dyn Store>) {
     let object = store.head(&key("f")).await.unwrap();
     assert_eq!(object.size, all.len() as u64);
     let across = 5 * MIB - 10..5 * MIB + 10;
-    let got = store.get(&key("f"), across.start as u64..across.end as u64, &object.etag).await.unwrap();
+    let got = store.get(&key("f"), across.start as u64..across.end as u64, &object.etag).await.unwrap().concat();
     assert_eq!(got, all[across]);
 }
 
@@ -190,7 +195,7 @@ async fn parts_can_be_copied(store: Arc<dyn Store>) {
     let sent = store.upload_part(&key("f"), &id, 2, "end".into()).await.unwrap();
     store.complete(&key("f"), &id, &[copied, sent], Condition::None).await.unwrap();
     let object = store.head(&key("f")).await.unwrap();
-    let got = store.get(&key("f"), 0..object.size, &object.etag).await.unwrap();
+    let got = store.get(&key("f"), 0..object.size, &object.etag).await.unwrap().concat();
     assert_eq!(got, [&body[1..6 * MIB], b"end"].concat());
 }
 
@@ -202,7 +207,7 @@ async fn a_body_that_breaks_off_is_continued() {
     s3.put("f", body.clone());
     let etag = store.head(&key("f")).await.unwrap().etag;
     s3.fault("GetObject", When::Nth(1), Fault::ResetMidBody);
-    assert_eq!(store.get(&key("f"), 0..MIB as u64, &etag).await.unwrap(), body);
+    assert_eq!(store.get(&key("f"), 0..MIB as u64, &etag).await.unwrap().concat(), body);
     let second = s3.requests().pop().unwrap().range.unwrap();
     assert_ne!(second, format!("bytes=0-{}", MIB - 1), "what had come is not fetched twice");
     s3.fault("GetObject", When::Every, Fault::ResetMidBody);

@@ -11,7 +11,7 @@ pub use queue::{Read, ReadQueue};
 pub use window::{FIRST_BLOCK, Window};
 
 use crate::budget::Taken;
-use crate::store::{Key, Object, StoreError};
+use crate::store::{Key, Object, StoreError, cut};
 use crate::upload::Context;
 use bytes::Bytes;
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
@@ -65,8 +65,8 @@ impl Beginning {
         };
         let (object, bytes) = context.store.open(key, FIRST_BLOCK).await?;
         let range = 0..bytes.len() as u64;
-        let bytes = Bytes::from_owner(Held { bytes, _memory: Some(memory) });
-        Ok(Beginning { object, first: Some(Block { range, coming: None, bytes, memory: None }) })
+        let pieces = hold(vec![bytes], Some(memory));
+        Ok(Beginning { object, first: Some(Block { range, coming: None, pieces, memory: None }) })
     }
 }
 
@@ -120,15 +120,20 @@ impl Drop for Download {
 struct Block {
     range: Range<u64>,
     // Dropped, the request ends.
-    coming: Option<AbortOnDropHandle<Result<Bytes, StoreError>>>,
-    bytes: Bytes,
+    coming: Option<AbortOnDropHandle<Result<Vec<Bytes>, StoreError>>>,
+    pieces: Vec<Bytes>,
     memory: Option<Taken>,
 }
 
 /// What was fetched ahead, and the memory that it takes as long as any answer needs it.
 struct Held {
     bytes: Bytes,
-    _memory: Option<Taken>,
+    _memory: Arc<Option<Taken>>,
+}
+
+fn hold(pieces: Vec<Bytes>, memory: Option<Taken>) -> Vec<Bytes> {
+    let memory = Arc::new(memory);
+    pieces.into_iter().map(|bytes| Bytes::from_owner(Held { bytes, _memory: memory.clone() })).collect()
 }
 
 impl AsRef<[u8]> for Held {
@@ -192,15 +197,14 @@ impl Fetcher {
                 continue;
             }
             if let Some(task) = block.coming.take() {
-                let bytes = task.await.map_err(|error| StoreError::Other(error.to_string()))??;
-                if bytes.len() as u64 != block.range.end - block.range.start {
+                let pieces = task.await.map_err(|error| StoreError::Other(error.to_string()))??;
+                if pieces.iter().map(|piece| piece.len() as u64).sum::<u64>() != block.range.end - block.range.start {
                     return Err(StoreError::Other("the store gave other bytes than were asked for".into()));
                 }
-                block.bytes = Bytes::from_owner(Held { bytes, _memory: block.memory.take() });
+                block.pieces = hold(pieces, block.memory.take());
             }
-            let wanted = (from - block.range.start) as usize..(to - block.range.start) as usize;
             missing -= to - from;
-            found.push(block.bytes.slice(wanted));
+            found.extend(cut(&block.pieces, from - block.range.start..to - block.range.start));
         }
         if missing == 0 { Ok(found) } else { Err(StoreError::Other("a block is missing".into())) }
     }
@@ -222,7 +226,7 @@ impl Fetcher {
             let wanted = range.clone();
             let task = tokio::spawn(async move { context.store.get(&key, wanted, &etag).await });
             let coming = Some(AbortOnDropHandle::new(task));
-            self.blocks.push_back(Block { range, coming, bytes: Bytes::new(), memory });
+            self.blocks.push_back(Block { range, coming, pieces: Vec::new(), memory });
         }
     }
 }

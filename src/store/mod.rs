@@ -144,16 +144,16 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 pub trait Store: Send + Sync + 'static {
     /// HeadObject. Errors: `NotFound`, `Forbidden` (also for a missing object, where listing is not allowed).
     async fn head(&self, key: &Key) -> Result<Object>;
-    /// GetObject of a non-empty range inside the object, exactly so many bytes, of the version `etag` only
-    /// (`Precondition` once there is another).
-    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Bytes>;
+    /// GetObject of a non-empty range inside the object, exactly so many bytes, in pieces as they came, of the version
+    /// `etag` only (`Precondition` once there is another).
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>>;
     /// GetObject of the first bytes, `most` at most, of whatever version there is: what the store tells of it, and as many
     /// of these bytes as came. Errors as for [`Store::head`].
     async fn open(&self, key: &Key, most: u64) -> Result<(Object, Bytes)> {
         let object = self.head(key).await?;
         let first = 0..object.size.min(most);
-        let bytes = if first.is_empty() { Bytes::new() } else { self.get(key, first, &object.etag).await? };
-        Ok((object, bytes))
+        let bytes = if first.is_empty() { Vec::new() } else { self.get(key, first, &object.etag).await? };
+        Ok((object, bytes.concat().into()))
     }
     /// PutObject. `Unknown` when the answer was lost: the caller decides by [`settle`].
     async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<()>;
@@ -200,6 +200,18 @@ pub struct PartSource<'a> {
     pub etag: &'a str,
     /// Which bytes of it.
     pub range: Range<u64>,
+}
+
+/// The bytes of a range, without a copy.
+pub fn cut(pieces: &[Bytes], range: Range<u64>) -> impl Iterator<Item = Bytes> {
+    let (mut skip, mut left) = (range.start as usize, (range.end - range.start) as usize);
+    let cut = pieces.iter().map(move |piece| {
+        let from = skip.min(piece.len());
+        let to = piece.len().min(from + left);
+        (skip, left) = (skip - from, left - (to - from));
+        piece.slice(from..to)
+    });
+    cut.filter(|piece| !piece.is_empty())
 }
 
 /// Decides a lost answer to [`Store::put`] or [`Store::complete`], or a refusal that may be the echo of our own success,

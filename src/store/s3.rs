@@ -27,6 +27,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3 * 60);
 /// For one try as a whole, which for a copy is all that ends a connection that dies in the white space. Parts of 5 GiB
 /// that S3 copies inside take minutes.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// In bytes: what fills an SSH packet is not worth a copy.
+const LARGE_PIECE: usize = 32 * 1024;
 /// First try included; the SDK waits longer each time, and slows down on SlowDown.
 const ATTEMPTS: u32 = 5;
 
@@ -132,21 +134,22 @@ impl Store for S3Store {
         object(out.content_length, out.e_tag, out.last_modified)
     }
 
-    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Bytes> {
-        let length = (range.end - range.start) as usize;
-        let mut bytes = BytesMut::with_capacity(length);
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
+        let (mut pieces, mut from) = (Joined::default(), range.start);
         // The SDK retries a request, not a body that breaks off: go on where it did.
         let mut pauses = (0..ATTEMPTS - 1).map(|attempt| Duration::from_millis(200 << attempt));
         loop {
-            let from = range.start + bytes.len() as u64;
             let request = self.client.get_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
             let mut body = request.range(format!("bytes={from}-{}", range.end - 1)).send().await.map_err(failed)?.body;
             let broken = loop {
                 match body.next().await {
-                    Some(Ok(chunk)) if bytes.len() + chunk.len() <= length => bytes.extend_from_slice(&chunk),
+                    Some(Ok(chunk)) if from + chunk.len() as u64 <= range.end => {
+                        from += chunk.len() as u64;
+                        pieces.push(chunk);
+                    }
                     Some(Ok(_)) => return Err(StoreError::Other("more bytes than asked for".into())),
                     Some(Err(error)) => break sentence(&error),
-                    None if bytes.len() == length => return Ok(bytes.freeze()),
+                    None if from == range.end => return Ok(pieces.finish()),
                     None => break "the body ended early".to_owned(),
                 }
             };
@@ -298,6 +301,31 @@ impl Store for S3Store {
             }
         }
         Ok(stale)
+    }
+}
+
+/// What an answer's body came in: large pieces as they are, small ones together, as thousands of them would take more
+/// memory than they hold.
+#[derive(Default)]
+struct Joined {
+    pieces: Vec<Bytes>,
+    small: BytesMut,
+}
+
+impl Joined {
+    fn push(&mut self, chunk: Bytes) {
+        if self.small.is_empty() && chunk.len() >= LARGE_PIECE {
+            return self.pieces.push(chunk);
+        }
+        self.small.extend_from_slice(&chunk);
+        if self.small.len() >= LARGE_PIECE {
+            self.pieces.push(self.small.split().freeze());
+        }
+    }
+
+    fn finish(mut self) -> Vec<Bytes> {
+        self.pieces.extend(Some(self.small.freeze()).filter(|small| !small.is_empty()));
+        self.pieces
     }
 }
 

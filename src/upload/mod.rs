@@ -382,7 +382,7 @@ impl Work {
             } else {
                 let range = at..at + missing.min(room).min(MIN_PART);
                 let old = self.context.store.get(&self.target.key, range, &etag).await?;
-                self.append(at, &old).await?;
+                self.append(at, &old.concat()).await?;
             }
         }
         Ok(())
@@ -395,7 +395,7 @@ impl Work {
         match &self.target.base {
             Some(base) if (self.assembler.end()..self.limit).contains(&offset) && len > 0 => {
                 let range = offset..self.limit.min(offset + len as u64);
-                Ok(self.context.store.get(&self.target.key, range, &base.etag).await?)
+                Ok(self.context.store.get(&self.target.key, range, &base.etag).await?.concat().into())
             }
             _ if offset >= self.len() => Ok(Bytes::new()),
             _ => {

@@ -334,6 +334,21 @@ impl Gateway {
         }
     }
 
+    /// What the bucket's lifecycle rule is for: uploads that never got a part, which no server can tell from others'.
+    pub fn expire_empty_uploads(&self) {
+        self.runtime.block_on(async {
+            let all = self.s3.list_multipart_uploads().bucket(&self.bucket).send().await.expect("ListMultipartUploads");
+            for upload in all.uploads() {
+                let (key, id) = (upload.key().unwrap(), upload.upload_id().unwrap());
+                let parts = self.s3.list_parts().bucket(&self.bucket).key(key).upload_id(id).send().await;
+                // Another one may have ended meanwhile.
+                if parts.is_ok_and(|found| found.parts().is_empty()) {
+                    let _ = self.s3.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(id).send().await;
+                }
+            }
+        });
+    }
+
     /// Keys of multipart uploads in progress: what a client that vanished must not leave behind.
     pub fn uploads(&self) -> Vec<String> {
         let list = self.s3.list_multipart_uploads().bucket(&self.bucket);
