@@ -76,6 +76,8 @@ impl Budget {
 
     /// Memory for a part, which is the caller's to account for. What it holds at first is anything.
     pub fn buffer(&self, size: usize) -> std::io::Result<Buffer> {
+        // Linux begins a mapping where a huge page can only if it could end there too.
+        let size = size.next_multiple_of(HUGE_PAGE);
         let mut buffers = self.buffers();
         let fitting = buffers.spare.iter().position(|(pages, _)| pages.len() == size);
         let spare = fitting.map(|at| Ok(buffers.spare.swap_remove(at).0));
@@ -161,23 +163,25 @@ mod tests {
 
     #[tokio::test]
     async fn used_pages_are_kept_inside_the_pool_while_others_are_in_use() {
-        let budget = Budget::new(64 * UNIT);
-        let size = 20 * UNIT as usize;
-        let mut buffers: Vec<_> = (0..5).map(|_| budget.buffer(size).unwrap()).collect();
+        // Room for three buffers, and 4 KiB.
+        let page = HUGE_PAGE as u64;
+        let budget = Budget::new(3 * page + 4 * UNIT);
+        let state = || (budget.buffers().spare.len(), budget.all.available_permits());
+        let mut buffers: Vec<_> = (0..5).map(|_| budget.buffer(20).unwrap()).collect();
         buffers[4][0] = 7;
         buffers.truncate(1);
-        assert_eq!((budget.buffers().spare.len(), budget.all.available_permits()), (3, 4));
-        buffers.push(budget.buffer(size).unwrap());
-        assert_eq!((budget.buffers().spare.len(), budget.all.available_permits()), (2, 24));
-        let _part = budget.take(60 * UNIT).await.unwrap();
-        assert_eq!((budget.buffers().spare.len(), budget.all.available_permits()), (0, 4));
+        assert_eq!(state(), (3, 4));
+        buffers.push(budget.buffer(HUGE_PAGE).unwrap());
+        assert_eq!(state(), (2, 2048 + 4));
+        let _part = budget.take(3 * page).await.unwrap();
+        assert_eq!(state(), (0, 4));
         drop(_part);
-        buffers.extend((0..3).map(|_| budget.buffer(size).unwrap()));
+        buffers.extend((0..3).map(|_| budget.buffer(20).unwrap()));
         buffers.truncate(2);
-        assert_eq!((budget.buffers().spare.len(), budget.all.available_permits()), (3, 4));
-        assert!(budget.try_read_ahead(10 * UNIT).is_some(), "what is only kept stands in nobody's way");
+        assert_eq!(state(), (3, 4));
+        assert!(budget.try_read_ahead(page).is_some(), "what is only kept stands in nobody's way");
         buffers.clear();
-        assert_eq!((budget.buffers().spare.len(), budget.all.available_permits()), (0, 64));
+        assert_eq!(state(), (0, 3 * 2048 + 4));
     }
 
     #[tokio::test]

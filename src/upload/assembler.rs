@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 pub const REORDER_WINDOW: u64 = 1024 * 1024;
 /// A part up to this size, in bytes, leaves as a copy: who keeps it for long shall not keep pages for a whole part.
 const SMALL: usize = 64 * 1024;
-/// A part that grows beyond this, in bytes, will be a whole one as a rule.
+/// A first part that grows beyond this, in bytes, will be a whole one as a rule.
 const LARGE: usize = 256 * 1024;
 
 /// How large each part is.
@@ -146,6 +146,10 @@ impl Assembler {
             Some(buffer) => Ok(self.buffer.insert(buffer)),
             None => {
                 let fresh = self.budget.buffer(size).map_err(|error| format!("the server has no memory: {error}"))?;
+                // After a first part there comes a whole one as a rule.
+                if self.parts > 0 {
+                    fresh.expect(self.part_size() as usize);
+                }
                 Ok(self.buffer.insert(fresh))
             }
         }
