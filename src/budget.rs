@@ -86,9 +86,10 @@ impl Budget {
         Ok(Buffer { pages: Some(pages), home: self.clone() })
     }
 
-    /// Bytes that are taken, those of spare pages included.
+    /// Bytes that somebody holds.
     pub fn used(&self) -> u64 {
-        (self.units - self.all.available_permits()) as u64 * UNIT
+        let spare: usize = self.buffers().spare.iter().map(|(_, room)| room.num_permits()).sum();
+        (self.units - self.all.available_permits()).saturating_sub(spare) as u64 * UNIT
     }
 
     fn buffers(&self) -> MutexGuard<'_, Buffers> {
@@ -180,6 +181,7 @@ mod tests {
         buffers.truncate(2);
         assert_eq!(state(), (3, 4));
         assert!(budget.try_read_ahead(page).is_some(), "what is only kept stands in nobody's way");
+        assert_eq!(budget.used(), 0);
         buffers.clear();
         assert_eq!(state(), (0, 3 * 2048 + 4));
     }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use hyper::{Request, Response, StatusCode, body::Incoming, header::CONTENT_TYPE, server::conn::http1};
 use hyper::{header::HeaderValue, service::service_fn};
 use hyper_util::rt::TokioIo;
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore, time::sleep, time::timeout};
@@ -74,7 +74,26 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     describe_counter!(ABORTED_UPLOADS, "Multipart uploads given up");
     describe_gauge!(USERS_FILE_OK, "0 while the users file can't be read and the last good one is in force");
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1);
+    begin();
     Ok(handle)
+}
+
+/// Everything that is counted begins at 0: of a counter that appears with its first event nobody sees it rise.
+fn begin() {
+    [CONNECTIONS, SESSIONS, OPEN_UPLOADS].into_iter().for_each(|name| gauge!(name).set(0));
+    ["full", "strangers", "guessing"]
+        .into_iter()
+        .for_each(|why| counter!(REFUSED_CONNECTIONS, "reason" => why).absolute(0));
+    ["aborted", "left"].into_iter().for_each(|result| counter!(ABORTED_UPLOADS, "result" => result).absolute(0));
+    for (method, result) in ["key", "password"].into_iter().flat_map(|m| ["accepted", "refused"].map(|r| (m, r))) {
+        counter!(LOGINS, "method" => method, "result" => result).absolute(0);
+    }
+    for direction in ["upload", "download"] {
+        for result in ["ok", "failed", "cut_off"] {
+            counter!(TRANSFERS, "direction" => direction, "result" => result).absolute(0);
+            counter!(TRANSFERRED_BYTES, "direction" => direction, "result" => result).absolute(0);
+        }
+    }
 }
 
 /// Answers `/metrics` and `/healthz` until the process ends. Unhealthy is a server that drains, so that a load balancer

@@ -101,7 +101,7 @@ impl Settings {
     pub async fn config(&self) -> anyhow::Result<Config> {
         let auth = FileAuth::open(self.users.clone()).map_err(Usage)?;
         let (place, part_sizes) = (self.place()?, self.part_sizes()?);
-        let host_keys = server::load_or_create(&self.host_keys)?;
+        let host_keys = server::load_or_create(&self.host_keys).map_err(Usage)?;
         let (store, prefix): (Arc<dyn Store>, _) = match place {
             Place::Memory => (Arc::new(MemoryStore::default()), ""),
             Place::Bucket(bucket, prefix) => {

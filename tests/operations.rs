@@ -174,6 +174,8 @@ async fn metrics_tell_what_happened() {
         ("sftpd_s3_request_duration_seconds_count{operation=\"PutObject\",result=\"refused\"}", 1.0),
         ("sftpd_s3_request_duration_seconds_count{operation=\"UploadPart\",result=\"ok\"}", 2.0),
         ("sftpd_s3_request_duration_seconds_count{operation=\"CompleteMultipartUpload\",result=\"ok\"}", 1.0),
+        ("sftpd_refused_connections_total{reason=\"guessing\"}", 0.0),
+        ("sftpd_aborted_uploads_total{result=\"left\"}", 0.0),
         ("sftpd_buffer_memory_limit_bytes", (256 * MIB) as f64),
         ("sftpd_open_uploads", 1.0),
         ("sftpd_users_file_ok", 1.0),
@@ -183,7 +185,7 @@ async fn metrics_tell_what_happened() {
         text = http_get(&address, "/metrics").await.1;
         let found = samples(&text);
         // The server has yet to hear of who is gone.
-        if found.contains_key("sftpd_transfers_total{direction=\"upload\",result=\"cut_off\"}")
+        if found["sftpd_transfers_total{direction=\"upload\",result=\"cut_off\"}"] > 0.0
             && found["sftpd_connections"] < 2.0
         {
             break;
@@ -237,8 +239,15 @@ async fn a_server_that_drains_is_unhealthy_and_a_broken_users_file_shows() {
     assert_eq!(http_get(&address, "/healthz").await, ("HTTP/1.1 200 OK".into(), "ok\n".into()));
     assert_eq!(http_get(&address, "/").await.0, "HTTP/1.1 404 Not Found");
     std::fs::write(server.folder().join("users.json"), "{").unwrap();
-    let client = server.server.client().await;
+    // Nobody has to log in for that.
+    for _ in 0..1000 {
+        if server.logged("the users of the last good file stay in force") > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert_eq!(samples(&http_get(&address, "/metrics").await.1)["sftpd_users_file_ok"], 0.0);
+    let client = server.server.client().await;
     let handle = client.open("/f", PUT).await.unwrap();
     server.signal("TERM");
     for _ in 0..1000 {

@@ -5,6 +5,7 @@
 
 mod support;
 
+use russh::MethodKind;
 use sftpd::server::Algorithms;
 use sftpd::store::memory::MemoryStore;
 use std::sync::Arc;
@@ -62,6 +63,18 @@ async fn an_address_that_guesses_is_not_heard_for_a_while() {
     assert!(Client::login_or_refused(&server).await.is_none(), "a new connection");
     assert!(!waiting.login("alice", PASSWORD).await, "one that was there before");
     client.put("/f", b"who is in stays in").await.unwrap();
+}
+
+/// OpenSSH's client asks again only for what the server says can go on.
+#[tokio::test]
+async fn a_typing_error_is_not_the_end() {
+    let server = Server::start(Arc::new(MemoryStore::default())).await;
+    let mut ssh = SshClient::connect(&server).await;
+    for _ in 0..2 {
+        let left = ssh.methods_left("alice", "guess").await;
+        assert!(left.contains(&MethodKind::Password) && left.contains(&MethodKind::PublicKey), "{left:?}");
+    }
+    assert!(ssh.login("alice", PASSWORD).await);
 }
 
 #[tokio::test]

@@ -118,7 +118,9 @@ impl Connection {
         let with = key.map_or(method.to_owned(), |key| format!("key {}", key.fingerprint(HashAlg::Sha256)));
         let Some(account) = account else {
             log::warn!("{}: login failed: user {user:?}, {with}", self.peer);
-            return Ok(Auth::reject());
+            // Without this russh would take the method for used up, and a typing error for the end.
+            let again = Some(ssh::methods());
+            return Ok(Auth::Reject { proceed_with_methods: again, partial_success: false });
         };
         log::info!("{}@{}: logged in with {with}", account.name, self.peer);
         let _ = self.account.set(account);

@@ -38,7 +38,7 @@ const GOODBYE: &[u8] = b"This server takes no connection from you now: try again
 const FULL: Refusal = Refusal { label: "full", why: "all sessions are open (--max-sessions)" };
 /// A load balancer has its header ready.
 const PROXY_TIME: Duration = Duration::from_secs(5);
-/// How often figures are brought up to date that nobody notes when they change.
+/// How often figures are brought up to date that nobody notes when they change, and the users looked after.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often abandoned uploads are looked for, the first time at the start.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
@@ -195,6 +195,7 @@ async fn sample(shared: Arc<Shared>) {
     gauge!(MAX_SESSIONS).set(shared.config.max_sessions as f64);
     gauge!(BUFFER_MEMORY_LIMIT).set(shared.config.buffer_memory as f64);
     loop {
+        shared.config.auth.look();
         gauge!(BUFFER_MEMORY).set(shared.context.budget.used() as f64);
         sleep(SAMPLE_INTERVAL).await;
     }

@@ -35,6 +35,11 @@ pub async fn offer(stream: &TcpStream, choice: Algorithms) -> Algorithms {
     choice
 }
 
+/// How one can log in.
+pub fn methods() -> MethodSet {
+    MethodSet::from(&[MethodKind::PublicKey, MethodKind::Password][..])
+}
+
 /// With the algorithms of one kind.
 pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
     let dropped: &[&str] = match offered {
@@ -47,7 +52,7 @@ pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
     let mac = mac.iter().filter(|name| offered == Algorithms::Legacy || name.as_ref().contains("-etm@"));
     russh::server::Config {
         server_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION")))),
-        methods: MethodSet::from(&[MethodKind::PublicKey, MethodKind::Password][..]),
+        methods: methods(),
         // Every refusal takes so long, whatever it was that did not fit.
         auth_rejection_time: Duration::from_millis(100),
         // The first "none" request only asks which methods there are.

@@ -17,6 +17,7 @@ use ssh_key::PublicKey;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::{
     collections::BTreeMap, fs, io::ErrorKind, io::Write, path::Path, path::PathBuf, sync::LazyLock, sync::Mutex,
+    sync::MutexGuard,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -51,6 +52,8 @@ pub trait Auth: Send + Sync + 'static {
     async fn public_key(&self, user: &str, key: &PublicKey) -> Option<Account>;
     /// May this user log in with this password? Must take as long for users that don't exist.
     async fn password(&self, user: &str, password: &str) -> Option<Account>;
+    /// Called about every second, for whoever has something to keep an eye on. Must not take long.
+    fn look(&self) {}
 }
 
 /// users.json as the server sees it: read again whenever it has changed.
@@ -81,8 +84,8 @@ impl FileAuth {
         Ok(FileAuth { path: None, loaded: Mutex::new((None, users)) })
     }
 
-    /// The user as the file has it now, or as it last had it.
-    fn user(&self, name: &str) -> Option<User> {
+    /// The users as the file has them now, or as it last had them.
+    fn current(&self) -> MutexGuard<'_, (Option<Stamp>, UsersFile)> {
         let mut loaded = self.loaded.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let stamp = |found: fs::Metadata| (found.ino(), found.size(), found.mtime(), found.mtime_nsec());
         let stamp = self.path.as_ref().and_then(|path| path.metadata().ok()).map(stamp);
@@ -95,7 +98,11 @@ impl FileAuth {
                 Err(error) => log::error!("the users of the last good file stay in force: {error:#}"),
             }
         }
-        loaded.1.users.get(name).cloned()
+        loaded
+    }
+
+    fn user(&self, name: &str) -> Option<User> {
+        self.current().1.users.get(name).cloned()
     }
 }
 
@@ -110,6 +117,11 @@ impl Auth for FileAuth {
         // Nobody has no password either.
         let found = self.user(user).unwrap_or_default();
         is_password(found.password.clone(), password).await.then(|| found.account(user))
+    }
+
+    /// So that the log tells of a broken file at once, not when somebody logs in.
+    fn look(&self) {
+        drop(self.current());
     }
 }
 

@@ -158,6 +158,14 @@ impl SshClient {
         sftp
     }
 
+    /// What else may be tried after a password that does not fit.
+    pub async fn methods_left(&mut self, user: &str, password: &str) -> Vec<russh::MethodKind> {
+        match self.0.authenticate_password(user, password).await {
+            Ok(AuthResult::Failure { remaining_methods, .. }) => remaining_methods.iter().copied().collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub async fn login(&mut self, user: &str, password: &str) -> bool {
         matches!(self.0.authenticate_password(user, password).await, Ok(AuthResult::Success))
     }
