@@ -8,15 +8,13 @@
 //! asked for 32 KiB in between, ends up with twice the memory in holes. Pages that were used once are kept, inside
 //! the pool, as long as any upload is open: fresh ones cost as much as the encryption of what is written there.
 
-use memmap2::{Advice, MmapMut};
+use memmap2::MmapMut;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Permits are counted in KiB: a semaphore hands out at most `u32::MAX` at once.
 const UNIT: u64 = 1024;
-/// On x86-64, and on ARM with pages of 4 KiB, in bytes.
-const HUGE_PAGE: usize = 2 * 1024 * 1024;
 
 /// See the module. Clones share one pool.
 #[derive(Clone)]
@@ -76,8 +74,6 @@ impl Budget {
 
     /// Memory for a part, which is the caller's to account for. What it holds at first is anything.
     pub fn buffer(&self, size: usize) -> std::io::Result<Buffer> {
-        // Linux begins a mapping where a huge page can only if it could end there too.
-        let size = size.next_multiple_of(HUGE_PAGE);
         let mut buffers = self.buffers();
         let fitting = buffers.spare.iter().position(|(pages, _)| pages.len() == size);
         let spare = fitting.map(|at| Ok(buffers.spare.swap_remove(at).0));
@@ -102,17 +98,6 @@ pub struct Buffer {
     /// `None` only while being dropped.
     pages: Option<MmapMut>,
     home: Budget,
-}
-
-impl Buffer {
-    /// Much will be written to the first `size` bytes: they get huge pages, as far as whole ones fit, if the system has
-    /// some. Where nothing is reused each fault of 4 KiB costs more than the copy.
-    pub fn expect(&self, size: usize) {
-        if let Some(pages) = &self.pages {
-            // Any more would hold memory that nobody accounts for. Systems that can't say no to a wish.
-            let _ = pages.advise_range(Advice::HugePage, 0, size - size % HUGE_PAGE);
-        }
-    }
 }
 
 impl Deref for Buffer {
@@ -164,26 +149,25 @@ mod tests {
 
     #[tokio::test]
     async fn used_pages_are_kept_inside_the_pool_while_others_are_in_use() {
-        // Room for three buffers, and 4 KiB.
-        let page = HUGE_PAGE as u64;
-        let budget = Budget::new(3 * page + 4 * UNIT);
+        let budget = Budget::new(64 * UNIT);
+        let size = 20 * UNIT as usize;
         let state = || (budget.buffers().spare.len(), budget.all.available_permits());
-        let mut buffers: Vec<_> = (0..5).map(|_| budget.buffer(20).unwrap()).collect();
+        let mut buffers: Vec<_> = (0..5).map(|_| budget.buffer(size).unwrap()).collect();
         buffers[4][0] = 7;
         buffers.truncate(1);
         assert_eq!(state(), (3, 4));
-        buffers.push(budget.buffer(HUGE_PAGE).unwrap());
-        assert_eq!(state(), (2, 2048 + 4));
-        let _part = budget.take(3 * page).await.unwrap();
+        buffers.push(budget.buffer(size).unwrap());
+        assert_eq!(state(), (2, 24));
+        let _part = budget.take(60 * UNIT).await.unwrap();
         assert_eq!(state(), (0, 4));
         drop(_part);
-        buffers.extend((0..3).map(|_| budget.buffer(20).unwrap()));
+        buffers.extend((0..3).map(|_| budget.buffer(size).unwrap()));
         buffers.truncate(2);
         assert_eq!(state(), (3, 4));
-        assert!(budget.try_read_ahead(page).is_some(), "what is only kept stands in nobody's way");
+        assert!(budget.try_read_ahead(10 * UNIT).is_some(), "what is only kept stands in nobody's way");
         assert_eq!(budget.used(), 0);
         buffers.clear();
-        assert_eq!(state(), (0, 3 * 2048 + 4));
+        assert_eq!(state(), (0, 64));
     }
 
     #[tokio::test]

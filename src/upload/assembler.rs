@@ -13,8 +13,6 @@ use std::collections::BTreeMap;
 pub const REORDER_WINDOW: u64 = 1024 * 1024;
 /// A part up to this size, in bytes, leaves as a copy: who keeps it for long shall not keep pages for a whole part.
 const SMALL: usize = 64 * 1024;
-/// A first part that grows beyond this, in bytes, will be a whole one as a rule.
-const LARGE: usize = 256 * 1024;
 
 /// How large each part is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,12 +124,7 @@ impl Assembler {
         let limit = (self.part_size() + if offset > end { 2 * REORDER_WINDOW } else { 0 }) as usize;
         let taken = data.get(..limit.saturating_sub(at)).unwrap_or(data);
         let to = at + taken.len();
-        let (grows, part) = ((self.len + 1..=to).contains(&LARGE), self.part_size() as usize);
-        let buffer = self.room()?;
-        if grows {
-            buffer.expect(part);
-        }
-        if let Some(room) = buffer.get_mut(at..to) {
+        if let Some(room) = self.room()?.get_mut(at..to) {
             room.copy_from_slice(taken);
         }
         self.len = self.len.max(to);
@@ -146,10 +139,6 @@ impl Assembler {
             Some(buffer) => Ok(self.buffer.insert(buffer)),
             None => {
                 let fresh = self.budget.buffer(size).map_err(|error| format!("the server has no memory: {error}"))?;
-                // After a first part there comes a whole one as a rule.
-                if self.parts > 0 {
-                    fresh.expect(self.part_size() as usize);
-                }
                 Ok(self.buffer.insert(fresh))
             }
         }
