@@ -84,7 +84,7 @@ fn advice(error: &StoreError) -> &'static str {
     let text = error.to_string();
     match error {
         _ if text.contains("RequestTimeTooSkewed") => "set this machine's clock (NTP)",
-        _ if text.contains("InvalidAccessKeyId") || text.contains("SignatureDoesNotMatch") => {
+        _ if text.contains("InvalidAccessKeyId") || text.contains("ignature") => {
             "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         }
         StoreError::Forbidden(_) => "add what is missing to the IAM policy; README.md has the least one",

@@ -129,7 +129,7 @@ pub enum StoreError {
     #[error("too large to copy in one request")]
     TooLarge,
     /// It can't be known whether the request took effect: the answer was lost, or said so.
-    #[error("the store's answer was lost: {0}")]
+    #[error("the store did not say clearly whether this was done: {0}")]
     Unknown(String),
     /// Everything else, in the store's words.
     #[error("{0}")]
