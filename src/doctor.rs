@@ -327,7 +327,7 @@ impl Checkup<'_> {
 
     async fn upkeep(&mut self) {
         let without = "what a server that was killed leaves behind stays until a lifecycle rule removes it";
-        match self.store.principal(&self.base).await {
+        match self.store.initiator(&self.base).await {
             Ok(us) => {
                 let us = us.filter(|us| !us.is_empty()).map_or(String::new(), |us| format!(", to whom this is {us}"));
                 self.report.add("clean-up", Grade::Ok, format!("abandoned uploads can be found{us}"));

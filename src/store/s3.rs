@@ -103,8 +103,9 @@ impl S3Store {
         }
     }
 
-    /// Who we are to S3, which can only be learned from an upload of our own.
-    async fn initiator(&self, prefix: &Key) -> Result<Option<String>> {
+    /// Who we are to S3, which can only be learned from an upload of our own: begun, looked up and aborted. Some stores
+    /// have no name for it.
+    pub async fn initiator(&self, prefix: &Key) -> Result<Option<String>> {
         let probe = Key::new(format!("{prefix}.sftpd-probe")).ok_or(StoreError::NotFound)?;
         let id = self.create_upload(&probe).await?;
         let found = self.uploads(&probe).await;

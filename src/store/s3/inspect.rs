@@ -13,11 +13,6 @@ impl S3Store {
         Ok(found.access_key_id().to_owned())
     }
 
-    /// Who S3 takes us for; it has no name for everyone. Begins a multipart upload and aborts it.
-    pub async fn principal(&self, prefix: &Key) -> Result<Option<String>> {
-        self.initiator(prefix).await
-    }
-
     /// The region that requests go to, and the one that the bucket is in, where S3 says so (HeadBucket).
     pub async fn regions(&self) -> (String, Option<String>) {
         let ours = self.client.config().region().map(|region| region.as_ref().to_owned()).unwrap_or_default();
