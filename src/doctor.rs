@@ -88,7 +88,7 @@ fn advice(error: &StoreError) -> &'static str {
             "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         }
         StoreError::Forbidden(_) => "add what is missing to the IAM policy; README.md has the least one",
-        StoreError::NotFound => "create the bucket, or correct --store",
+        StoreError::NoSuchBucket => "create the bucket, or correct --store",
         _ => {
             "check the endpoint, the region and the AWS_* settings; for a store that knows no checksums set \
               AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
@@ -212,7 +212,6 @@ impl Checkup<'_> {
         let listed = self.store.list(ListRequest { prefix: &self.base, folded: true, after: None, limit: 1 }).await;
         let goes_on = matches!(listed, Ok(_) | Err(StoreError::Forbidden(_)));
         let listed = match listed {
-            Err(StoreError::NotFound) => Err(StoreError::Other("there is no such bucket".into())),
             listed => listed,
         };
         self.report.tried("list", listed, "directories can be listed", Some("clients will see no directories"));
@@ -294,7 +293,7 @@ impl Checkup<'_> {
         }
     }
 
-    async fn upload(&self, key: &Key, sizes: [u64; 3]) -> Result<(), StoreError> {
+    async fn upload(&self, key: &Key, sizes: [u64; 3]) -> Result<String, StoreError> {
         let id = self.store.create_upload(key).await?;
         let made = async {
             let mut parts: Vec<Part> = Vec::new();

@@ -438,13 +438,13 @@ impl Store for Fragile {
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>, StoreError> {
         self.at("get").get(key, range, etag).await
     }
-    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<(), StoreError> {
+    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<String, StoreError> {
         self.at("put").put(key, body, condition).await
     }
     async fn delete(&self, key: &Key) -> Result<(), StoreError> {
         self.at("delete").delete(key).await
     }
-    async fn copy(&self, from: &Key, to: &Key) -> Result<(), StoreError> {
+    async fn copy(&self, from: &Key, to: &Key) -> Result<String, StoreError> {
         self.at("copy").copy(from, to).await
     }
     async fn list(&self, request: ListRequest<'_>) -> Result<Page, StoreError> {
@@ -471,7 +471,7 @@ impl Store for Fragile {
         upload_id: &str,
         parts: &[Part],
         condition: Condition,
-    ) -> Result<(), StoreError> {
+    ) -> Result<String, StoreError> {
         self.at("complete").complete(key, upload_id, parts, condition).await
     }
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<(), StoreError> {

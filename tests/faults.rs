@@ -36,7 +36,7 @@ const STALLED: Duration = Duration::from_secs(1);
 /// Cells at once.
 const AT_ONCE: usize = 16;
 /// Fewer would mean that something is no longer sent, or no longer struck.
-const LEAST_CELLS: usize = 1200;
+const LEAST_CELLS: usize = 2000;
 
 /// What a client does. The `InDoubt` and `Refused` ones fail already; there only what decides or clears away fails too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -250,13 +250,13 @@ impl Scenario {
             // The ETag of an object made of parts does not tell whether its copy is there, and what was replaced can't
             // be brought back.
             (ReplaceByParts, "CopyObject") => fault.answer_is_lost(),
-            // Every copy is there, sources stay.
+            // Copies are there, sources stay.
             (
                 Rename | Replace | RenameOfParts | ReplaceByParts | RenameInParts | ReplaceInParts | RenameDirectory,
-                "DeleteObject",
+                "DeleteObject" | "HeadObject",
             ) => true,
             // Every source is there, copies stay.
-            (RenameDirectoryRefused, "DeleteObject") => true,
+            (RenameDirectoryRefused, "DeleteObject" | "HeadObject") => true,
             _ => false,
         }
     }
@@ -339,21 +339,31 @@ impl Kind for Fault {
             Fault::ResetMidRequest => sends_body,
             Fault::ResetMidBody | Fault::HangMidBody => answers || copies,
             Fault::ErrorBody => copies || op == "CompleteMultipartUpload",
+            Fault::TruncatedXml => copies || (answers && op != "GetObject"),
+            Fault::WithoutETag => sends_body || copies || ["HeadObject", "GetObject"].contains(&op),
             _ => true,
         }
     }
 
     fn answer_is_lost(&self) -> bool {
-        matches!(self, Fault::LostAnswer | Fault::HangAfter | Fault::ResetMidBody | Fault::HangMidBody)
+        matches!(
+            self,
+            Fault::LostAnswer
+                | Fault::HangAfter
+                | Fault::ResetMidBody
+                | Fault::HangMidBody
+                | Fault::WithoutETag
+                | Fault::TruncatedXml
+        )
     }
 
     /// Another try may do better.
     fn is_transient(&self) -> bool {
-        !matches!(self, Fault::Status(403, _))
+        !matches!(self, Fault::Status(403, _) | Fault::HtmlStatus(301 | 404))
     }
 }
 
-fn faults() -> [Fault; 11] {
+fn faults() -> [Fault; 18] {
     [
         Fault::Status(500, "InternalError"),
         Fault::Status(503, "SlowDown"),
@@ -366,6 +376,13 @@ fn faults() -> [Fault; 11] {
         Fault::HangAfter,
         Fault::HangMidBody,
         Fault::ErrorBody,
+        Fault::Empty,
+        Fault::Html,
+        Fault::HtmlStatus(429),
+        Fault::HtmlStatus(301),
+        Fault::HtmlStatus(404),
+        Fault::WithoutETag,
+        Fault::TruncatedXml,
     ]
 }
 

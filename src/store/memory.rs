@@ -34,14 +34,14 @@ impl MemoryStore {
 }
 
 impl State {
-    fn insert(&mut self, key: &Key, content: Vec<Bytes>, etag: String, condition: Condition) -> Result<()> {
+    fn insert(&mut self, key: &Key, content: Vec<Bytes>, etag: String, condition: Condition) -> Result<String> {
         if condition == Condition::Absent && self.objects.contains_key(key.as_str()) {
             return Err(StoreError::Precondition);
         }
         let size = content.iter().map(|piece| piece.len() as u64).sum();
-        let object = Object { size, etag, modified: SystemTime::now() };
+        let object = Object { size, etag: etag.clone(), modified: SystemTime::now() };
         self.objects.insert(key.as_str().to_owned(), (content, object));
-        Ok(())
+        Ok(etag)
     }
 
     fn find(&self, key: &Key) -> Result<&(Vec<Bytes>, Object)> {
@@ -52,6 +52,10 @@ impl State {
 /// Any value that names the bytes will do here; hashing every part would make the demo slow.
 fn part_etag(upload_id: &str, number: u32, body: &Bytes) -> String {
     format!("\"{upload_id}-{number}-{}\"", body.len())
+}
+
+fn no_such_upload() -> StoreError {
+    StoreError::Other("NoSuchUpload: there is no such multipart upload".to_owned())
 }
 
 #[async_trait]
@@ -69,7 +73,7 @@ impl Store for MemoryStore {
         }
     }
 
-    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<()> {
+    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<String> {
         let etag = etag_of(&body);
         self.state().insert(key, vec![body], etag, condition)
     }
@@ -79,7 +83,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn copy(&self, from: &Key, to: &Key) -> Result<()> {
+    async fn copy(&self, from: &Key, to: &Key) -> Result<String> {
         let mut state = self.state();
         let (content, object) = state.find(from)?.clone();
         if object.size > MAX_COPY {
@@ -126,7 +130,7 @@ impl Store for MemoryStore {
         let etag = part_etag(upload_id, number, &body);
         let part = Part { number, size: body.len() as u64, etag, checksum: None };
         let mut state = self.state();
-        state.uploads.get_mut(upload_id).ok_or(StoreError::NotFound)?.insert(number, body);
+        state.uploads.get_mut(upload_id).ok_or_else(no_such_upload)?.insert(number, body);
         Ok(part)
     }
 
@@ -135,9 +139,9 @@ impl Store for MemoryStore {
         self.upload_part(key, upload_id, number, body.concat().into()).await
     }
 
-    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<()> {
+    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<String> {
         let mut state = self.state();
-        let sent = state.uploads.get(upload_id).ok_or(StoreError::NotFound)?;
+        let sent = state.uploads.get(upload_id).ok_or_else(no_such_upload)?;
         let mut pieces = Vec::with_capacity(parts.len());
         let mut before = None;
         for part in parts {
@@ -151,9 +155,9 @@ impl Store for MemoryStore {
             }
             before = Some(part);
         }
-        state.insert(key, pieces, format!("\"{upload_id}-{}\"", parts.len()), condition)?;
+        let etag = state.insert(key, pieces, format!("\"{upload_id}-{}\"", parts.len()), condition)?;
         state.uploads.remove(upload_id);
-        Ok(())
+        Ok(etag)
     }
 
     async fn abort(&self, _key: &Key, upload_id: &str) -> Result<()> {

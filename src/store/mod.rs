@@ -116,9 +116,12 @@ pub struct ListRequest<'a> {
 /// Why a store said no.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// No such object (404).
+    /// No such object (404 NoSuchKey). Other things that can be missing, a bucket or an upload, are `Other`.
     #[error("no such object")]
     NotFound,
+    /// No such bucket (404 NoSuchBucket).
+    #[error("NoSuchBucket: there is no such bucket")]
+    NoSuchBucket,
     /// The credentials don't allow this (403).
     #[error("the store refused access: {0}")]
     Forbidden(String),
@@ -155,12 +158,13 @@ pub trait Store: Send + Sync + 'static {
         let bytes = if first.is_empty() { Vec::new() } else { self.get(key, first, &object.etag).await? };
         Ok((object, bytes.concat().into()))
     }
-    /// PutObject. `Unknown` when the answer was lost: the caller decides by [`settle`].
-    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<()>;
+    /// PutObject: the object's ETag. `Unknown` when the answer was lost: the caller decides by [`settle`].
+    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<String>;
     /// DeleteObject; a missing object is no error, whatever became of the answer.
     async fn delete(&self, key: &Key) -> Result<()>;
-    /// CopyObject of at most [`MAX_COPY`] bytes, replacing the target. Errors: `NotFound`, `TooLarge`, `Unknown`.
-    async fn copy(&self, from: &Key, to: &Key) -> Result<()>;
+    /// CopyObject of at most [`MAX_COPY`] bytes, replacing the target: the copy's ETag. Errors: `NotFound`, `TooLarge`,
+    /// `Unknown`.
+    async fn copy(&self, from: &Key, to: &Key) -> Result<String>;
     /// ListObjectsV2.
     async fn list(&self, request: ListRequest<'_>) -> Result<Page>;
     /// CreateMultipartUpload: the upload id.
@@ -169,8 +173,8 @@ pub trait Store: Send + Sync + 'static {
     async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part>;
     /// UploadPartCopy of a range of at most [`MAX_COPY`] bytes of the version `etag` of `from`.
     async fn copy_part(&self, key: &Key, upload_id: &str, number: u32, from: PartSource<'_>) -> Result<Part>;
-    /// CompleteMultipartUpload. `Unknown` as for [`Store::put`].
-    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<()>;
+    /// CompleteMultipartUpload: the object's ETag. `Unknown` as for [`Store::put`].
+    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<String>;
     /// AbortMultipartUpload; an upload that is gone is no error.
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()>;
     /// ListMultipartUploads and ListParts: multipart uploads to keys below `prefix` that were begun with the
@@ -215,17 +219,19 @@ pub fn cut(pieces: &[Bytes], range: Range<u64>) -> impl Iterator<Item = Bytes> {
 }
 
 /// Decides a lost answer to [`Store::put`] or [`Store::complete`], or a refusal that may be the echo of our own success,
-/// by what is there now.
+/// by what is there now. Returns the object's ETag.
 pub async fn settle(
     store: &dyn Store,
     key: &Key,
-    made: Result<()>,
+    made: Result<String>,
     size: u64,
-    etag: impl FnOnce() -> Option<String>,
-) -> Result<()> {
+    expected_etag: impl FnOnce() -> Option<String>,
+) -> Result<String> {
     let Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) = made else { return made };
-    let there = store.head(key).await;
-    if there.is_ok_and(|object| object.size == size && Some(object.etag) == etag()) { Ok(()) } else { Err(doubt) }
+    match store.head(key).await {
+        Ok(object) if object.size == size && expected_etag().as_ref() == Some(&object.etag) => Ok(object.etag),
+        Ok(_) | Err(_) => Err(doubt),
+    }
 }
 
 /// ETag that S3 gives an object sent in one piece: the quoted MD5 of its bytes

@@ -2,6 +2,8 @@
 //!
 //! Credentials, region and endpoint are the SDK's own business (`AWS_*` variables, profiles, roles).
 
+mod answers;
+mod errors;
 mod inspect;
 mod meter;
 
@@ -11,11 +13,14 @@ use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutCo
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::DateTime;
-use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, Initiator, MultipartUpload};
+use aws_sdk_s3::types::{
+    ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, EncodingType, Initiator, MultipartUpload,
+};
 use bytes::BytesMut;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use errors::{failed, sentence, status, uncertain};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::{env::var, time::Duration};
 
 /// A dead address is given up after this and tried again.
@@ -74,7 +79,7 @@ impl S3Store {
 
     /// With a client of the caller's own making. Bodies are signed.
     pub fn new(client: Client, bucket: &str) -> S3Store {
-        S3Store { client, bucket: bucket.to_owned(), unsigned_payload: false }
+        S3Store { client: answers::check_answers(&client), bucket: bucket.to_owned(), unsigned_payload: false }
     }
 
     /// One list request of one entry: proves credentials, region and bucket before a client has to find out.
@@ -82,7 +87,9 @@ impl S3Store {
         match self.list(ListRequest { prefix: &Key::default(), folded: false, after: None, limit: 1 }).await {
             // A set-up that may only put is a valid one.
             Err(StoreError::Forbidden(why)) => log::warn!("clients will see no directories: {why}"),
-            Err(StoreError::NotFound) => return Err(anyhow!("there is no such bucket: create it, or correct --store")),
+            Err(StoreError::NoSuchBucket) => {
+                return Err(anyhow!("there is no such bucket: create it, or correct --store"));
+            }
             Err(error) => return Err(anyhow!("{error}: check the AWS_* settings, the endpoint and the region")),
             Ok(_) => {}
         }
@@ -94,12 +101,18 @@ impl S3Store {
         let (mut all, mut key, mut id) = (Vec::new(), None, None);
         loop {
             let request = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(prefix.as_str());
+            let request = request.encoding_type(EncodingType::Url);
             let page = request.set_key_marker(key).set_upload_id_marker(id).send().await.map_err(failed)?;
-            all.extend(page.uploads.unwrap_or_default());
+            let names = Names::of(page.encoding_type.as_ref());
+            for mut upload in page.uploads.unwrap_or_default() {
+                upload.key = upload.key.map(|key| names.decode(key)).transpose()?;
+                all.push(upload);
+            }
             if page.is_truncated != Some(true) {
                 return Ok(all);
             }
-            (key, id) = (page.next_key_marker, page.next_upload_id_marker);
+            key = page.next_key_marker.map(|key| names.decode(key)).transpose()?;
+            id = page.next_upload_id_marker;
         }
     }
 
@@ -122,6 +135,15 @@ impl S3Store {
         Ok(us)
     }
 
+    /// The object as a list of one tells it, where the answer to HEAD is in doubt.
+    async fn look_up(&self, key: &Key) -> Result<Object> {
+        let page = self.list(ListRequest { prefix: key, folded: false, after: None, limit: 1 }).await?;
+        match page.entries.into_iter().next() {
+            Some(Entry::Object(found, object)) if found == key.as_str() => Ok(object),
+            _ => Err(StoreError::NotFound),
+        }
+    }
+
     /// `x-amz-copy-source` is a header: URL-encoded, and without a leading slash.
     fn copy_source(&self, key: &Key) -> String {
         format!("{}/{}", self.bucket, utf8_percent_encode(key.as_str(), NOT_IN_A_URL_PATH))
@@ -131,28 +153,45 @@ impl S3Store {
 #[async_trait]
 impl Store for S3Store {
     async fn head(&self, key: &Key) -> Result<Object> {
-        let out = self.client.head_object().bucket(&self.bucket).key(key.as_str()).send().await.map_err(failed)?;
-        object(out.content_length, out.e_tag, out.last_modified)
+        let error = match self.client.head_object().bucket(&self.bucket).key(key.as_str()).send().await {
+            Ok(out) => return object(out.content_length, out.e_tag, out.last_modified),
+            Err(error) => error,
+        };
+        // S3 gives no reason for a refused HEAD, so anything in between could have said this.
+        let is_explained = match (status(&error), error.raw_response()) {
+            (Some(404), Some(answer)) => answer.headers().iter().any(|(name, _)| name.starts_with("x-amz-")),
+            (Some(400), _) => false,
+            (_, _) => true,
+        };
+        if is_explained { Err(failed(error)) } else { self.look_up(key).await }
     }
 
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
-        let (mut pieces, mut from) = (Joined::default(), range.start);
+        let mut pieces = Joined::default();
+        let mut from = range.start;
         // The SDK retries a request, not a body that breaks off: go on where it did.
         let mut pauses = (0..ATTEMPTS - 1).map(|attempt| Duration::from_millis(200 << attempt));
         loop {
             let request = self.client.get_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
-            let mut body = request.range(format!("bytes={from}-{}", range.end - 1)).send().await.map_err(failed)?.body;
-            let broken = loop {
-                match body.next().await {
-                    Some(Ok(chunk)) if from + chunk.len() as u64 <= range.end => {
-                        from += chunk.len() as u64;
-                        pieces.push(chunk);
+            let mut out = request.range(format!("bytes={from}-{}", range.end - 1)).send().await.map_err(failed)?;
+            // Not every store keeps If-Match.
+            if !out.e_tag.as_deref().is_some_and(|found| quoted(found) == quoted(etag)) {
+                return Err(StoreError::Precondition);
+            }
+            let broken = match content_range(out.content_range.as_deref()) {
+                Some(found) if found.range == (from..range.end) => loop {
+                    match out.body.next().await {
+                        Some(Ok(chunk)) if from + chunk.len() as u64 <= range.end => {
+                            from += chunk.len() as u64;
+                            pieces.push(chunk);
+                        }
+                        Some(Ok(_)) => return Err(StoreError::Other("more bytes than asked for".into())),
+                        Some(Err(error)) => break sentence(&error),
+                        None if from == range.end => return Ok(pieces.finish()),
+                        None => break "the body ended early".to_owned(),
                     }
-                    Some(Ok(_)) => return Err(StoreError::Other("more bytes than asked for".into())),
-                    Some(Err(error)) => break sentence(&error),
-                    None if from == range.end => return Ok(pieces.finish()),
-                    None => break "the body ended early".to_owned(),
-                }
+                },
+                Some(_) | None => "another range than was asked for".to_owned(),
             };
             tokio::time::sleep(pauses.next().ok_or(StoreError::Other(broken))?).await;
         }
@@ -165,9 +204,13 @@ impl Store for S3Store {
             Err(error) if status(&error) == Some(416) => return Ok((self.head(key).await?, Bytes::new())),
             out => out.map_err(failed)?,
         };
-        let whole = out.content_range.as_deref().and_then(|range| range.rsplit_once('/')?.1.parse().ok());
-        let object = object(whole.or(out.content_length), out.e_tag, out.last_modified)?;
-        let most = object.size.min(most) as usize;
+        let found = content_range(out.content_range.as_deref()).ok_or_else(|| missing("size"))?;
+        let most = found.size.min(most);
+        if found.range != (0..most) {
+            return Err(StoreError::Other("the store answered another range than was asked for".to_owned()));
+        }
+        let object = object(i64::try_from(found.size).ok(), out.e_tag, out.last_modified)?;
+        let most = most as usize;
         let mut bytes = BytesMut::with_capacity(most);
         // What a body that breaks off did not bring is asked for again, as the rest of the object is.
         while bytes.len() < most
@@ -179,11 +222,12 @@ impl Store for S3Store {
         Ok((object, bytes.freeze()))
     }
 
-    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<()> {
+    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<String> {
         let request = self.client.put_object().bucket(&self.bucket).key(key.as_str()).body(body.into());
         let request = request.set_if_none_match(star(condition)).customize();
         let request = if self.unsigned_payload { request.disable_payload_signing() } else { request };
-        request.send().await.map(drop).map_err(uncertain)
+        let out = request.send().await.map_err(uncertain)?;
+        etag(out.e_tag)
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
@@ -195,29 +239,36 @@ impl Store for S3Store {
         }
     }
 
-    async fn copy(&self, from: &Key, to: &Key) -> Result<()> {
+    async fn copy(&self, from: &Key, to: &Key) -> Result<String> {
         let request = self.client.copy_object().bucket(&self.bucket).key(to.as_str());
-        let copied = request.copy_source(self.copy_source(from)).send().await;
-        copied.map(drop).map_err(|error| match (error.code(), status(&error)) {
-            // AWS says InvalidRequest for a source over 5 GiB, others EntityTooLarge.
-            (Some("InvalidRequest" | "EntityTooLarge"), _) => StoreError::TooLarge,
-            (_, Some(404)) => StoreError::NotFound,
-            _ => uncertain(error),
-        })
+        match request.copy_source(self.copy_source(from)).send().await {
+            Ok(out) => etag(out.copy_object_result.and_then(|copy| copy.e_tag)),
+            Err(error) => match error.code() {
+                // AWS says InvalidRequest for a source over 5 GiB, others EntityTooLarge.
+                Some("InvalidRequest" | "EntityTooLarge") => Err(StoreError::TooLarge),
+                Some("NoSuchKey") => Err(StoreError::NotFound),
+                Some(_) | None => Err(uncertain(error)),
+            },
+        }
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
         let out = self.client.list_objects_v2().bucket(&self.bucket).prefix(request.prefix.as_str());
         let out = out.set_delimiter(request.folded.then(|| "/".to_owned())).max_keys(request.limit as i32);
+        // Keys may hold characters that XML can't carry.
+        let out = out.encoding_type(EncodingType::Url);
         let out = out.set_continuation_token(request.after).send().await.map_err(failed)?;
+        let names = Names::of(out.encoding_type.as_ref());
         let mut entries = Vec::with_capacity(out.contents().len() + out.common_prefixes().len());
         for found in out.contents.unwrap_or_default() {
             if let Some(key) = found.key {
-                entries.push(Entry::Object(key, object(found.size, found.e_tag, found.last_modified)?));
+                let object = object(found.size, found.e_tag, found.last_modified)?;
+                entries.push(Entry::Object(names.decode(key)?, object));
             }
         }
-        let prefixes = out.common_prefixes.unwrap_or_default().into_iter();
-        entries.extend(prefixes.filter_map(|found| found.prefix).map(Entry::Prefix));
+        for prefix in out.common_prefixes.unwrap_or_default().into_iter().filter_map(|found| found.prefix) {
+            entries.push(Entry::Prefix(names.decode(prefix)?));
+        }
         let next = out.next_continuation_token.filter(|_| out.is_truncated == Some(true));
         Ok(Page { entries, next })
     }
@@ -252,7 +303,7 @@ impl Store for S3Store {
         part(number, size, result.e_tag, result.checksum_crc32)
     }
 
-    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<()> {
+    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<String> {
         let sent = |part: &Part| {
             let sent = CompletedPart::builder().part_number(part.number as i32).e_tag(part.etag.clone());
             sent.set_checksum_crc32(part.checksum.clone()).build()
@@ -263,14 +314,16 @@ impl Store for S3Store {
         let request = request.upload_id(upload_id).multipart_upload(list).set_if_none_match(star(condition));
         // S3 refuses to make an object of any other size.
         let request = request.mpu_object_size(size as i64);
-        request.send().await.map(drop).map_err(uncertain)
+        let out = request.send().await.map_err(uncertain)?;
+        etag(out.e_tag)
     }
 
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()> {
         let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key.as_str());
-        match request.upload_id(upload_id).send().await.map_err(failed) {
-            Ok(_) | Err(StoreError::NotFound) => Ok(()),
-            Err(error) => Err(error),
+        match request.upload_id(upload_id).send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == Some("NoSuchUpload") => Ok(()),
+            Err(error) => Err(failed(error)),
         }
     }
 
@@ -288,10 +341,10 @@ impl Store for S3Store {
             let Some((key, id)) = upload.key().and_then(Key::new).zip(upload.upload_id()) else { continue };
             let parts = self.client.list_parts().bucket(&self.bucket).key(key.as_str()).upload_id(id);
             let parts: std::result::Result<Vec<_>, _> = parts.into_paginator().items().send().collect().await;
-            let parts = match parts.map_err(failed) {
+            let parts = match parts {
                 // It has ended meanwhile.
-                Err(StoreError::NotFound) => continue,
-                parts => parts?,
+                Err(error) if error.code() == Some("NoSuchUpload") => continue,
+                parts => parts.map_err(failed)?,
             };
             if parts.iter().all(|part| old(part.last_modified())) {
                 let sent = parts.into_iter().map(|sent| {
@@ -351,54 +404,82 @@ fn part(number: u32, size: u64, etag: Option<String>, checksum: Option<String>) 
     Ok(Part { number, size, etag: etag.ok_or_else(|| missing("ETag"))?, checksum })
 }
 
-fn object(size: Option<i64>, etag: Option<String>, modified: Option<DateTime>) -> Result<Object> {
+fn object(size: Option<i64>, e_tag: Option<String>, modified: Option<DateTime>) -> Result<Object> {
     let size = size.and_then(|size| u64::try_from(size).ok()).ok_or_else(|| missing("size"))?;
     let modified = modified.and_then(|time| SystemTime::try_from(time).ok()).unwrap_or(SystemTime::UNIX_EPOCH);
-    Ok(Object { size, etag: etag.ok_or_else(|| missing("ETag"))?, modified })
+    Ok(Object { size, etag: etag(e_tag)?, modified })
 }
 
-/// What went wrong and why, for people: the SDK's own way to say it comes with a dump of its structures.
-fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source()).map(|error| error.to_string());
-    causes.collect::<Vec<_>>().join(": ")
+fn etag(found: Option<String>) -> Result<String> {
+    Ok(quoted(&found.ok_or_else(|| missing("ETag"))?))
 }
 
-fn status<E>(error: &SdkError<E>) -> Option<u16> {
-    error.raw_response().map(|response| response.status().as_u16())
+/// An ETag with its quotes, which some stores leave out in some answers.
+fn quoted(etag: &str) -> String {
+    format!("\"{}\"", etag.trim_matches('"'))
 }
 
-/// An error of a request that is safe to repeat: what the store answered, or why it didn't.
-fn failed<E>(error: SdkError<E>) -> StoreError
-where
-    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-{
-    let status = status(&error);
-    let text = match (error.code(), error.message()) {
-        (Some(code), Some(message)) => format!("{code}: {message}"),
-        (Some(code), None) => code.to_owned(),
-        // An answer to HEAD has no body to explain itself.
-        _ => status.map_or_else(|| sentence(&error), |status| format!("HTTP status {status}")),
-    };
-    match (error.code(), status) {
-        (Some("NoSuchUpload"), _) => StoreError::NotFound,
-        (Some("ConditionalRequestConflict"), _) | (_, Some(412)) => StoreError::Precondition,
-        (_, Some(404)) => StoreError::NotFound,
-        (_, Some(403)) => StoreError::Forbidden(text),
-        _ => StoreError::Other(text),
+/// The header `Content-Range` ([RFC 9110 §14.4](https://www.rfc-editor.org/rfc/rfc9110#section-14.4)).
+#[derive(Debug, PartialEq, Eq)]
+struct ContentRange {
+    range: Range<u64>,
+    /// Of the whole object, in bytes.
+    size: u64,
+}
+
+fn content_range(header: Option<&str>) -> Option<ContentRange> {
+    let (range, size) = header?.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let end = last.parse::<u64>().ok()?.checked_add(1)?;
+    Some(ContentRange { range: first.parse().ok()?..end, size: size.parse().ok()? })
+}
+
+/// How names stand in a list.
+enum Names {
+    /// As they are: a store that does not know the encoding.
+    Plain,
+    /// As in a form, `+` for a blank.
+    UrlEncoded,
+}
+
+impl Names {
+    fn of(encoding: Option<&EncodingType>) -> Names {
+        if encoding == Some(&EncodingType::Url) { Names::UrlEncoded } else { Names::Plain }
+    }
+
+    fn decode(&self, name: String) -> Result<String> {
+        match self {
+            Names::Plain => Ok(name),
+            Names::UrlEncoded => {
+                let name = name.replace('+', " ");
+                let decoded = percent_decode_str(&name).decode_utf8();
+                decoded
+                    .map(Into::into)
+                    .map_err(|_| StoreError::Other("the store lists a name that is not UTF-8".into()))
+            }
+        }
     }
 }
 
-/// An error of a request that makes an object, or removes one: unless the store clearly refused, it may have done so.
-///
-/// A repeated request can be refused because the first one succeeded: `NoSuchUpload`, or 412 under `If-None-Match`.
-fn uncertain<E>(error: SdkError<E>) -> StoreError
-where
-    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-{
-    let refused = matches!(status(&error), Some(400 | 403 | 409));
-    match failed(error) {
-        refusal if refused => refusal,
-        StoreError::Precondition => StoreError::Precondition,
-        other => StoreError::Unknown(other.to_string()),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges_are_read_or_refused() {
+        let found = content_range(Some("bytes 5-9/20"));
+        assert_eq!(found, Some(ContentRange { range: 5..10, size: 20 }));
+        for odd in ["bytes 5-9/*", "bytes */20", "5-9/20", "bytes 5-/20", "bytes 0-18446744073709551615/20", ""] {
+            assert_eq!(content_range(Some(odd)), None, "{odd}");
+        }
+        assert_eq!(content_range(None), None);
+    }
+
+    #[test]
+    fn listed_names_are_decoded_where_they_are_encoded() {
+        let encoded = Names::of(Some(&EncodingType::Url));
+        assert_eq!(encoded.decode("a+b%2Bc%01%EF%BF%BE/d%25".to_owned()), Ok("a b+c\u{1}\u{FFFE}/d%".to_owned()));
+        assert!(encoded.decode("%FF".to_owned()).is_err());
+        assert_eq!(Names::of(None).decode("a+b%20c".to_owned()), Ok("a+b%20c".to_owned()));
     }
 }

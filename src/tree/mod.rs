@@ -28,6 +28,9 @@ pub enum TreeError {
     /// A path that no key can stand for.
     #[error("{0}")]
     BadPath(&'static str),
+    /// The key would be longer than [`MAX_KEY`] bytes.
+    #[error("File name too long: path, home and prefix together have 1,024 bytes at most")]
+    NameTooLong,
     /// S3 can't do that.
     #[error("{0}")]
     Unsupported(&'static str),
@@ -132,6 +135,21 @@ impl Tree {
         found.or_else(|error| upload().ok_or(error))
     }
 
+    /// Fails if a file, a directory or an upload has this name. HEAD, then a list of one.
+    async fn must_be_unused(&self, place: &Place) -> Result<()> {
+        match self.object(&place.file).await {
+            Ok(_) => return Err(EXISTS),
+            Err(TreeError::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+        let is_directory = match self.is_directory(&place.directory).await {
+            // Credentials that can only put can still make new files.
+            Err(TreeError::Store(StoreError::Forbidden(_))) => false,
+            found => found?,
+        };
+        fail_if(is_directory || self.local.upload(&place.file).is_some(), EXISTS)
+    }
+
     /// HEAD; where that is refused, as to write-only credentials, a list of one.
     async fn object(&self, file: &Key) -> Result<Object> {
         match self.context.store.head(file).await {
@@ -189,7 +207,10 @@ impl Tree {
         fail_if(self.local.any(&directory, |name, _| !name.is_empty()), NOT_EMPTY)?;
         match self.list(&directory, None, 2).await?.entries.as_slice() {
             [] => fail_if(!self.local.is_directory(&directory), TreeError::NotFound)?,
-            [Entry::Object(marker, _)] if marker == directory.as_str() => self.context.store.delete(&directory).await?,
+            // Other programs may have put content under a name that ends with a slash.
+            [Entry::Object(marker, Object { size: 0, .. })] if marker == directory.as_str() => {
+                self.context.store.delete(&directory).await?;
+            }
             _ => return Err(NOT_EMPTY),
         }
         self.local.remove(&(directory.to_string(), DIRECTORY));
@@ -226,7 +247,8 @@ impl Tree {
     async fn put_empty(&self, key: &Key) -> Result<()> {
         let store = self.context.store.as_ref();
         let made = store.put(key, Bytes::new(), Condition::None).await;
-        Ok(settle(store, key, made, 0, || Some(etag_of(b""))).await?)
+        settle(store, key, made, 0, || Some(etag_of(b""))).await?;
+        Ok(())
     }
 
     /// SETSTAT with a size: 0 empties the file (HEAD and PUT), any other must be what it is (as stat).
@@ -257,7 +279,8 @@ impl Tree {
         Ok(Download::open(self.context.clone(), place.file, beginning, answers, on_end))
     }
 
-    /// Nothing for a plain put (create and truncate); HEAD where the old object matters.
+    /// Nothing for a plain put (create and truncate); HEAD where the old object matters, and a list of one under EXCL,
+    /// where a directory has the name too.
     pub async fn open_write<F>(&self, path: &Path, mode: WriteMode, on_end: F) -> Result<Upload>
     where
         F: FnOnce(upload::Summary) + Send + 'static,
@@ -266,17 +289,24 @@ impl Tree {
         fail_if(self.local.is_made(&place.directory), IS_DIRECTORY)?;
         let old = match mode {
             // Not even asked for.
-            WriteMode { create: true, truncate: true, exclusive: false } => Err(TreeError::NotFound),
-            WriteMode { create: true, .. } => self.object(&place.file).await,
-            WriteMode { create: false, .. } => self.look(&place).await?.ok_or(IS_DIRECTORY),
+            WriteMode { create: true, truncate: true, exclusive: false } => None,
+            WriteMode { create: true, exclusive: true, .. } => {
+                self.must_be_unused(&place).await?;
+                None
+            }
+            WriteMode { create: true, truncate: false, exclusive: false } => match self.object(&place.file).await {
+                Err(TreeError::NotFound) => None,
+                object => Some(object?),
+            },
+            WriteMode { create: false, .. } => Some(self.look(&place).await?.ok_or(IS_DIRECTORY)?),
         };
-        let taken = old.is_ok() || self.local.upload(&place.file).is_some();
-        fail_if(mode.exclusive && taken, EXISTS)?;
-        let base = match old {
-            Err(TreeError::NotFound) if mode.create => None,
-            object => Some(object?).filter(|_| !mode.truncate),
+        let condition = match (&old, mode) {
+            (_, WriteMode { exclusive: true, .. }) => Condition::Absent,
+            // What is to be continued was not there: if that was not so, the tail must not replace it.
+            (None, WriteMode { truncate: false, .. }) => Condition::Absent,
+            (_, _) => Condition::None,
         };
-        let condition = if mode.exclusive { Condition::Absent } else { Condition::None };
+        let base = old.filter(|_| !mode.truncate);
         let (local, slot) = (self.local.clone(), self.local.upload_slot(&place.file));
         let shown = slot.clone();
         let on_end = Box::new(move |summary| {

@@ -27,7 +27,7 @@ impl Path {
             }
         }
         let path = format!("/{}", parts.join("/"));
-        fail_if(path.len() > MAX_KEY, TreeError::BadPath("the path is longer than 1,024 bytes"))?;
+        fail_if(path.len() > MAX_KEY, TreeError::NameTooLong)?;
         Ok(Path(path))
     }
 
@@ -70,7 +70,7 @@ impl Home {
     pub fn directory(&self, path: &Path) -> Result<Key> {
         let slash = if path.is_root() { "" } else { "/" };
         let key = Key::new(format!("{}{}{slash}", self.0, path.0.trim_start_matches('/')));
-        key.ok_or(TreeError::BadPath("the key would be longer than 1,024 bytes"))
+        key.ok_or(TreeError::NameTooLong)
     }
 
     /// The keys of this path; the home itself has no file's.

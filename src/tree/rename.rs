@@ -9,10 +9,13 @@ const MAX_KEYS: usize = 100_000;
 const AT_ONCE: usize = 16;
 /// Objects over 5 GiB are copied in pieces of this size.
 const PIECE: u64 = 1024 * 1024 * 1024;
+/// How often a copy is made that is not there afterwards. A store that orders writes by its clock (Garage, to the
+/// millisecond) may drop a copy that it has confirmed, if the target was written in the same instant.
+const COPY_TRIES: usize = 2;
 
 impl Tree {
-    /// A file: Copy and Delete, and a stat of the target before them unless it may be replaced
-    /// (posix-rename). A directory: a list, then Copy and Delete of every key in it.
+    /// A file: Copy, HEAD and Delete, and a stat of the target before them unless it may be replaced
+    /// (posix-rename). A directory: a list, then Copy, HEAD and Delete of every key in it.
     pub async fn rename(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
         let (source, target) = (self.settled(from).await?, self.settled(to).await?);
         if !replace {
@@ -44,7 +47,7 @@ impl Tree {
             for Entry::Object(old, _) | Entry::Prefix(old) in page.entries {
                 let new = old.strip_prefix(source.as_str()).and_then(|name| Key::new(format!("{target}{name}")));
                 let pair = Key::new(old).zip(new);
-                moves.push(pair.ok_or(TreeError::BadPath("a key in it would be longer than 1,024 bytes"))?);
+                moves.push(pair.ok_or(TreeError::NameTooLong)?);
             }
             let many = moves.len() > MAX_KEYS;
             fail_if(many, TreeError::Refused("the directory holds more than 100,000 files: too many to copy"))?;
@@ -97,31 +100,45 @@ async fn delete(store: Arc<dyn Store>, key: Key) -> Result<()> {
     Ok(store.delete(&key).await?)
 }
 
-/// CopyObject; an object too large for it piece by piece. Says which key was made. A lost answer is decided by what is
+/// Copies until the target is the copy, and says which key was made. Only then may the source go: a store may confirm a
+/// copy that changed nothing.
+async fn copy(store: Arc<dyn Store>, from: Key, to: Key, free: bool) -> Result<Key> {
+    for _ in 0..COPY_TRIES {
+        let etag = copy_once(store.as_ref(), &from, &to, free).await?;
+        match store.head(&to).await {
+            Ok(object) if object.etag == etag => return Ok(to),
+            Ok(_) | Err(StoreError::NotFound) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(TreeError::Refused("the store confirmed a copy that is not there: the source stays"))
+}
+
+/// CopyObject; an object too large for it piece by piece. Returns the copy's ETag. A lost answer is decided by what is
 /// there now: the same ETag is a copy; if only the size is the same, it is taken back where the name was `free`, since
 /// the copy of an object made of parts has another ETag.
-async fn copy(store: Arc<dyn Store>, from: Key, to: Key, free: bool) -> Result<Key> {
-    let copied = match store.copy(&from, &to).await {
+async fn copy_once(store: &dyn Store, from: &Key, to: &Key, free: bool) -> Result<String> {
+    let copied = match store.copy(from, to).await {
         Err(StoreError::NotFound) => return Err(TreeError::NotFound),
-        Err(StoreError::TooLarge) => copy_in_parts(store.as_ref(), &from, &to).await,
+        Err(StoreError::TooLarge) => copy_in_parts(store, from, to).await,
         copied => copied,
     };
     if matches!(copied, Err(StoreError::Unknown(_)))
-        && let (Ok(old), Ok(new)) = (store.head(&from).await, store.head(&to).await)
+        && let (Ok(old), Ok(new)) = (store.head(from).await, store.head(to).await)
         && old.size == new.size
     {
         if old.etag == new.etag {
-            return Ok(to);
+            return Ok(new.etag);
         }
         if free {
-            let _ = store.delete(&to).await;
+            let _ = store.delete(to).await;
         }
     }
-    copied?;
-    Ok(to)
+    Ok(copied?)
 }
 
-async fn copy_in_parts(store: &dyn Store, from: &Key, to: &Key) -> crate::store::Result<()> {
+/// UploadPartCopy of the whole object. Returns the copy's ETag.
+async fn copy_in_parts(store: &dyn Store, from: &Key, to: &Key) -> crate::store::Result<String> {
     let object = store.head(from).await?;
     let id = store.create_upload(to).await?;
     let pieces = async {

@@ -80,6 +80,19 @@ pub enum Fault {
     HangMidBody,
     /// HTTP 200 with an error for a body, as `CompleteMultipartUpload` may answer; nothing is done.
     ErrorBody,
+    /// HTTP 200 without a body; nothing is done. As all until `WithoutETag`, not S3's answer, but a proxy's.
+    Empty,
+    /// HTTP 200 with a page for people; nothing is done.
+    Html,
+    /// That HTTP status with a page for people; nothing is done.
+    HtmlStatus(u16),
+    /// The operation is carried out and answered, and nothing is changed by it: as with Garage, which drops a copy that
+    /// comes in the same millisecond as a put to its target.
+    WithoutEffect,
+    /// The operation is carried out, and the answer has no ETag.
+    WithoutETag,
+    /// The operation is carried out, and the answer ends in the middle of its XML, as if that was all.
+    TruncatedXml,
     /// The operation waits that long, then goes on.
     Stall(Duration),
     /// The operation waits to be notified, then goes on. `notify_one` may come first.
@@ -242,7 +255,7 @@ async fn serve(store: Store, s3: S3Service, request: hyper::Request<Incoming>) -
     let mut request = request.map(Body::from);
     let fault = store.lock().arrival(Request::identify(&request));
     match fault {
-        None => s3.call(request).await,
+        None => call(&s3, request).await,
         Some(Fault::ResetBefore) => Err(HttpError::new("reset by a fault".into())),
         Some(Fault::Hang) => hang(&store).await,
         Some(Fault::ResetMidRequest) => {
@@ -265,27 +278,50 @@ async fn serve(store: Store, s3: S3Service, request: hyper::Request<Incoming>) -
     }
 }
 
+/// S3's answer, which has the request's id in a header: that of HEAD has nothing else to be known by.
+async fn call(s3: &S3Service, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+    let mut answer = s3.call(request).await?;
+    answer.headers_mut().insert("x-amz-request-id", "TESTTESTTESTTEST".parse().expect("a header"));
+    Ok(answer)
+}
+
+/// A page for people, as proxies and captive portals have them.
+fn page(status: u16) -> HttpResponse {
+    let body = "<html><head><title>Welcome</title></head><body>Please log in to use this network.</body></html>";
+    let mut answer = HttpResponse::new(Body::from(body.to_owned()));
+    *answer.status_mut() = status.try_into().expect("HTTP status");
+    answer.headers_mut().insert("content-type", "text/html".parse().expect("a header"));
+    answer
+}
+
+/// The same answer with another body.
+fn with_body(answer: HttpResponse, body: Bytes) -> HttpResponse {
+    let mut answer = answer.map(|_| Body::from(body.clone()));
+    answer.headers_mut().insert("content-length", body.len().into());
+    answer
+}
+
 /// hyper closes the connection when this returns an error.
 async fn fail(fault: Fault, store: Store, s3: S3Service, request: HttpRequest) -> Result<HttpResponse, HttpError> {
     let (status, code) = match fault {
         Fault::Stall(time) => {
             sleep(time).await;
-            return s3.call(request).await;
+            return call(&s3, request).await;
         }
         Fault::Hold(notify) => {
             notify.notified().await;
-            return s3.call(request).await;
+            return call(&s3, request).await;
         }
         Fault::LostAnswer => {
-            s3.call(request).await?;
+            call(&s3, request).await?;
             return Err(HttpError::new("answer lost by a fault".into()));
         }
         Fault::HangAfter => {
-            s3.call(request).await?;
+            call(&s3, request).await?;
             hang(&store).await
         }
         Fault::ResetMidBody | Fault::HangMidBody => {
-            let mut answer = s3.call(request).await?;
+            let mut answer = call(&s3, request).await?;
             let whole = answer.body_mut().store_all_limited(usize::MAX).await;
             let whole = whole.map_err(HttpError::new)?;
             let headers = answer.headers_mut();
@@ -296,12 +332,41 @@ async fn fail(fault: Fault, store: Store, s3: S3Service, request: HttpRequest) -
         }
         Fault::ResetBefore | Fault::ResetMidRequest | Fault::Hang => unreachable!("the request is not read whole"),
         Fault::ErrorBody => (200, "InternalError"),
+        Fault::WithoutEffect => {
+            let before = store.lock().objects.clone();
+            let answer = call(&s3, request).await?;
+            store.lock().objects = before;
+            return Ok(answer);
+        }
+        Fault::Empty => return Ok(HttpResponse::new(Body::empty())),
+        Fault::Html => return Ok(page(200)),
+        Fault::HtmlStatus(status) => return Ok(page(status)),
+        Fault::WithoutETag => {
+            let mut answer = call(&s3, request).await?;
+            answer.headers_mut().remove("etag");
+            let whole = answer.body_mut().store_all_limited(usize::MAX).await.map_err(HttpError::new)?;
+            let text = String::from_utf8_lossy(&whole);
+            return Ok(match (text.find("<ETag>"), text.find("</ETag>")) {
+                (Some(from), Some(to)) => {
+                    let rest = format!("{}{}", &text[..from], &text[to + "</ETag>".len()..]);
+                    with_body(answer, rest.into())
+                }
+                _ => with_body(answer, whole.clone()),
+            });
+        }
+        Fault::TruncatedXml => {
+            let mut answer = call(&s3, request).await?;
+            let whole = answer.body_mut().store_all_limited(usize::MAX).await.map_err(HttpError::new)?;
+            return Ok(with_body(answer, whole.slice(..whole.len() / 2)));
+        }
         Fault::Status(status, code) => (status, code),
     };
     let Ok(code) = code.parse::<S3ErrorCode>();
     let mut error = S3Error::with_message(code, "Set by the test");
     error.set_status_code(status.try_into().expect("HTTP status"));
-    error.to_http_response().map_err(|e| HttpError::new(e.into()))
+    let mut answer = error.to_http_response().map_err(|e| HttpError::new(e.into()))?;
+    answer.headers_mut().insert("x-amz-request-id", "TESTTESTTESTTEST".parse().expect("a header"));
+    Ok(answer)
 }
 
 async fn hang(store: &Store) -> ! {

@@ -428,7 +428,8 @@ impl Bucket {
     }
 
     /// What put and complete have in common.
-    async fn store(&self, bytes: Bytes, etag: String, condition: Condition) -> Stored<()> {
+    async fn store(&self, bytes: Bytes, etag: String, condition: Condition) -> Stored<String> {
+        let answer = etag.clone();
         let fault = self.request(true).await;
         let mut state = self.state();
         if condition == Condition::Absent && state.object.is_some() {
@@ -441,7 +442,7 @@ impl Bucket {
             let other = Bytes::from(vec![0xFF; bytes.len()]);
             (state.object, state.is_anothers) = (Some(object(other.clone(), etag_of(&other))), true);
         }
-        fault.map_or(Ok(()), |fault| Err((fault.error)("fault".to_owned())))
+        fault.map_or(Ok(answer), |fault| Err((fault.error)("fault".to_owned())))
     }
 }
 
@@ -457,7 +458,7 @@ impl Store for Bucket {
         Ok(vec![self.read(range, etag)?])
     }
 
-    async fn put(&self, _key: &Key, body: Bytes, condition: Condition) -> Stored<()> {
+    async fn put(&self, _key: &Key, body: Bytes, condition: Condition) -> Stored<String> {
         let etag = etag_of(&body);
         self.store(body, etag, condition).await
     }
@@ -480,7 +481,7 @@ impl Store for Bucket {
         self.part(number, body).await
     }
 
-    async fn complete(&self, _key: &Key, _id: &str, parts: &[Part], condition: Condition) -> Stored<()> {
+    async fn complete(&self, _key: &Key, _id: &str, parts: &[Part], condition: Condition) -> Stored<String> {
         let sent = self.state().upload.clone().expect("an open upload");
         assert_eq!(self.state().in_flight, 0, "completed before the last part was there");
         assert!(parts.iter().map(|part| part.number).eq(1..=sent.len() as u32), "{parts:?}");
@@ -505,7 +506,7 @@ impl Store for Bucket {
         unreachable!("uploads delete nothing")
     }
 
-    async fn copy(&self, _from: &Key, _to: &Key) -> Stored<()> {
+    async fn copy(&self, _from: &Key, _to: &Key) -> Stored<String> {
         unreachable!("uploads copy parts only")
     }
 

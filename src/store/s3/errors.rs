@@ -1,0 +1,71 @@
+//! The SDK's errors in the words of [`StoreError`].
+
+use super::StoreError;
+use super::answers::NotFromS3;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+
+/// What went wrong and why, for people: the SDK's own way to say it comes with a dump of its structures.
+pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes: Vec<_> = std::iter::successors(Some(error), |error| error.source()).collect();
+    if let Some(doubt) = causes.iter().find_map(|cause| cause.downcast_ref::<NotFromS3>()) {
+        return doubt.to_string();
+    }
+    let texts: Vec<_> = causes.iter().map(|cause| cause.to_string()).collect();
+    texts.join(": ")
+}
+
+/// The HTTP status of the answer, if one came.
+pub fn status<E>(error: &SdkError<E>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
+}
+
+/// An error of a request that is safe to repeat: what the store answered, or why it didn't.
+pub fn failed<E>(error: SdkError<E>) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let text = explain(&error);
+    match (error.code(), status(&error)) {
+        // An answer to HEAD has no body: the SDK makes a code of its status.
+        (Some("NoSuchKey" | "NotFound" | "NoSuchLifecycleConfiguration"), _) => StoreError::NotFound,
+        (Some("NoSuchBucket"), _) => StoreError::NoSuchBucket,
+        (Some("ConditionalRequestConflict"), _) | (_, Some(412)) => StoreError::Precondition,
+        (_, Some(403)) => StoreError::Forbidden(text),
+        (_, _) => StoreError::Other(text),
+    }
+}
+
+/// An error of a request that makes an object, or removes one: unless the store clearly refused, it may have done so.
+///
+/// A repeated request can be refused because the first one succeeded: `NoSuchUpload`, or 412 under `If-None-Match`.
+pub fn uncertain<E>(error: SdkError<E>) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let is_refusal = matches!(status(&error), Some(400 | 403 | 409)) || error.code() == Some("NoSuchBucket");
+    let text = explain(&error);
+    match failed(error) {
+        refusal if is_refusal => refusal,
+        StoreError::Precondition => StoreError::Precondition,
+        _ => StoreError::Unknown(text),
+    }
+}
+
+/// The store's own words, or else the best that can be said.
+fn explain<E>(error: &SdkError<E>) -> String
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    match (error.code(), error.message(), status(error)) {
+        (Some(code), Some(message), _) => format!("{code}: {message}"),
+        (Some(code), None, Some(status)) => format!("{code} (HTTP status {status})"),
+        (Some(code), None, None) => code.to_owned(),
+        (None, _, Some(200..300)) => sentence(error),
+        (None, _, Some(400)) => "HTTP status 400 without a reason, as for credentials that have expired".to_owned(),
+        (None, _, Some(status @ 300..400)) => {
+            format!("HTTP status {status}: the bucket is in another region, or a proxy answered")
+        }
+        (None, _, Some(status)) => format!("HTTP status {status} without S3's reason"),
+        (None, _, None) => sentence(error),
+    }
+}
