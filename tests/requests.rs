@@ -5,7 +5,7 @@
 
 mod support;
 
-use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
+use russh_sftp::protocol::{FileAttributes, OpenFlags, Packet, StatusCode};
 use support::s3::{FakeS3, Fault, When};
 use support::*;
 
@@ -282,16 +282,16 @@ async fn remove_is_head_and_delete_and_leaves_the_directory() {
 }
 
 #[tokio::test]
-async fn rename_of_a_file_is_copy_and_delete() {
+async fn rename_of_a_file_is_copy_head_and_delete() {
     let world = world().await;
     world.s3.put("alice/a", "A");
     world.s3.put("alice/b", "B");
     assert_eq!(code(world.client.sftp.rename("/a", "/b").await), StatusCode::Failure, "version 3 replaces nothing");
     assert_eq!(world.cost(), "1 HeadObject");
     world.client.sftp.rename("/a", "/odd + %20 ü/c").await.unwrap();
-    assert_eq!(world.cost(), "1 CopyObject, 1 DeleteObject, 1 HeadObject, 1 ListObjectsV2");
+    assert_eq!(world.cost(), "1 CopyObject, 1 DeleteObject, 2 HeadObject, 1 ListObjectsV2");
     world.client.posix_rename("/odd + %20 ü/c", "/b").await.unwrap();
-    assert_eq!(world.cost(), "1 CopyObject, 1 DeleteObject");
+    assert_eq!(world.cost(), "1 CopyObject, 1 DeleteObject, 1 HeadObject");
     world.holds("alice/b", b"A");
     assert_eq!(world.s3.objects(), ["alice/b"]);
     assert_eq!(code(world.client.posix_rename("/none", "/x").await), StatusCode::NoSuchFile);
@@ -306,7 +306,7 @@ async fn rename_over_the_copy_limit_goes_in_parts() {
     world.s3.set_copy_limit(10);
     world.s3.set_min_part(1);
     world.client.posix_rename("/a", "/b").await.unwrap();
-    let cost = "1 CompleteMultipartUpload, 1 CopyObject, 1 CreateMultipartUpload, 1 DeleteObject, 1 HeadObject, 1 UploadPartCopy";
+    let cost = "1 CompleteMultipartUpload, 1 CopyObject, 1 CreateMultipartUpload, 1 DeleteObject, 2 HeadObject, 1 UploadPartCopy";
     assert_eq!(world.cost(), cost);
     world.holds("alice/b", b"A sentence that is too long to copy.");
     world.s3.fault("UploadPartCopy", When::Every, Fault::Status(403, "AccessDenied"));
@@ -337,14 +337,26 @@ async fn rename_of_a_directory_moves_all_or_nothing() {
 }
 
 #[tokio::test]
-async fn setstat_is_accepted_and_costs_nothing() {
+async fn setstat_is_accepted_where_there_is_something() {
     let world = world().await;
     world.s3.put("alice/f", "abc");
+    world.s3.put("alice/d/f", "abc");
     let attrs = FileAttributes { permissions: Some(0o600), mtime: Some(1), atime: Some(1), ..Default::default() };
-    world.client.sftp.setstat("/f", attrs.clone()).await.unwrap();
     let handle = world.client.open("/g", PUT).await.unwrap();
-    world.client.sftp.fsetstat(&handle, attrs).await.unwrap();
-    assert_eq!(world.cost(), "");
+    world.client.sftp.fsetstat(&handle, attrs.clone()).await.unwrap();
+    world.client.sftp.setstat("/g", attrs.clone()).await.unwrap();
+    assert_eq!(world.cost(), "", "what is known here is not asked");
+    world.client.sftp.setstat("/f", attrs.clone()).await.unwrap();
+    assert_eq!(world.cost(), "1 HeadObject");
+    world.client.sftp.setstat("/d", attrs.clone()).await.unwrap();
+    world.s3.reset();
+    assert_eq!(code(world.client.sftp.setstat("/none", attrs.clone()).await), StatusCode::NoSuchFile);
+    assert_eq!(world.cost(), "1 HeadObject, 1 ListObjectsV2");
+    let reader = world._server.client_as("reader").await;
+    assert_eq!(code(reader.sftp.setstat("/f", attrs.clone()).await), StatusCode::PermissionDenied);
+    let handle = reader.open("/f", OpenFlags::READ).await.unwrap();
+    assert_eq!(code(reader.sftp.fsetstat(&handle, attrs).await), StatusCode::PermissionDenied);
+    world.s3.reset();
     let size = |size| FileAttributes { size: Some(size), ..Default::default() };
     assert_eq!(code(world.client.sftp.setstat("/f", size(3)).await), StatusCode::Ok);
     assert_eq!(code(world.client.sftp.setstat("/f", size(2)).await), StatusCode::OpUnsupported);
@@ -384,12 +396,102 @@ async fn excl_fails_at_open_or_at_close() {
 }
 
 #[tokio::test]
+async fn excl_fails_where_a_directory_has_the_name() {
+    let world = world().await;
+    world.s3.put("alice/d/f", "");
+    let excl = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
+    assert_eq!(code(world.client.open("/d", excl).await), StatusCode::Failure);
+    assert_eq!(world.cost(), "1 HeadObject, 1 ListObjectsV2");
+}
+
+#[tokio::test]
+async fn rmdir_keeps_content_under_a_name_that_ends_with_a_slash() {
+    let world = world().await;
+    world.s3.put("alice/d/", "content");
+    assert_eq!(code(world.client.sftp.rmdir("/d").await), StatusCode::Failure);
+    world.holds("alice/d/", b"content");
+}
+
+#[tokio::test]
+async fn a_rename_whose_copy_is_not_there_keeps_its_source() {
+    let world = world().await;
+    world.s3.put("alice/a", "new");
+    world.s3.put("alice/b", "old");
+    world.s3.fault("CopyObject", When::Every, Fault::WithoutEffect);
+    assert_eq!(code(world.client.posix_rename("/a", "/b").await), StatusCode::Failure);
+    assert_eq!(world.cost(), "2 CopyObject, 2 HeadObject");
+    world.holds("alice/a", b"new");
+    world.holds("alice/b", b"old");
+    world.s3.clear_faults();
+    world.s3.fault("CopyObject", When::Nth(1), Fault::WithoutEffect);
+    world.client.posix_rename("/a", "/b").await.unwrap();
+    world.holds("alice/b", b"new");
+    assert_eq!(world.s3.objects(), ["alice/b"]);
+    world.s3.clear_faults();
+
+    for name in ["f", "g"] {
+        world.s3.put(&format!("alice/d/{name}"), name);
+    }
+    // The first asks whether it is a file.
+    world.s3.fault("CopyObject", When::From(3), Fault::WithoutEffect);
+    assert_eq!(code(world.client.sftp.rename("/d", "/e").await), StatusCode::Failure);
+    assert_eq!(world.s3.objects(), ["alice/b", "alice/d/f", "alice/d/g"]);
+}
+
+#[tokio::test]
+async fn an_append_to_a_file_that_was_said_to_be_missing_replaces_nothing() {
+    let world = world().await;
+    world.s3.put("alice/log", "a year of it");
+    for (flags, tail) in [(OpenFlags::APPEND, 4), (OpenFlags::CREATE, 6 * MIB)] {
+        world.s3.fault("HeadObject", When::Nth(1), Fault::Status(404, "NoSuchKey"));
+        let handle = world.client.open("/log", OpenFlags::WRITE | OpenFlags::CREATE | flags).await.unwrap();
+        world.client.write(&handle, 0, &noise(tail, 1)).await.unwrap();
+        assert_eq!(code(world.client.close(&handle).await), StatusCode::Failure);
+        world.s3.clear_faults();
+        world.holds("alice/log", b"a year of it");
+        assert_clean(&world.s3);
+    }
+}
+
+#[tokio::test]
+async fn names_that_xml_cannot_carry_are_listed_and_used() {
+    let world = world().await;
+    let controls = (1..=0x1F).filter_map(char::from_u32).map(|c| format!("x{c}y"));
+    let odd =
+        ["\u{FFFE}", "\u{7F}", "two  blanks", " edge ", "100%", "%41", "a+b", "+", "&amp;", "<x>"].map(str::to_owned);
+    let names: Vec<String> = controls.chain(odd).collect();
+    for name in &names {
+        world.client.put(&format!("/d/{name}"), name.as_bytes()).await.unwrap();
+        assert!(world.s3.object(&format!("alice/d/{name}")).is_some(), "{name:?}");
+    }
+    let mut want: Vec<String> = names.iter().map(|name| format!("{name} {}", name.len())).collect();
+    want.sort();
+    assert_eq!(world.client.list("/d").await.unwrap(), want);
+    world.client.sftp.rename("/d", "/e\u{1}+ %").await.unwrap();
+    assert_eq!(world.client.list("/").await.unwrap(), ["e\u{1}+ %/"]);
+    for name in &names {
+        let path = format!("/e\u{1}+ %/{name}");
+        assert_eq!(world.client.get(&path).await.unwrap(), name.as_bytes(), "{name:?}");
+        world.client.posix_rename(&path, "/moved").await.unwrap();
+        world.client.sftp.remove("/moved").await.unwrap();
+    }
+    assert_eq!(world.s3.objects(), [""; 0]);
+}
+
+#[tokio::test]
 async fn extensions_that_are_announced_work() {
     let world = world().await;
     let limits = world.client.sftp.limits().await.unwrap();
     assert_eq!((limits.max_read_len, limits.max_write_len), (255 * 1024, 255 * 1024));
     let statvfs = world.client.sftp.statvfs("/").await.unwrap();
     assert!(statvfs.blocks_avail > 1 << 30);
+    assert_eq!(statvfs.name_max, 255);
+    let handle = world.client.sftp.opendir("/").await.unwrap().handle;
+    let fstatvfs = world.client.sftp.extended("fstatvfs@openssh.com", text(&handle)).await.unwrap();
+    assert!(matches!(&fstatvfs, Packet::ExtendedReply(reply) if reply.data.len() == 11 * 8), "{fstatvfs:?}");
+    let closed = world.client.sftp.extended("fstatvfs@openssh.com", text("closed")).await.unwrap();
+    assert!(matches!(&closed, Packet::Status(status) if status.status_code == StatusCode::Failure), "{closed:?}");
+    world.s3.reset();
     for (path, want) in [("~", "/"), ("~/x/../y", "/y"), ("/a/./b", "/a/b"), ("c", "/c")] {
         let expanded = world.client.sftp.expand_path(path).await.unwrap();
         assert_eq!(expanded.files[0].filename, want);

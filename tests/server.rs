@@ -171,10 +171,99 @@ async fn every_request_is_answered_once_with_its_id() {
     ];
     let (replies, status) = raw(&server, requests.concat()).await;
     let codes: Vec<_> = replies.iter().map(|(kind, id, rest)| (*kind, *id, rest[3])).collect();
-    let want = [8, 8, 4, 5, 5, 8, 5, 5, 4, 8, 4, 5, 5, 4].into_iter().zip(2..).map(|(code, id)| (101, id, code));
+    let want = [8, 8, 4, 5, 5, 8, 5, 5, 4, 8, 4, 5, 4, 4].into_iter().zip(2..).map(|(code, id)| (101, id, code));
     assert_eq!(codes[0].0, 104);
     assert_eq!(codes[1..], want.collect::<Vec<_>>());
     assert_eq!(status, Some(0));
+}
+
+/// Programs look for the words of OpenSSH's server.
+#[tokio::test]
+async fn statuses_begin_with_the_words_of_openssh() {
+    let server = memory().await;
+    let client = server.client().await;
+    client.put("/f", b"0123456789").await.unwrap();
+    let handle = client.open("/f", OpenFlags::READ).await.unwrap();
+    let reader = server.client_as("reader").await;
+    let long = format!("/{}", "x".repeat(2000));
+    let failed = |result: Result<(), Failed>| result.unwrap_err();
+    let statuses = [
+        failed(client.get("/none").await.map(drop)),
+        failed(client.sftp.read(&handle, 10, 1).await.map(drop).map_err(Failed::from)),
+        failed(reader.put("/f", b"").await),
+        failed(client.sftp.mkdir("/f", FileAttributes::empty()).await.map(drop).map_err(Failed::from)),
+        failed(client.sftp.readlink("/f").await.map(drop).map_err(Failed::from)),
+        failed(client.sftp.stat("/a\0b").await.map(drop).map_err(Failed::from)),
+        failed(client.sftp.stat(long).await.map(drop).map_err(Failed::from)),
+    ];
+    let words = [
+        (StatusCode::NoSuchFile, "No such file"),
+        (StatusCode::Eof, "End of file"),
+        (StatusCode::PermissionDenied, "Permission denied: this user may only read"),
+        (StatusCode::Failure, "Failure: already exists"),
+        (StatusCode::OpUnsupported, "Operation unsupported: S3 has no links"),
+        (StatusCode::BadMessage, "Bad message: the path is not valid UTF-8 or holds a NUL"),
+        (StatusCode::Failure, "Failure: File name too long: path, home and prefix together have 1,024 bytes at most"),
+    ];
+    assert_eq!(statuses, words.map(|(code, text)| Failed(code, text.to_owned())));
+}
+
+/// What OpenSSH's server answers, at every offset.
+#[tokio::test]
+async fn a_read_of_no_bytes_is_answered_with_no_bytes() {
+    let server = memory().await;
+    let client = server.client().await;
+    client.put("/f", b"0123456789").await.unwrap();
+    for flags in [OpenFlags::READ, OpenFlags::READ | OpenFlags::WRITE] {
+        let handle = client.open("/f", flags).await.unwrap();
+        for offset in [0, 5, 10, 20] {
+            assert_eq!(client.sftp.read(&handle, offset, 0).await.unwrap().data, b"");
+        }
+        client.close(&handle).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_time_of_a_directory_is_the_same_in_each_session() {
+    let server = memory().await;
+    let client = server.client().await;
+    client.put("/d/f", b"").await.unwrap();
+    let time = client.sftp.stat("/d").await.unwrap().attrs.mtime;
+    assert_eq!(time, Some(0));
+    assert_eq!(server.client().await.sftp.stat("/d").await.unwrap().attrs.mtime, time);
+}
+
+/// A client need not wait for the answer to a WRITE before it asks for the size.
+#[tokio::test]
+async fn sizes_count_the_writes_before_them() {
+    let server = memory().await;
+    for append in [0, 4] {
+        // OPEN for writing, made and emptied or appended to.
+        let open = packet(3, 1, &[&text("/f"), &[0, 0, 0, 0x1A - append / 4 * 0x10 + append], &[0; 4]]);
+        let write = |id, at: u64| packet(6, id, &[&text("1"), &at.to_be_bytes(), &[0, 0, 3, 0xE8], &[7; 1000]]);
+        let fstat = |id| packet(8, id, &[&text("1")]);
+        let truncate = packet(10, 9, &[&text("1"), &[0, 0, 0, 1], &1500u64.to_be_bytes()]);
+        let requests = [
+            open,
+            write(2, 0),
+            fstat(3),
+            packet(7, 4, &[&text("/f")]),
+            write(5, 1000),
+            fstat(6),
+            packet(17, 7, &[&text("/f")]),
+            truncate,
+            fstat(10),
+            packet(4, 11, &[&text("1")]),
+        ];
+        let (replies, _) = raw(&server, requests.concat()).await;
+        let size = |id: u32| {
+            let attrs = replies.iter().find(|(kind, of, _)| *kind == 105 && *of == id);
+            attrs.map(|(_, _, rest)| u64::from_be_bytes(rest[4..12].try_into().unwrap()))
+        };
+        let sizes = [3, 4, 6, 7, 10].map(size);
+        assert_eq!(sizes, [1000, 1000, 2000, 2000, 1500].map(Some), "append: {append}");
+        server.client().await.sftp.remove("/f").await.unwrap();
+    }
 }
 
 #[tokio::test]

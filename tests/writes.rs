@@ -7,8 +7,9 @@
 
 mod support;
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use sftpd::upload::PartSizes;
+use sftpd::upload::{MAX_EARLY, PartSizes, REORDER_WINDOW};
 use std::time::Duration;
 use support::s3::{FakeS3, Fault, When};
 use support::*;
@@ -50,6 +51,83 @@ async fn blocks_in_any_order_within_the_window() {
     assert_object(&s3, "alice/f", &data);
 }
 
+/// As Node's `ssh2` does: so many blocks of 32 KiB under way, in the order in which its reads of the local file end, of
+/// which one may take long. It stops only when all but that one wait for their answers.
+#[tokio::test]
+async fn a_block_that_comes_last_of_all_closes_the_gap() {
+    const BLOCK: usize = 32 * 1024;
+    let (s3, _server, client) = world().await;
+    for (under_way, first) in [(64, 0), (128, 0), (64, 150), (128, 159)] {
+        let data = noise(14 * MIB + 77, 1);
+        let handle = client.open("/f", PUT).await.unwrap();
+        let write = |n: usize| {
+            let block = data[n * BLOCK..data.len().min((n + 1) * BLOCK)].to_vec();
+            client.sftp.write(&handle, (n * BLOCK) as u64, block)
+        };
+        let blocks = data.len().div_ceil(BLOCK);
+        for n in 0..first {
+            write(n).await.unwrap();
+        }
+        let mut next = first + 1;
+        let mut answers = FuturesUnordered::new();
+        // Those that are answered make room for others, until the server answers no more.
+        while answers.len() < under_way - 1 {
+            answers.push(write(next));
+            next += 1;
+            while let Ok(Some(answer)) = tokio::time::timeout(Duration::from_millis(20), answers.next()).await {
+                answer.unwrap();
+            }
+        }
+        assert!(next > first + under_way, "only {} blocks came early", next - first);
+        answers.push(write(first));
+        for n in next..blocks {
+            answers.next().await.unwrap().unwrap();
+            answers.push(write(n));
+        }
+        while let Some(answer) = answers.next().await {
+            answer.unwrap();
+        }
+        client.close(&handle).await.unwrap();
+        assert_object(&s3, "alice/f", &data);
+    }
+}
+
+/// One that waits for each answer is not left waiting.
+#[tokio::test]
+async fn a_far_early_write_is_answered_in_the_end() {
+    let (s3, _server, client) = world().await;
+    let handle = client.open("/f", PUT).await.unwrap();
+    let data = noise(3 * MIB, 1);
+    client.sftp.write(&handle, 2 << 20, data[2 * MIB..2 * MIB + 1000].to_vec()).await.unwrap();
+    client.write(&handle, 0, &data).await.unwrap();
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", &data);
+}
+
+/// What is written out of order is bounded, by offset and by what it takes in memory.
+#[tokio::test]
+async fn what_comes_early_is_bounded() {
+    let (s3, _server, client) = world().await;
+    let handle = client.open("/f", PUT).await.unwrap();
+    let beyond = REORDER_WINDOW + 1;
+    assert_eq!(code(client.write(&handle, beyond, b"x").await), StatusCode::Failure);
+    assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
+    // The same block again and again, for a part that is not begun.
+    let handle = client.open("/f", PUT).await.unwrap();
+    let block = vec![7; 200_000];
+    let most = MAX_EARLY as usize / block.len();
+    let mut writes: FuturesUnordered<_> =
+        (0..most + 2).map(|_| client.sftp.write(&handle, 6 << 20, block.clone())).collect();
+    let mut refused = 0;
+    while let Some(answer) = writes.next().await {
+        refused += usize::from(answer.is_err());
+    }
+    assert!(refused > 0, "{most} blocks were kept");
+    assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
+    assert_eq!(s3.objects(), [""; 0]);
+    assert_clean(&s3);
+}
+
 #[tokio::test]
 async fn bytes_in_ram_can_be_written_again() {
     let (s3, _server, client) = world().await;
@@ -86,7 +164,7 @@ async fn a_gap_is_never_filled() {
     let failed = client.close(&handle).await.unwrap_err();
     assert!(failed.1.contains("offset 3"), "{}", failed.1);
     let handle = client.open("/f", PUT).await.unwrap();
-    assert_eq!(code(client.write(&handle, 2 << 20, b"far ahead").await), StatusCode::Failure);
+    assert_eq!(code(client.write(&handle, 9 << 20, b"far ahead").await), StatusCode::Failure);
     assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
     assert_eq!(s3.objects(), [""; 0]);
     assert_clean(&s3);
@@ -192,6 +270,39 @@ async fn a_file_being_edited_can_be_read() {
     assert_eq!(client.read_to_end(&handle).await.unwrap(), b"01xy456789");
     client.close(&handle).await.unwrap();
     assert_object(&s3, "alice/f", b"01xy456789");
+}
+
+/// A short read would be taken for the end of the file.
+#[tokio::test]
+async fn a_read_of_a_file_being_edited_goes_on_into_the_old_object() {
+    let (s3, _server, client) = world().await;
+    let mut want = noise(100_000, 1).to_vec();
+    s3.put("alice/f", want.clone());
+    let handle = client.open("/f", EDIT).await.unwrap();
+    client.write(&handle, 50_000, b"0123456789").await.unwrap();
+    want[50_000..50_010].copy_from_slice(b"0123456789");
+    for (offset, len) in [(40_000, 32_768), (50_005, 100), (0, 90_000), (70_000, 200_000), (99_999, 1)] {
+        let read = client.sftp.read(&handle, offset as u64, len as u32).await.unwrap();
+        assert!(read.data == want[offset..want.len().min(offset + len)], "{len} bytes at {offset}");
+    }
+    assert_eq!(code(client.sftp.read(&handle, 100_000, 1).await), StatusCode::Eof);
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", &want);
+}
+
+/// As paramiko's `open("r+b").prefetch()`: all READs at once, far more than there is room for.
+#[tokio::test]
+async fn reads_of_a_file_being_edited_queue() {
+    let (s3, _server, client) = world().await;
+    let data = noise(20 * MIB, 1);
+    s3.put("alice/f", data.clone());
+    let handle = client.open("/f", EDIT).await.unwrap();
+    let reads = (0..data.len()).step_by(32 * 1024).map(|at| client.sftp.read(&handle, at as u64, 32 * 1024));
+    let all: Vec<_> = futures_util::future::join_all(reads).await;
+    let got: Vec<u8> = all.into_iter().flat_map(|read| read.unwrap().data).collect();
+    assert!(got == data);
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", &data);
 }
 
 #[tokio::test]

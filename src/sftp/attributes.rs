@@ -16,16 +16,17 @@ pub struct View {
     pub user: Arc<str>,
     /// Decides the permission bits.
     pub access: Access,
-    /// Shown as the time of directories, which have none in S3.
-    pub started: SystemTime,
 }
+
+/// The time of every directory, which has none in S3: the same in each session, or tools that compare would see changes.
+const DIRECTORY_TIME: SystemTime = UNIX_EPOCH;
 
 impl View {
     /// SFTP attributes.
     pub fn attributes(&self, stat: &Stat) -> FileAttributes {
         let (kind, size, modified) = match stat {
             Stat::File { size, modified } => (REGULAR, *size, *modified),
-            Stat::Directory => (DIRECTORY | 0o111, 0, self.started),
+            Stat::Directory => (DIRECTORY | 0o111, 0, DIRECTORY_TIME),
         };
         let bits = match self.access {
             Access::ReadWrite => 0o644,
@@ -59,7 +60,7 @@ mod tests {
 
     #[test]
     fn the_long_line_is_like_that_of_ls() {
-        let view = View { user: "alice".into(), access: Access::ReadWrite, started: UNIX_EPOCH };
+        let view = View { user: "alice".into(), access: Access::ReadWrite };
         let stat = Stat::File { size: 1234, modified: UNIX_EPOCH + Duration::from_secs(86_400 * 365) };
         let line = view.file(Item { name: "a b".into(), stat }).longname;
         assert_eq!(line, "-rw-r--r--    1 alice    alice        1234 Jan  1  1971 a b");

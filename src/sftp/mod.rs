@@ -7,6 +7,8 @@
 //! The rule that keeps every client moving: the loop here waits for the store, never for the client.
 
 mod attributes;
+mod deeds;
+mod reads;
 mod replies;
 mod requests;
 mod wire;
@@ -20,7 +22,7 @@ use attributes::View;
 use bytes::Bytes;
 use replies::Replies;
 use russh_sftp::protocol::{Packet, StatusCode};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
@@ -81,7 +83,12 @@ pub enum End {
 enum Handle {
     Directory(Listing),
     Reader(Download),
-    Writer { upload: Upload, append: bool },
+    Writer {
+        upload: Upload,
+        append: bool,
+        /// READs that found no room at once; `None` before there was one.
+        queued_reads: Option<reads::QueuedReads>,
+    },
 }
 
 struct Session {
@@ -102,7 +109,7 @@ pub async fn serve(mut source: impl Source, sink: impl Sink, settings: Settings)
     let sending = AbortOnDropHandle::new(tokio::spawn(sending));
     let idle_timeout = settings.idle_timeout;
     let session = Session {
-        view: View { user: settings.user.clone(), access: settings.access, started: SystemTime::now() },
+        view: View { user: settings.user.clone(), access: settings.access },
         settings,
         replies,
         handles: HashMap::new(),
@@ -165,19 +172,58 @@ async fn idle(last: &Clock, timeout: Duration) {
 /// What the session answers to a request; `None` where another task does.
 type Answer = Result<Option<Packet>, Failure>;
 
-/// A failed request: what the client is told.
-struct Failure(StatusCode, String);
+/// A failed request.
+struct Failure {
+    code: StatusCode,
+    /// What the client is told behind the words of the code; may be empty.
+    reason: String,
+}
+
+impl Failure {
+    fn new(code: StatusCode, reason: impl Into<String>) -> Failure {
+        Failure { code, reason: reason.into() }
+    }
+
+    /// A failure whose code says it all.
+    fn bare(code: StatusCode) -> Failure {
+        Failure::new(code, "")
+    }
+
+    /// What the client reads: first the words of OpenSSH's `sftp-server.c`, which programs look for, then the reason.
+    fn text(&self) -> String {
+        let words = status_words(self.code);
+        match self.reason.as_str() {
+            "" => words.to_owned(),
+            reason => format!("{words}: {reason}"),
+        }
+    }
+}
+
+/// The words of a status, as OpenSSH's server has them.
+fn status_words(code: StatusCode) -> &'static str {
+    match code {
+        StatusCode::Ok => "Success",
+        StatusCode::Eof => "End of file",
+        StatusCode::NoSuchFile => "No such file",
+        StatusCode::PermissionDenied => "Permission denied",
+        StatusCode::Failure => "Failure",
+        StatusCode::BadMessage => "Bad message",
+        StatusCode::NoConnection => "No connection",
+        StatusCode::ConnectionLost => "Connection lost",
+        StatusCode::OpUnsupported => "Operation unsupported",
+    }
+}
 
 impl From<TreeError> for Failure {
     fn from(error: TreeError) -> Failure {
-        let code = match &error {
-            TreeError::NotFound => StatusCode::NoSuchFile,
-            TreeError::BadPath(_) => StatusCode::BadMessage,
-            TreeError::Unsupported(_) => StatusCode::OpUnsupported,
-            TreeError::Store(error) => status_of_store(error),
-            _ => StatusCode::Failure,
-        };
-        Failure(code, error.to_string())
+        match &error {
+            TreeError::NotFound => Failure::bare(StatusCode::NoSuchFile),
+            TreeError::BadPath(why) => Failure::new(StatusCode::BadMessage, *why),
+            TreeError::NameTooLong | TreeError::Refused(_) => Failure::new(StatusCode::Failure, error.to_string()),
+            TreeError::Unsupported(why) => Failure::new(StatusCode::OpUnsupported, *why),
+            TreeError::Store(StoreError::NotFound) => Failure::bare(StatusCode::NoSuchFile),
+            TreeError::Store(error) => Failure::new(status_of_store(error), error.to_string()),
+        }
     }
 }
 
@@ -186,16 +232,21 @@ impl From<UploadError> for Failure {
         let code = match &error {
             UploadError::Store(error) => status_of_store(error),
             UploadError::Unsupported(_) => StatusCode::OpUnsupported,
-            _ => StatusCode::Failure,
+            UploadError::Refused(_) => StatusCode::Failure,
         };
-        Failure(code, error.to_string())
+        Failure::new(code, error.to_string())
     }
 }
 
+/// The code for a store's failure in the middle of something: that a key is missing is not what the client asked.
 fn status_of_store(error: &StoreError) -> StatusCode {
     match error {
-        StoreError::NotFound => StatusCode::NoSuchFile,
         StoreError::Forbidden(_) => StatusCode::PermissionDenied,
-        _ => StatusCode::Failure,
+        StoreError::NotFound
+        | StoreError::NoSuchBucket
+        | StoreError::Precondition
+        | StoreError::TooLarge
+        | StoreError::Unknown(_)
+        | StoreError::Other(_) => StatusCode::Failure,
     }
 }

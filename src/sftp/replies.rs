@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 /// File data in the queue, in bytes: a few replies of 255 KiB.
 const DATA_ROOM: usize = 1024 * 1024;
-/// The same for files that are being written. Their READs can't wait, so what finds no room is refused.
+/// The same for files that are being written. Their READs wait in a queue of the file's once there is no room.
 const UPLOAD_DATA_ROOM: usize = 4 * 1024 * 1024;
 /// Other replies in the queue, in bytes. paramiko leaves those to a long series of WRITEs unread for a while.
 const UNREAD_LIMIT: usize = 4 * 1024 * 1024;
@@ -79,11 +79,17 @@ impl Replies {
         self.upload_room.clone().try_acquire_many_owned(len).ok()
     }
 
+    /// As [`Replies::try_room`], but waits for it. `None` when the client is gone.
+    pub async fn upload_room(&self, len: u32) -> Option<OwnedSemaphorePermit> {
+        let room = self.upload_room.clone().acquire_many_owned(len).await.ok();
+        room.filter(|_| !self.queue.is_closed())
+    }
+
     /// Queues file data for which there is room; none is the end of the file. False when the client is gone.
     pub fn data(&self, id: u32, mut data: Vec<Bytes>, room: OwnedSemaphorePermit) -> bool {
         let length: usize = data.iter().map(Bytes::len).sum();
         let mut packet = match length {
-            0 => encode(id, Err(Failure(StatusCode::Eof, "end of file".to_owned()))),
+            0 => encode(id, Err(Failure::bare(StatusCode::Eof))),
             _ => data_header(id, length),
         };
         if length <= SMALL_DATA {
@@ -120,7 +126,7 @@ fn data_header(id: u32, length: usize) -> BytesMut {
 }
 
 fn encode(id: u32, result: Result<Packet, Failure>) -> BytesMut {
-    let packet = result.unwrap_or_else(|Failure(code, why)| Packet::status(id, code, &why, "en"));
+    let packet = result.unwrap_or_else(|failure| Packet::status(id, failure.code, &failure.text(), "en"));
     let bytes = Bytes::try_from(packet).inspect_err(|error| log::error!("a reply can't be encoded: {error}"));
     bytes.unwrap_or_default().into()
 }

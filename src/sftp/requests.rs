@@ -1,11 +1,13 @@
 //! One function a request: parse, act, one reply.
 
+use super::deeds::Deed;
+use super::reads::QueuedReads;
 use super::wire::{MAX_DATA, MAX_PACKET, Pieces, Request, string};
-use super::{Answer, End, Failure, Handle, MAX_HANDLES, Session};
+use super::{Answer, End, Failure, Handle, MAX_HANDLES, Session, status_words};
 use crate::metrics::{TRANSFERRED_BYTES, TRANSFERS};
 use crate::tree::{Item, Path, Stat, TreeError, WriteMode};
 use crate::upload::{self, UploadError};
-use crate::{caught, download, store::MAX_KEY, users::Access};
+use crate::{caught, download, users::Access};
 use bytes::Bytes;
 use metrics::counter;
 use russh_sftp::extensions::{EXPAND_PATH, LIMITS, STATVFS};
@@ -13,8 +15,13 @@ use russh_sftp::protocol::{self, *};
 
 /// Extensions that work here, with their versions, as
 /// [OpenSSH's PROTOCOL](https://github.com/openssh/openssh-portable/blob/master/PROTOCOL) describes them.
-const EXTENSIONS: [(&str, &str); 4] = [(LIMITS, "1"), (POSIX_RENAME, "1"), (STATVFS, "2"), (EXPAND_PATH, "1")];
-const POSIX_RENAME: &str = "posix-rename@openssh.com";
+const EXTENSIONS: [(&str, &str); 5] =
+    [(LIMITS, "1"), (POSIX_RENAME, "1"), (STATVFS, "2"), (FSTATVFS, "2"), (EXPAND_PATH, "1")];
+pub(super) const POSIX_RENAME: &str = "posix-rename@openssh.com";
+const FSTATVFS: &str = "fstatvfs@openssh.com";
+
+/// The longest name that `statvfs` tells, in bytes: what every file system says. S3 limits the whole key only.
+const LONGEST_NAME: u64 = 255;
 
 /// A NAME reply stays below this many bytes: the least that version 3 asks every client to take is 34,000.
 const NAMES_LIMIT: usize = 30_000;
@@ -35,14 +42,21 @@ impl Session {
             _ if !self.version_settled => return Err(End::NoInit),
             Request::Write { handle, offset, data } => self.write(id, &handle, offset, data).await,
             Request::Packet(packet) => {
-                let why = |why| Failure(StatusCode::Failure, why);
-                caught(self.packet(id, packet)).await.map_err(why).flatten()
+                let deed = Deed::of(&packet);
+                let answer = match caught(self.packet(id, packet)).await {
+                    Ok(answer) => answer,
+                    Err(panic) => Err(Failure::new(StatusCode::Failure, panic)),
+                };
+                deed.log(&self.settings.who, &answer);
+                answer
             }
-            Request::Malformed => Err(Failure(StatusCode::BadMessage, "malformed request".to_owned())),
-            Request::Unknown(kind) => Err(Failure(StatusCode::OpUnsupported, format!("version 3 has no type {kind}"))),
+            Request::Malformed => Err(Failure::new(StatusCode::BadMessage, "malformed request")),
+            Request::Unknown(kind) => {
+                Err(Failure::new(StatusCode::OpUnsupported, format!("version 3 has no type {kind}")))
+            }
         };
-        if let Err(Failure(_, why)) = &answer {
-            log::debug!("{}: request {id} failed: {why}", self.settings.who);
+        if let Err(failure) = &answer {
+            log::debug!("{}: request {id} failed: {}", self.settings.who, failure.text());
         }
         self.replies.reply(id, answer);
         if self.replies.are_ignored() { Err(End::Ignored) } else { Ok(()) }
@@ -60,11 +74,7 @@ impl Session {
                 Ok(Some(Attrs { id, attrs: self.view.attributes(&stat) }.into()))
             }
             Packet::Fstat(fstat) => self.fstat(id, &fstat.handle),
-            // Times, modes and owners have no place in S3: accepted and ignored, or `put -p`, WinSCP and sshfs would fail.
-            Packet::SetStat(set) => match set.attrs.size {
-                Some(size) => done(id, tree.set_size(&Path::parse(&set.path)?, size).await),
-                None => done::<Failure>(id, Ok(())),
-            },
+            Packet::SetStat(set) => self.setstat(id, &set).await,
             Packet::FSetStat(set) => self.fsetstat(id, &set.handle, set.attrs.size).await,
             Packet::OpenDir(open) => {
                 let listing = tree.open_directory(&Path::parse(&open.path)?).await?;
@@ -77,33 +87,39 @@ impl Session {
             Packet::Rename(rename) => self.rename(id, &rename.oldpath, &rename.newpath, false).await,
             Packet::RealPath(real) => name(id, &real.path),
             Packet::Extended(extended) => self.extended(id, &extended.request, extended.data.into()).await,
-            // READLINK and SYMLINK: no other type gets here.
-            _ => Err(TreeError::Unsupported("S3 has no links").into()),
+            Packet::ReadLink(_) | Packet::Symlink(_) => Err(TreeError::Unsupported("S3 has no links").into()),
+            // These the decoder hands over in another form, or not at all.
+            Packet::Init(_)
+            | Packet::Version(_)
+            | Packet::Write(_)
+            | Packet::Status(_)
+            | Packet::Handle(_)
+            | Packet::Data(_)
+            | Packet::Name(_)
+            | Packet::Attrs(_)
+            | Packet::ExtendedReply(_) => Err(TreeError::Unsupported("not a request").into()),
         }
     }
 
     /// The one gate: what the user's access does not allow goes no further. READ and WRITE need a handle,
     /// which OPEN gives or refuses.
     fn permit(&self, packet: &Packet) -> Result<(), Failure> {
-        let changes = match packet {
-            Packet::Open(open) => open.pflags.intersects(CHANGES),
-            Packet::SetStat(set) => set.attrs.size.is_some(),
-            Packet::Extended(extended) => extended.request == POSIX_RENAME,
-            Packet::Remove(_) | Packet::MkDir(_) | Packet::RmDir(_) | Packet::Rename(_) => true,
-            _ => false,
-        };
-        let (opens, count) = (matches!(packet, Packet::Open(_) | Packet::OpenDir(_)), self.handles.len());
-        match self.settings.access {
-            Access::ReadOnly if changes => Err(denied("this user may only read")),
-            Access::WriteOnly if matches!(packet, Packet::Open(_)) && !changes => Err(denied(WRITE_ONLY)),
-            _ if opens && self.settings.drain.is_cancelled() => {
-                Err(TreeError::Refused("the server is shutting down").into())
-            }
-            _ if opens && count >= MAX_HANDLES => {
-                Err(Failure(StatusCode::Failure, format!("{count} files are open already")))
-            }
-            _ => Ok(()),
+        let needed = Need::of(packet);
+        match (needed, self.settings.access) {
+            (Need::Nothing, _) | (_, Access::ReadWrite) => {}
+            (Need::Change, Access::ReadOnly) => return Err(denied("this user may only read")),
+            (Need::Content, Access::WriteOnly) => return Err(denied(WRITE_ONLY)),
+            (Need::Change, Access::WriteOnly) | (Need::Content, Access::ReadOnly) => {}
         }
+        let opens = matches!(packet, Packet::Open(_) | Packet::OpenDir(_));
+        let count = self.handles.len();
+        if opens && self.settings.drain.is_cancelled() {
+            return Err(TreeError::Refused("the server is shutting down").into());
+        }
+        if opens && count >= MAX_HANDLES {
+            return Err(Failure::new(StatusCode::Failure, format!("{count} files are open already")));
+        }
+        Ok(())
     }
 
     fn add(&mut self, id: u32, open: Handle) -> Answer {
@@ -128,7 +144,8 @@ impl Session {
         };
         let log = move |summary| note_upload(&transfer, summary);
         let upload = self.settings.tree.open_write(&path, mode, log).await?;
-        self.add(id, Handle::Writer { upload, append: flags.contains(OpenFlags::APPEND) })
+        let append = flags.contains(OpenFlags::APPEND);
+        self.add(id, Handle::Writer { upload, append, queued_reads: None })
     }
 
     async fn close(&mut self, id: u32, handle: &str) -> Answer {
@@ -152,7 +169,7 @@ impl Session {
 
     async fn write(&mut self, id: u32, handle: &str, offset: u64, data: Pieces) -> Answer {
         match self.handles.get(handle) {
-            Some(Handle::Writer { upload, append }) => {
+            Some(Handle::Writer { upload, append, .. }) => {
                 let data = data.into_iter().collect();
                 upload.write((!append).then_some(offset), data, self.outcome(id, ())).await;
                 Ok(None)
@@ -162,23 +179,30 @@ impl Session {
         }
     }
 
-    async fn read(&mut self, id: u32, read: &Read) -> Answer {
-        let (offset, len) = (read.offset, read.len.min(MAX_DATA));
-        match self.handles.get(&read.handle) {
-            Some(Handle::Reader(download)) if download.read(download::Read { id, offset, len }) => Ok(None),
-            Some(Handle::Writer { .. }) if self.settings.access == Access::WriteOnly => Err(denied(WRITE_ONLY)),
-            Some(Handle::Writer { upload, .. }) if let Some(room) = self.replies.try_room(len) => {
-                let replies = self.replies.clone();
-                let reply = move |result: Result<Bytes, UploadError>| match result {
-                    Ok(data) => _ = replies.data(id, vec![data], room),
-                    Err(error) => replies.reply(id, Err(error.into())),
-                };
-                upload.read(offset, len as usize, Box::new(reply)).await;
-                Ok(None)
-            }
-            Some(Handle::Reader(_) | Handle::Writer { .. }) => Err(TreeError::Refused("too many READs at once").into()),
-            Some(Handle::Directory(_)) | None => Err(BAD_HANDLE.into()),
-        }
+    async fn read(&mut self, id: u32, request: &Read) -> Answer {
+        let read = download::Read { id, offset: request.offset, len: request.len.min(MAX_DATA) };
+        let is_queued = match self.handles.get_mut(&request.handle) {
+            Some(Handle::Directory(_)) | None => return Err(BAD_HANDLE.into()),
+            Some(Handle::Writer { .. }) if self.settings.access == Access::WriteOnly => return Err(denied(WRITE_ONLY)),
+            // OpenSSH's server answers no bytes with no bytes, wherever they are asked for: Java's streams do, and would
+            // take an end of file for the end.
+            Some(_) if read.len == 0 => return Ok(Some(Data { id, data: Vec::new() }.into())),
+            Some(Handle::Reader(download)) => download.read(read),
+            Some(Handle::Writer { queued_reads: Some(queue), .. }) => queue.push(read),
+            Some(Handle::Writer { upload, queued_reads, .. }) => match self.replies.try_room(read.len) {
+                Some(room) => {
+                    let replies = self.replies.clone();
+                    let reply = move |result: Result<Bytes, UploadError>| match result {
+                        Ok(data) => _ = replies.data(id, vec![data], room),
+                        Err(error) => replies.reply(id, Err(error.into())),
+                    };
+                    upload.read(read.offset, read.len as usize, Box::new(reply)).await;
+                    true
+                }
+                None => queued_reads.insert(QueuedReads::start(upload, self.replies.clone())).push(read),
+            },
+        };
+        if is_queued { Ok(None) } else { Err(TreeError::Refused("too many READs at once").into()) }
     }
 
     fn fstat(&self, id: u32, handle: &str) -> Answer {
@@ -188,6 +212,17 @@ impl Session {
             Handle::Writer { upload, .. } => Stat::from(upload.progress()),
         };
         Ok(Some(Attrs { id, attrs: self.view.attributes(&stat) }.into()))
+    }
+
+    /// Times, modes and owners have no place in S3: accepted and ignored where the path exists, or `put -p`, WinSCP and
+    /// sshfs would fail.
+    async fn setstat(&mut self, id: u32, set: &SetStat) -> Answer {
+        let path = Path::parse(&set.path)?;
+        let tree = &self.settings.tree;
+        match set.attrs.size {
+            Some(size) => done(id, tree.set_size(&path, size).await),
+            None => done(id, tree.stat(&path).await.map(drop)),
+        }
     }
 
     async fn fsetstat(&mut self, id: u32, handle: &str, size: Option<u64>) -> Answer {
@@ -211,7 +246,7 @@ impl Session {
         };
         let items = listing.take(fits).await?;
         if items.is_empty() {
-            return Err(Failure(StatusCode::Eof, "end of directory".to_owned()));
+            return Err(Failure::bare(StatusCode::Eof));
         }
         let files = items.into_iter().map(|item| self.view.file(item)).collect();
         Ok(Some(Name { id, files }.into()))
@@ -229,6 +264,8 @@ impl Session {
             LIMITS => numbers(id, &[MAX_PACKET as u64, MAX_DATA.into(), MAX_DATA.into(), MAX_HANDLES as u64]),
             POSIX_RENAME => self.rename(id, &text()?, &text()?, true).await,
             STATVFS => self.statvfs(id),
+            FSTATVFS if self.handles.contains_key(&text()?) => self.statvfs(id),
+            FSTATVFS => Err(BAD_HANDLE.into()),
             EXPAND_PATH => match text()?.as_str() {
                 "~" => name(id, "/"),
                 path if path.starts_with('~') && !path.starts_with("~/") => {
@@ -247,7 +284,57 @@ impl Session {
         // SSH_FXE_STATVFS_ST_RDONLY and _NOSUID.
         let flags = u64::from(self.settings.access == Access::ReadOnly) | 2;
         // Sizes of blocks and fragments; blocks and inodes: all, free, available; file system id, flags, longest name.
-        numbers(id, &[BLOCK, BLOCK, MANY, MANY, MANY, MANY, MANY, MANY, 0, flags, MAX_KEY as u64])
+        numbers(id, &[BLOCK, BLOCK, MANY, MANY, MANY, MANY, MANY, MANY, 0, flags, LONGEST_NAME])
+    }
+}
+
+/// What a request needs the user's access for.
+#[derive(Clone, Copy)]
+enum Need {
+    /// Names, sizes, and handles that are open already.
+    Nothing,
+    /// What is in a file.
+    Content,
+    /// A change of a file, a directory or a name.
+    Change,
+}
+
+impl Need {
+    /// An extension that is not known here needs the most.
+    fn of(packet: &Packet) -> Need {
+        match packet {
+            Packet::Open(open) if open.pflags.intersects(CHANGES) => Need::Change,
+            Packet::Open(_) => Need::Content,
+            Packet::SetStat(_)
+            | Packet::FSetStat(_)
+            | Packet::Remove(_)
+            | Packet::MkDir(_)
+            | Packet::RmDir(_)
+            | Packet::Rename(_)
+            | Packet::Symlink(_) => Need::Change,
+            Packet::Extended(extended) => match extended.request.as_str() {
+                LIMITS | STATVFS | FSTATVFS | EXPAND_PATH => Need::Nothing,
+                _ => Need::Change,
+            },
+            Packet::Close(_)
+            | Packet::Read(_)
+            | Packet::Lstat(_)
+            | Packet::Fstat(_)
+            | Packet::OpenDir(_)
+            | Packet::ReadDir(_)
+            | Packet::RealPath(_)
+            | Packet::Stat(_)
+            | Packet::ReadLink(_) => Need::Nothing,
+            Packet::Write(_)
+            | Packet::Init(_)
+            | Packet::Version(_)
+            | Packet::Status(_)
+            | Packet::Handle(_)
+            | Packet::Data(_)
+            | Packet::Name(_)
+            | Packet::Attrs(_)
+            | Packet::ExtendedReply(_) => Need::Change,
+        }
     }
 }
 
@@ -256,12 +343,12 @@ const WRITE_ONLY: &str = "this user may only write";
 const NOT_FOR_WRITING: &str = "the file is not open for writing";
 
 fn denied(why: &str) -> Failure {
-    Failure(StatusCode::PermissionDenied, why.to_owned())
+    Failure::new(StatusCode::PermissionDenied, why)
 }
 
 fn done<E: Into<Failure>>(id: u32, result: Result<(), E>) -> Answer {
     result.map_err(E::into)?;
-    Ok(Some(Packet::status(id, StatusCode::Ok, "", "en")))
+    Ok(Some(Packet::status(id, StatusCode::Ok, status_words(StatusCode::Ok), "en")))
 }
 
 fn name(id: u32, path: &str) -> Answer {

@@ -1,17 +1,29 @@
 //! Writes at offsets become parts in order: the pure half of an upload, without clock, task or store.
 //!
-//! Invariants: the parts cut so far are exactly the bytes `0..start`; `buffer` holds what came from
-//! `start` on; a byte that was cut is never changed. Every refused write leaves the state as it was.
+//! Invariants: the parts cut so far are exactly the bytes `0..start`; `buffer` holds the part that begins at
+//! `start`, `early` what came for the parts behind it; a byte that was cut is never changed. Every refused write leaves
+//! the state as it was.
 
 use crate::budget::{Budget, Buffer};
 use crate::store::{MAX_PARTS, MIN_PART};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-/// How far beyond the contiguous end a write may begin. No client that was watched writes out of order;
-/// those that could (parallel writers) stay within their window of requests.
-pub const REORDER_WINDOW: u64 = 1024 * 1024;
-/// A part up to this size, in bytes, leaves as a copy: who keeps it for long shall not keep pages for a whole part.
+/// How far beyond the contiguous end a write may begin, in bytes. Node's `ssh2` sends its blocks in the order in which
+/// it has read them, 64 of 32 KiB at once by default and 128 where it is told so: 4 MiB beyond the first gap, and
+/// [`ANSWERED_AHEAD`] on top of it. The rest is room for larger blocks.
+pub const REORDER_WINDOW: u64 = 8 * 1024 * 1024;
+/// A write that begins further beyond the contiguous end is answered only once the gap is nearer, in bytes. A client
+/// whose unanswered writes are bounded then stops by itself before it reaches the end of the window.
+pub const ANSWERED_AHEAD: u64 = 1024 * 1024;
+/// What writes for later parts may take in memory, in bytes: the window, one write that begins at its end, and what
+/// thousands of small ones take beside their bytes.
+pub const MAX_EARLY: u64 = REORDER_WINDOW + 1024 * 1024;
+/// What a write for a later part takes beside its bytes.
+const EARLY_OVERHEAD: u64 = 128;
+/// Gaps in one part. A client has at most one for each write that it has under way.
+const MAX_GAPS: usize = 4096;
+/// A part up to this size, in bytes, leaves as a copy, so that it does not keep the pages of a whole part.
 const SMALL: usize = 64 * 1024;
 
 /// How large each part is.
@@ -40,6 +52,12 @@ impl PartSizes {
     }
 }
 
+/// Bytes that came before the part to which they belong was begun.
+struct EarlyWrite {
+    offset: u64,
+    data: Bytes,
+}
+
 /// See the module.
 pub struct Assembler {
     sizes: PartSizes,
@@ -48,21 +66,35 @@ pub struct Assembler {
     /// First offset still in RAM: everything below is cut into parts.
     start: u64,
     budget: Budget,
-    /// Room for the part being filled, and for what may come early.
+    /// Room for the part being filled.
     buffer: Option<Buffer>,
-    /// Where the furthest byte in `buffer` ends.
-    len: usize,
-    /// Ranges of `buffer` that were written, from → to. No two touch, and the last one ends at `len`.
+    /// Ranges of `buffer` that were written, from → to. No two touch.
     written: BTreeMap<usize, usize>,
+    /// Writes for later parts, in the order in which they came: of two that overlap, the later one holds.
+    early: Vec<EarlyWrite>,
+    /// What `early` takes, in bytes.
+    early_memory: u64,
+    /// Where the furthest byte that was written ends.
+    high: u64,
 }
 
 impl Assembler {
     /// For a new object.
     pub fn new(sizes: PartSizes, budget: Budget) -> Assembler {
-        Assembler { sizes, parts: 0, start: 0, budget, buffer: None, len: 0, written: BTreeMap::new() }
+        Assembler {
+            sizes,
+            parts: 0,
+            start: 0,
+            budget,
+            buffer: None,
+            written: BTreeMap::new(),
+            early: Vec::new(),
+            early_memory: 0,
+            high: 0,
+        }
     }
 
-    /// Contiguous bytes in RAM, counted from the beginning of the part being filled.
+    /// Contiguous bytes in RAM, counted from the beginning of the part being filled, and at most that part.
     pub fn ready(&self) -> u64 {
         self.written.get(&0).map_or(0, |to| *to as u64)
     }
@@ -79,7 +111,14 @@ impl Assembler {
 
     /// The furthest byte that was written, gaps included: beyond [`Assembler::end`] when bytes came early.
     pub fn high(&self) -> u64 {
-        self.start + self.len as u64
+        self.high
+    }
+
+    /// Bytes of the part being filled that lie in memory once `offset..offset + len` is written too, gaps included.
+    pub fn part_extent(&self, offset: u64, len: usize) -> u64 {
+        let written = self.written.last_key_value().map_or(0, |(_, to)| *to as u64);
+        let added = offset.saturating_add(len as u64).saturating_sub(self.start);
+        written.max(added).min(self.part_size())
     }
 
     /// Parts cut so far.
@@ -106,9 +145,33 @@ impl Assembler {
         self.ready() >= self.part_size()
     }
 
-    /// Takes bytes at an offset, up to the end of the part where they are in order, or says why not. Returns how
-    /// many were taken; when fewer than given, the part [`is_full`](Assembler::is_full), or the rest is early.
+    /// True when the part is complete and bytes behind it came early, so that nothing is gained by waiting.
+    pub fn is_overdue(&self) -> bool {
+        self.is_full() && self.high > self.end()
+    }
+
+    /// Takes bytes at an offset, or says why not. Returns how many were taken: of bytes that are in order those up to
+    /// the end of the part, after which it [`is_full`](Assembler::is_full); of bytes that come early all.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<usize, String> {
+        let end = self.end();
+        self.check_offset(offset)?;
+        self.number()?;
+        let is_early = offset > end;
+        let room = (self.start + self.part_size()).saturating_sub(offset);
+        let inside = data.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        let (inside, behind) = data.split_at(inside);
+        if is_early {
+            self.check_memory(behind.len())?;
+        }
+        self.fill(offset, inside)?;
+        if !is_early {
+            return Ok(inside.len());
+        }
+        self.keep_early(offset + inside.len() as u64, Bytes::copy_from_slice(behind));
+        Ok(data.len())
+    }
+
+    fn check_offset(&self, offset: u64) -> Result<(), String> {
         let (start, end) = (self.start, self.end());
         if offset < start {
             let why = format!("was already sent to the store, which has everything up to {start}");
@@ -119,25 +182,52 @@ impl Assembler {
                 "offset {offset} leaves a gap after {end} that is more than {REORDER_WINDOW} bytes long"
             ));
         }
-        self.number()?;
-        let at = (offset - start) as usize;
-        let limit = (self.part_size() + if offset > end { 2 * REORDER_WINDOW } else { 0 }) as usize;
-        let taken = data.get(..limit.saturating_sub(at)).unwrap_or(data);
-        let to = at + taken.len();
-        if let Some(room) = self.room()?.get_mut(at..to) {
-            room.copy_from_slice(taken);
-        }
-        self.len = self.len.max(to);
-        self.note(at, to);
-        Ok(taken.len())
+        Ok(())
     }
 
-    /// The buffer, large enough for the part being filled.
+    /// Is there room for one more early write, whose last `len` bytes belong to later parts?
+    fn check_memory(&self, len: usize) -> Result<(), String> {
+        if self.early_memory + len as u64 + EARLY_OVERHEAD > MAX_EARLY {
+            let most = format!("more than {MAX_EARLY} bytes came out of order");
+            return Err(format!("{most}: the bytes from offset {} on are missing", self.end()));
+        }
+        if self.written.len() >= MAX_GAPS {
+            return Err(format!("more than {MAX_GAPS} gaps after offset {}", self.end()));
+        }
+        Ok(())
+    }
+
+    /// Copies bytes into the part being filled.
+    fn fill(&mut self, offset: u64, data: &[u8]) -> Result<(), String> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let from = (offset - self.start) as usize;
+        let to = from + data.len();
+        if let Some(room) = self.room()?.get_mut(from..to) {
+            room.copy_from_slice(data);
+        }
+        self.note(from, to);
+        self.high = self.high.max(offset + data.len() as u64);
+        Ok(())
+    }
+
+    /// Keeps bytes for a later part.
+    fn keep_early(&mut self, offset: u64, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
+        self.high = self.high.max(offset + data.len() as u64);
+        self.early_memory += data.len() as u64 + EARLY_OVERHEAD;
+        self.early.push(EarlyWrite { offset, data });
+    }
+
+    /// The buffer of the part being filled.
     fn room(&mut self) -> Result<&mut Buffer, String> {
-        let size = (self.part_size() + 2 * REORDER_WINDOW) as usize;
-        match self.buffer.take().filter(|buffer| buffer.len() >= size) {
+        match self.buffer.take() {
             Some(buffer) => Ok(self.buffer.insert(buffer)),
             None => {
+                let size = self.part_size() as usize;
                 let fresh = self.budget.buffer(size).map_err(|error| format!("the server has no memory: {error}"))?;
                 Ok(self.buffer.insert(fresh))
             }
@@ -154,30 +244,37 @@ impl Assembler {
     }
 
     /// Takes the next part out: so many bytes, all that are ready at most. Where nothing is buffered they are passed
-    /// over: bytes that the store copies never come through RAM.
+    /// over: bytes that the store copies never come through RAM. Only the last part may be shorter than
+    /// [`Assembler::part_size`], as what else the buffer holds is dropped with it.
     pub fn cut(&mut self, size: u64) -> Result<Bytes, String> {
+        let body = self.buffer.take();
+        self.written.clear();
         self.start += size;
+        self.high = self.high.max(self.start);
         self.parts += 1;
-        let (old, size, end) = (self.buffer.take(), self.len.min(size as usize), self.len);
-        let written = std::mem::take(&mut self.written).into_iter();
-        self.written = written.map(|(from, to)| (from.saturating_sub(size), to.saturating_sub(size))).collect();
-        self.len -= size;
-        let Some(old) = old else { return Ok(Bytes::new()) };
-        let (body, early) = old.get(..end).unwrap_or_default().split_at(size);
-        if let Some(early) = Some(early).filter(|early| !early.is_empty())
-            && let Some(room) = self.room()?.get_mut(..early.len())
-        {
-            room.copy_from_slice(early);
+        self.early_memory = 0;
+        for EarlyWrite { offset, data } in std::mem::take(&mut self.early) {
+            let room = (self.start + self.part_size()).saturating_sub(offset);
+            let inside = data.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            self.fill(offset, data.get(..inside).unwrap_or_default())?;
+            self.keep_early(offset + inside as u64, data.slice(inside..));
         }
-        Ok(if size <= SMALL { Bytes::copy_from_slice(body) } else { Bytes::from_owner(old).slice(..size) })
+        let Some(body) = body else { return Ok(Bytes::new()) };
+        let size = size as usize;
+        if size <= SMALL {
+            return Ok(Bytes::copy_from_slice(body.get(..size).unwrap_or_default()));
+        }
+        Ok(Bytes::from_owner(body).slice(..size))
     }
 
     /// Drops what lies beyond `size`. False, and nothing done, when that was cut already or never came.
     pub fn truncate(&mut self, size: u64) -> bool {
         let kept = (self.start..=self.end()).contains(&size);
         if kept {
-            self.len = (size - self.start) as usize;
-            self.written = BTreeMap::from([(0, self.len)]);
+            self.high = size;
+            self.written = BTreeMap::from([(0, (size - self.start) as usize)]);
+            self.early.clear();
+            self.early_memory = 0;
         }
         kept
     }

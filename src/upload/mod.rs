@@ -8,18 +8,19 @@
 mod assembler;
 mod janitor;
 
-pub use assembler::{Assembler, PartSizes, REORDER_WINDOW};
+pub use assembler::{ANSWERED_AHEAD, Assembler, MAX_EARLY, PartSizes, REORDER_WINDOW};
 
 use crate::budget::{Budget, Taken};
 use crate::caught;
 use crate::metrics::{ABORTED_UPLOADS, OPEN_UPLOADS, OneMore};
 use crate::store::{self, *};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use metrics::counter;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
-use std::{ops::Range, sync::Arc};
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
+use tokio::time::{Instant, timeout};
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Parts of one upload in flight: enough to fill a link to a distant S3, little enough for one session's memory.
@@ -28,6 +29,11 @@ const PARTS_IN_FLIGHT: u64 = 8;
 const BYTES_IN_FLIGHT: u64 = 40 * 1024 * 1024;
 /// Old bytes are copied inside the store in pieces of this size, side by side.
 const COPY_PIECE: u64 = 512 * 1024 * 1024;
+/// Answers to early writes that are held back at once; beyond it the oldest is given. A client keeps at most a few hundred
+/// requests under way.
+const MAX_HELD: usize = 1024;
+/// A client that sends nothing for so long, while answers are held back, may be waiting for them before it goes on.
+const HOLD_TIME: Duration = Duration::from_secs(5);
 
 /// What every transfer needs of the server.
 pub struct Context {
@@ -94,6 +100,36 @@ enum Command {
     Close,
 }
 
+/// Where bytes of a file that is being written are.
+enum Location {
+    Ram,
+    /// In the object that is being changed, up to `end`.
+    OldObject {
+        etag: String,
+        end: u64,
+    },
+    /// On their way to the store, or not there yet.
+    Unreadable,
+}
+
+/// What decides when a request is answered.
+enum Kind {
+    Write { offset: u64 },
+    Close,
+    Other,
+}
+
+impl Kind {
+    /// `end` is where a write without an offset goes.
+    fn of(command: &Command, end: u64) -> Kind {
+        match command {
+            Command::Write(offset, _) => Kind::Write { offset: offset.unwrap_or(end) },
+            Command::Close => Kind::Close,
+            Command::Read(..) | Command::Truncate(_) => Kind::Other,
+        }
+    }
+}
+
 /// A file open for writing.
 pub struct Upload {
     // One command waits while one is carried out: more would be memory without a bound in the promise.
@@ -103,7 +139,12 @@ pub struct Upload {
 
 /// What others see of an upload.
 pub struct Progress {
+    /// Bytes that the file has after the requests that were carried out.
     size: AtomicU64,
+    /// Bytes that the file has after all requests that came, unless one of them fails.
+    announced: AtomicU64,
+    /// Requests that came and are not carried out yet.
+    waiting: AtomicU64,
     /// When it was opened.
     pub started: SystemTime,
     closing: AtomicBool,
@@ -111,9 +152,25 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Bytes that the file would have if it was closed now.
+    /// Bytes that the file has after every request that came before this call, whether it is carried out yet or waits
+    /// for the store.
     pub fn size(&self) -> u64 {
-        self.size.load(Ordering::Relaxed)
+        match self.waiting.load(Ordering::Acquire) {
+            0 => self.size.load(Ordering::Relaxed),
+            _ => self.announced.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Notes a request that will change the size, unless it fails. Requests of one upload come from one task.
+    fn announce(&self, change: impl FnOnce(u64) -> u64) {
+        self.announced.store(change(self.size()), Ordering::Relaxed);
+        self.waiting.fetch_add(1, Ordering::Release);
+    }
+
+    /// Notes that the oldest request was carried out, and the size since then.
+    fn carried_out(&self, size: u64) {
+        self.size.store(size, Ordering::Relaxed);
+        self.waiting.fetch_sub(1, Ordering::Release);
     }
 
     /// CLOSE has come: the outcome is only a matter of the store.
@@ -132,8 +189,14 @@ impl Upload {
     pub fn open(context: Arc<Context>, target: Target) -> Upload {
         let (commands, inbox) = mpsc::channel(1);
         let limit = target.base.as_ref().map_or(0, |base| base.size);
-        let (size, ended) = (limit.into(), CancellationToken::new());
-        let progress = Arc::new(Progress { size, started: SystemTime::now(), closing: false.into(), ended });
+        let progress = Arc::new(Progress {
+            size: limit.into(),
+            announced: limit.into(),
+            waiting: 0.into(),
+            started: SystemTime::now(),
+            closing: false.into(),
+            ended: CancellationToken::new(),
+        });
         let work = Work {
             target,
             limit,
@@ -142,6 +205,7 @@ impl Upload {
             upload_id: None,
             in_flight: JoinSet::new(),
             done: Vec::new(),
+            held: VecDeque::new(),
             received: 0,
             failed: None,
             progress: progress.clone(),
@@ -157,31 +221,64 @@ impl Upload {
     }
 
     /// WRITE of these bytes, one after the other, at an offset or at the end (`None`). Waits while parts in flight
-    /// fill the memory: that is the client's back-pressure.
+    /// fill the memory: that is the client's back-pressure. The reply to a write that lies far beyond a gap comes once
+    /// the gap is nearer.
     pub async fn write(&self, offset: Option<u64>, data: Vec<Bytes>, reply: Reply<()>) {
+        let len: u64 = data.iter().map(|piece| piece.len() as u64).sum();
+        self.progress.announce(|size| match offset {
+            Some(_) if len == 0 => size,
+            Some(offset) => size.max(offset.saturating_add(len)),
+            None => size.saturating_add(len),
+        });
         self.send(Command::Write(offset, data), |result| reply(result.map(drop))).await;
     }
 
     /// READ of a file that is being written; an empty answer means end of file.
     pub async fn read(&self, offset: u64, len: usize, reply: Reply<Bytes>) {
-        self.send(Command::Read(offset, len), reply).await;
+        self.reader().read(offset, len, reply).await;
+    }
+
+    /// A way to read the file that does not keep it open.
+    pub fn reader(&self) -> Reader {
+        Reader { commands: self.commands.downgrade(), progress: self.progress.clone() }
     }
 
     /// FSETSTAT with a size.
     pub async fn truncate(&self, size: u64, reply: Reply<()>) {
+        self.progress.announce(|before| before.min(size));
         self.send(Command::Truncate(size), |result| reply(result.map(drop))).await;
     }
 
     /// CLOSE: the reply comes after the store has said whether the object is there.
     pub async fn close(self, reply: Reply<()>) {
         self.progress.closing.store(true, Ordering::Relaxed);
+        self.progress.announce(|size| size);
         self.send(Command::Close, |result| reply(result.map(drop))).await;
     }
 
     async fn send(&self, command: Command, reply: impl FnOnce(Result<Bytes>) + Send + 'static) {
-        if let Err(mpsc::error::SendError((_, reply))) = self.commands.send((command, Box::new(reply))).await {
-            reply(Err(cut_off()));
-        }
+        send(&self.commands, command, Box::new(reply)).await;
+    }
+}
+
+/// Reads a file that is open for writing. Once that is closed or dropped, every READ fails.
+pub struct Reader {
+    commands: mpsc::WeakSender<(Command, Reply<Bytes>)>,
+    progress: Arc<Progress>,
+}
+
+impl Reader {
+    /// READ; an empty answer means end of file.
+    pub async fn read(&self, offset: u64, len: usize, reply: Reply<Bytes>) {
+        let Some(commands) = self.commands.upgrade() else { return reply(Err(cut_off())) };
+        self.progress.announce(|size| size);
+        send(&commands, Command::Read(offset, len), reply).await;
+    }
+}
+
+async fn send(commands: &mpsc::Sender<(Command, Reply<Bytes>)>, command: Command, reply: Reply<Bytes>) {
+    if let Err(mpsc::error::SendError((_, reply))) = commands.send((command, reply)).await {
+        reply(Err(cut_off()));
     }
 }
 
@@ -211,6 +308,8 @@ struct Work {
     upload_id: Option<String>,
     in_flight: JoinSet<store::Result<Part>>,
     done: Vec<Part>,
+    /// Answers to writes far beyond a gap, with the offsets of these, in the order in which they came.
+    held: VecDeque<(u64, Reply<Bytes>)>,
     /// Bytes that came in WRITEs.
     received: u64,
     failed: Option<UploadError>,
@@ -222,11 +321,17 @@ impl Work {
         let opened = Instant::now();
         let _open = OneMore::of(OPEN_UPLOADS);
         let mut closed = None;
-        while let Some((command, reply)) = inbox.recv().await {
-            // Nothing comes after CLOSE: it takes the handle.
-            let closes = matches!(command, Command::Close);
+        while let Some((command, reply)) = self.next(&mut inbox).await {
+            let end_before = self.len();
+            let kind = Kind::of(&command, end_before);
             let result = self.carry_out(command).await;
-            if closes { closed = Some((result, reply)) } else { reply(result) }
+            match (kind, result) {
+                // Nothing comes after CLOSE: it takes the handle.
+                (Kind::Close, result) => closed = Some((result, reply)),
+                (Kind::Write { offset }, Ok(_)) if self.is_far_ahead(offset) => self.hold(offset, reply),
+                (_, result) => reply(result),
+            }
+            self.release();
         }
         let (bytes, parts) = (self.received, self.done.len() as u32);
         self.discard().await;
@@ -238,9 +343,52 @@ impl Work {
         }
     }
 
+    /// The next request. Answers that are held back are given once the client has been silent for [`HOLD_TIME`].
+    async fn next(&mut self, inbox: &mut mpsc::Receiver<(Command, Reply<Bytes>)>) -> Option<(Command, Reply<Bytes>)> {
+        if self.held.is_empty() {
+            return inbox.recv().await;
+        }
+        match timeout(HOLD_TIME, inbox.recv()).await {
+            Ok(next) => next,
+            Err(_silent) => {
+                self.held.drain(..).for_each(|(_, reply)| reply(Ok(Bytes::new())));
+                inbox.recv().await
+            }
+        }
+    }
+
+    fn is_far_ahead(&self, offset: u64) -> bool {
+        offset > self.assembler.end() + ANSWERED_AHEAD
+    }
+
+    /// Holds the answer to a write back, until [`Work::release`] gives it.
+    fn hold(&mut self, offset: u64, reply: Reply<Bytes>) {
+        if self.held.len() >= MAX_HELD
+            && let Some((_, oldest)) = self.held.pop_front()
+        {
+            oldest(Ok(Bytes::new()));
+        }
+        self.held.push_back((offset, reply));
+    }
+
+    /// Gives the answers that no longer lie far beyond a gap; all of them once the upload has failed.
+    fn release(&mut self) {
+        for (offset, reply) in std::mem::take(&mut self.held) {
+            match &self.failed {
+                Some(error) => reply(Err(error.clone())),
+                None if self.is_far_ahead(offset) => self.held.push_back((offset, reply)),
+                None => reply(Ok(Bytes::new())),
+            }
+        }
+    }
+
     /// One request. The first failure to change the file sticks, and gives back at once what was held.
     async fn carry_out(&mut self, command: Command) -> Result<Bytes> {
-        self.failed.clone().map_or(Ok(()), Err)?;
+        if let Some(error) = &self.failed {
+            let error = error.clone();
+            self.progress.carried_out(self.len());
+            return Err(error);
+        }
         let reads = matches!(command, Command::Read(..));
         let result = caught(self.obey(command)).await.map_err(Refused).flatten();
         if let Err(error @ (UploadError::Store(_) | Refused(_))) = &result
@@ -249,7 +397,7 @@ impl Work {
             self.failed = Some(error.clone());
             self.discard().await;
         }
-        self.progress.size.store(self.len(), Ordering::Relaxed);
+        self.progress.carried_out(self.len());
         result
     }
 
@@ -299,13 +447,15 @@ impl Work {
             if self.assembler.is_full() {
                 self.send_part(None).await?;
             }
-            let buffered = self.assembler.high() - self.assembler.start();
-            if self.assembler.part_size() > MIN_PART && buffered + data.len() as u64 > MIN_PART {
+            if self.assembler.part_extent(offset, data.len()) > MIN_PART {
                 self.take_memory().await?;
             }
             let taken = self.assembler.write(offset, data).map_err(Refused)?;
             offset += taken as u64;
             data = data.get(taken..).unwrap_or_default();
+        }
+        while self.assembler.is_overdue() {
+            self.send_part(None).await?;
         }
         Ok(())
     }
@@ -388,20 +538,41 @@ impl Work {
         Ok(())
     }
 
+    /// Bytes from RAM, then from the old object, until there are `len` of them or the file ends. Nothing is read behind
+    /// bytes that are on their way to the store, or never came.
     async fn read(&mut self, offset: u64, len: usize) -> Result<Bytes> {
-        if let Some(bytes) = self.assembler.peek(offset, len) {
-            return Ok(Bytes::copy_from_slice(bytes));
+        let wanted_end = offset.saturating_add(len as u64).min(self.len());
+        let mut found = BytesMut::new();
+        let mut at = offset;
+        while at < wanted_end {
+            let missing = (wanted_end - at) as usize;
+            let piece = match self.locate(at) {
+                Location::Ram => Bytes::copy_from_slice(self.assembler.peek(at, missing).unwrap_or_default()),
+                Location::OldObject { etag, end } => {
+                    let range = at..end.min(wanted_end);
+                    self.context.store.get(&self.target.key, range, &etag).await?.concat().into()
+                }
+                Location::Unreadable if at == offset => {
+                    let why = "is on its way to the store and can't be read before the file is closed";
+                    return Err(Refused(format!("offset {offset} {why}")));
+                }
+                Location::Unreadable => break,
+            };
+            at += piece.len() as u64;
+            found.extend_from_slice(&piece);
         }
+        Ok(found.freeze())
+    }
+
+    /// Where the byte at this offset can be read.
+    fn locate(&self, offset: u64) -> Location {
+        let in_ram = self.assembler.peek(offset, 1).is_some_and(|byte| !byte.is_empty());
         match &self.target.base {
-            Some(base) if (self.assembler.end()..self.limit).contains(&offset) && len > 0 => {
-                let range = offset..self.limit.min(offset + len as u64);
-                Ok(self.context.store.get(&self.target.key, range, &base.etag).await?.concat().into())
+            _ if in_ram => Location::Ram,
+            Some(base) if (self.assembler.end()..self.limit).contains(&offset) => {
+                Location::OldObject { etag: base.etag.clone(), end: self.limit }
             }
-            _ if offset >= self.len() => Ok(Bytes::new()),
-            _ => {
-                let why = "is on its way to the store and can't be read before the file is closed";
-                Err(Refused(format!("offset {offset} {why}")))
-            }
+            _ => Location::Unreadable,
         }
     }
 
@@ -427,9 +598,6 @@ impl Work {
             return Err(Refused(format!("the bytes from offset {end} on never came, though later ones did")));
         }
         self.fill_from_base(u64::MAX).await?;
-        while self.assembler.ready() > self.assembler.part_size() {
-            self.send_part(None).await?;
-        }
         let size = self.assembler.end();
         if self.upload_id.is_some() {
             if self.assembler.ready() > 0 {

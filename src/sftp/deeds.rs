@@ -1,0 +1,89 @@
+//! The log's line for a request that names a file or a directory: who did what, and how it ended. Transfers have a line of
+//! their own once they are over.
+
+use super::requests::POSIX_RENAME;
+use super::wire::string;
+use super::{Answer, Failure};
+use crate::store::MAX_KEY;
+use bytes::Bytes;
+use russh_sftp::protocol::{Packet, StatusCode};
+
+/// What a request asks for, in words; `None` where its log line is another's.
+pub struct Deed(Option<Description>);
+
+struct Description {
+    text: String,
+    lines: Lines,
+}
+
+/// Which outcomes have a line.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lines {
+    /// Something changes: success too.
+    All,
+    Failures,
+    /// Clients ask all the time whether a name is free.
+    FailuresButMissing,
+}
+
+impl Deed {
+    /// Of a request that is not carried out yet.
+    pub fn of(packet: &Packet) -> Deed {
+        let named =
+            |verb: &str, path: &str, lines| Some(Description { text: format!("{verb} {}", shown(path)), lines });
+        Deed(match packet {
+            Packet::Remove(remove) => named("remove", &remove.filename, Lines::All),
+            Packet::MkDir(mkdir) => named("mkdir", &mkdir.path, Lines::All),
+            Packet::RmDir(rmdir) => named("rmdir", &rmdir.path, Lines::All),
+            Packet::Rename(rename) => renaming(&rename.oldpath, &rename.newpath),
+            Packet::Extended(extended) if extended.request == POSIX_RENAME => {
+                let mut data = Bytes::copy_from_slice(&extended.data);
+                let from = string(&mut data).unwrap_or_default();
+                let to = string(&mut data).unwrap_or_default();
+                renaming(&from, &to)
+            }
+            Packet::SetStat(set) => match set.attrs.size {
+                Some(size) => named(&format!("set size {size} of"), &set.path, Lines::All),
+                None => named("setstat", &set.path, Lines::Failures),
+            },
+            Packet::Open(open) => named("open", &open.filename, Lines::Failures),
+            Packet::OpenDir(open) => named("list", &open.path, Lines::Failures),
+            Packet::Lstat(stat) => named("stat", &stat.path, Lines::FailuresButMissing),
+            Packet::Stat(stat) => named("stat", &stat.path, Lines::FailuresButMissing),
+            Packet::Symlink(_) | Packet::ReadLink(_) | Packet::RealPath(_) | Packet::Extended(_) => None,
+            // These name a handle: what fails on it, its transfer's line tells. A listing's pages have no other line.
+            Packet::ReadDir(_) => Some(Description { text: "list".to_owned(), lines: Lines::Failures }),
+            Packet::Close(_) | Packet::Read(_) | Packet::Write(_) | Packet::Fstat(_) | Packet::FSetStat(_) => None,
+            Packet::Init(_)
+            | Packet::Version(_)
+            | Packet::Status(_)
+            | Packet::Handle(_)
+            | Packet::Data(_)
+            | Packet::Name(_)
+            | Packet::Attrs(_)
+            | Packet::ExtendedReply(_) => None,
+        })
+    }
+
+    /// Writes the line, if there is to be one.
+    pub fn log(&self, who: &str, answer: &Answer) {
+        let Deed(Some(Description { text, lines })) = self else { return };
+        match answer {
+            Ok(_) if *lines == Lines::All => log::info!("{who}: {text}"),
+            Ok(_) => {}
+            Err(Failure { code: StatusCode::Eof, .. }) => {}
+            Err(Failure { code: StatusCode::NoSuchFile, .. }) if *lines == Lines::FailuresButMissing => {}
+            Err(failure) => log::warn!("{who}: {text} failed: {}", failure.text()),
+        }
+    }
+}
+
+fn renaming(from: &str, to: &str) -> Option<Description> {
+    Some(Description { text: format!("rename {} to {}", shown(from), shown(to)), lines: Lines::All })
+}
+
+/// A path in quotes, cut where no key could go on: a client may send one of 256 KiB.
+fn shown(path: &str) -> String {
+    let start: String = path.chars().take(MAX_KEY).collect();
+    format!("{start:?}")
+}
