@@ -55,6 +55,10 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    if let Err(error) = commands::check_command_line(std::env::args_os()) {
+        eprintln!("sftpd: {error}");
+        return ExitCode::from(2);
+    }
     let command = Command::parse();
     // The S3 SDK and russh tell at `info` what only their authors need.
     let level = env_logger::Env::default().default_filter_or("error,sftpd=info");

@@ -3,17 +3,33 @@
 // A panic is how a test fails.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use sftpd::users::{Auth, FileAuth};
+mod support;
+
+use serde_json::{Value, json};
+use sftpd::users::{Auth, FileAuth, MAX_USERS_FILE_SIZE};
 use ssh_key::PublicKey;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, SystemTime};
+use support::binary::Process;
+use support::s3::FakeS3;
+use support::{Client, eventually};
 
 const ED25519: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB9dG4kjRhQTtWTVzd2t27+t0DEHBPW7iOD23TUiYLio alice@example.com";
 const OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE8scEn2htm9vSRE8JJEEkiQdb9kYinuVZ49Ka/qEnZI";
 const FIDO: &str = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIEFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBAAAABHNzaDo=";
+
+fn key(line: &str) -> PublicKey {
+    PublicKey::from_openssh(line).unwrap()
+}
+
+fn fingerprint(line: &str) -> String {
+    key(line).fingerprint(ssh_key::HashAlg::Sha256).to_string()
+}
 
 struct Folder(tempfile::TempDir);
 
@@ -28,6 +44,32 @@ impl Folder {
 
     fn text(&self) -> String {
         std::fs::read_to_string(self.file()).unwrap()
+    }
+
+    /// For its owner only, as `sftpd users` makes it.
+    fn write(&self, text: &str) {
+        std::fs::write(self.file(), text).unwrap();
+        self.set_mode(0o600);
+    }
+
+    fn mode(&self) -> u32 {
+        std::fs::metadata(self.file()).unwrap().permissions().mode() & 0o7777
+    }
+
+    fn set_mode(&self, mode: u32) {
+        std::fs::set_permissions(self.file(), Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// Everything that `ls -il` shows stays as it is: inode, size and time of the last change.
+    fn overwrite_unseen(&self, text: &str) {
+        let before = std::fs::metadata(self.file()).unwrap();
+        let padded = format!("{text:width$}", width = before.size() as usize);
+        let mut file = std::fs::OpenOptions::new().write(true).open(self.file()).unwrap();
+        file.write_all(padded.as_bytes()).unwrap();
+        file.set_modified(before.modified().unwrap()).unwrap();
+        let after = std::fs::metadata(self.file()).unwrap();
+        let look = |found: &std::fs::Metadata| (found.ino(), found.size(), found.modified().unwrap());
+        assert_eq!(look(&after), look(&before));
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -56,6 +98,10 @@ impl Folder {
         assert_eq!(std::fs::read(self.file()).ok(), before, "{args:?}");
     }
 
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(args)).unwrap()
+    }
+
     fn with_password(&self, args: &[&str], password: &str) -> Output {
         let mut child =
             self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -69,21 +115,160 @@ fn users_are_added_listed_and_removed() {
     let folder = Folder::new();
     assert!(folder.ok(&["list"]).contains("no users yet"));
     folder.ok(&["add", "alice", ED25519]);
+    assert_eq!(folder.mode(), 0o600);
     folder.ok(&["add", "alice", OTHER, "--access", "write-only", "--home", "in/alice"]);
     folder.ok(&["add", "bob", OTHER]);
-    let mode = std::fs::metadata(folder.file()).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
-    let list: serde_json::Value = serde_json::from_str(&folder.ok(&["list", "--json"])).unwrap();
-    let fingerprint = PublicKey::from_openssh(OTHER).unwrap().fingerprint(ssh_key::HashAlg::Sha256).to_string();
-    assert_eq!(list[0]["access"], "write-only");
-    assert_eq!(list[0]["home"], "in/alice");
-    assert_eq!(list[0]["keys"][1], fingerprint);
-    assert_eq!(list[1]["home"], "bob/");
-    assert!(folder.ok(&["list"]).contains(&fingerprint));
-    folder.ok(&["remove", "alice", "--key", &fingerprint]);
+    let (first, second) = (fingerprint(ED25519), fingerprint(OTHER));
+    let alice = json!({
+        "name": "alice", "home": "in/alice/", "access": "write-only", "disabled": false, "password": false,
+        "keys": [first, second], "public_keys": [ED25519, OTHER],
+    });
+    let list = folder.json(&["list", "--json"]);
+    assert_eq!(list[0], alice);
+    assert_eq!((&list[1]["name"], &list[1]["home"]), (&json!("bob"), &json!("bob/")));
+    assert_eq!(folder.json(&["show", "alice", "--json"]), alice);
+    assert_eq!(
+        folder.ok(&["list"]),
+        format!(
+            "NAME   STATUS   ACCESS      HOME       LOGIN\n\
+             alice  enabled  write-only  in/alice/  {first} alice@example.com, {second}\n\
+             bob    enabled  read-write  bob/       {second}\n"
+        )
+    );
+    assert_eq!(
+        folder.ok(&["show", "alice"]),
+        format!(
+            "name      alice\nstatus    enabled\naccess    write-only\nhome      in/alice/\n\
+             login     {first} alice@example.com\nlogin     {second}\n"
+        )
+    );
+    folder.refuses(2, "there is no user \"carol\"", &["show", "carol"]);
+    assert_eq!(folder.ok(&["remove", "alice", "--key", &second]), format!("removed the key {second} of alice\n"));
     assert!(folder.text().contains(ED25519));
     folder.ok(&["remove", "alice"]);
     assert!(!folder.text().contains("alice") && folder.text().contains("bob"));
+}
+
+#[test]
+fn add_is_idempotent_and_says_what_it_changed() {
+    let folder = Folder::new();
+    let (file, first, second) = (folder.file().display().to_string(), fingerprint(ED25519), fingerprint(OTHER));
+    let added = format!("added alice to {file}\nadded a key {first} for alice\n");
+    assert_eq!(folder.ok(&["add", "alice", ED25519]), added);
+    let before = std::fs::metadata(folder.file()).unwrap().ino();
+    for args in [&["add", "alice", ED25519][..], &["add", "alice"], &["add", "alice", "--home", "/alice"]] {
+        assert_eq!(folder.ok(args), "alice: nothing to change\n", "{args:?}");
+    }
+    assert_eq!(std::fs::metadata(folder.file()).unwrap().ino(), before, "it was not written");
+    // A key that is there keeps nothing else from being applied.
+    let args = ["add", "alice", ED25519, OTHER, OTHER, "--home", "inbox//alice", "--access", "write-only"];
+    let changed =
+        format!("added a key {second} for alice\nalice's home is now inbox/alice/\nalice's access is now write-only\n");
+    assert_eq!(folder.ok(&args), changed);
+    assert_eq!(folder.ok(&args), "alice: nothing to change\n");
+    assert_eq!(folder.ok(&["add", "alice", "--home", ""]), "alice's home is now the whole store\n");
+    assert!(folder.ok(&["show", "alice"]).contains("home      \"\"\n"));
+    for said in ["set a password for alice\n", "changed the password of alice\n"] {
+        let output = folder.with_password(&["add", "alice", "--password"], "open sesame\n");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), said);
+    }
+    assert!(folder.ok(&["list"]).trim_end().ends_with("password"));
+}
+
+#[test]
+fn a_private_key_is_recognised_and_never_repeated() {
+    let folder = Folder::new();
+    // The shapes of what people paste; the bodies are made up.
+    let openssh =
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAASECRET\n-----END OPENSSH PRIVATE KEY-----";
+    let rsa = "-----BEGIN RSA PRIVATE KEY-----\nMIIESECRET==\n-----END RSA PRIVATE KEY-----\n";
+    let putty = "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\nSECRET";
+    let check = |args: &[&str]| {
+        folder.refuses(2, "private key", args);
+        let said = String::from_utf8(folder.run(args).stderr).unwrap();
+        assert!(!said.contains("SECRET") && !said.contains("BEGIN") && said.contains(".pub"), "{said}");
+    };
+    for private in [openssh, rsa, putty, "b3BlbnNzaC1rZXktdjEAAAAASECRET"] {
+        check(&["add", "alice", private]);
+        check(&["add", "alice", ED25519, private]);
+        // Without quotes the shell makes words of it.
+        let words: Vec<&str> = ["add", "alice"].into_iter().chain(private.split_whitespace()).collect();
+        check(&words);
+        let file = folder.0.path().join("id");
+        std::fs::write(&file, private).unwrap();
+        check(&["add", "alice", "--keys-file", file.to_str().unwrap()]);
+        folder.write(&json!({"users": {"alice": {"keys": [private]}}}).to_string());
+        check(&["list"]);
+        std::fs::remove_file(folder.file()).unwrap();
+    }
+}
+
+#[test]
+fn a_name_twice_is_an_error_with_its_line() {
+    let folder = Folder::new();
+    let entry = format!("\"alice\": {{\"keys\": [\"{ED25519}\"]}}");
+    folder.write(&format!("{{\"users\": {{\n  {entry},\n  {entry}\n}}}}\n"));
+    folder.refuses(2, "user alice is there twice: leave one of them at line 3", &["list"]);
+    folder.refuses(2, "line 3", &["add", "bob", OTHER]);
+    assert!(FileAuth::open(folder.file()).is_err());
+}
+
+#[test]
+fn a_file_that_is_too_large_is_refused_and_never_made() {
+    let folder = Folder::new();
+    let with_comment = |len: usize| json!({"users": {"alice": {"keys": [format!("{OTHER} {}", "x".repeat(len))]}}});
+    let most = MAX_USERS_FILE_SIZE as usize;
+    let rest = with_comment(0).to_string().len();
+    folder.write(&with_comment(most - rest).to_string());
+    assert_eq!(std::fs::metadata(folder.file()).unwrap().len(), MAX_USERS_FILE_SIZE);
+    assert_eq!(folder.json(&["show", "alice", "--json"])["keys"][0], fingerprint(OTHER));
+    folder.refuses(2, "can't be larger than 32 MiB", &["add", "bob", ED25519]);
+    folder.write(&with_comment(most - rest + 1).to_string());
+    folder.refuses(2, "can't be larger than 32 MiB", &["list"]);
+    assert!(FileAuth::open(folder.file()).is_err());
+}
+
+#[test]
+fn a_change_keeps_the_files_mode_and_group() {
+    let folder = Folder::new();
+    folder.ok(&["add", "alice", ED25519]);
+    let root = std::fs::metadata(folder.file()).unwrap().uid() == 0;
+    for (mode, want) in [(0o640, 0o640), (0o660, 0o660), (0o600, 0o600), (0o644, 0o644), (0o4777, 0o664)] {
+        for args in [&["add", "bob", OTHER][..], &["disable", "bob"], &["remove", "bob"]] {
+            // Only root can give files away.
+            if root {
+                chown(folder.file(), Some(65534), Some(1234)).unwrap();
+            }
+            folder.set_mode(mode);
+            folder.ok(args);
+            assert_eq!(folder.mode(), want, "{args:?} at {mode:o}");
+            let found = std::fs::metadata(folder.file()).unwrap();
+            assert!(!root || (found.uid(), found.gid()) == (65534, 1234));
+        }
+    }
+}
+
+#[test]
+fn a_file_that_everyone_can_read_is_warned_of() {
+    let folder = Folder::new();
+    folder.ok(&["add", "alice", ED25519]);
+    let commands = [
+        &["list"][..],
+        &["show", "alice"],
+        &["add", "bob", OTHER],
+        &["disable", "bob"],
+        &["enable", "bob"],
+        &["remove", "bob"],
+    ];
+    for (mode, warned) in [(0o600, false), (0o640, false), (0o644, true), (0o666, true)] {
+        for args in commands {
+            folder.set_mode(mode);
+            let output = folder.run(args);
+            assert!(output.status.success(), "{output:?}");
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(said.contains("chmod o-rwx"), warned, "{args:?} at {mode:o}: {said}");
+        }
+    }
 }
 
 #[test]
@@ -98,7 +283,7 @@ fn an_authorized_keys_file_is_taken_over() {
         format!("# ours\n\n{ED25519}\n  restrict,command=\"internal-sftp\",no-pty {OTHER} bob's laptop\n{OTHER}\n");
     let args = import("alice", &all);
     folder.ok(&args.each_ref().map(String::as_str));
-    let list: serde_json::Value = serde_json::from_str(&folder.ok(&["list", "--json"])).unwrap();
+    let list = folder.json(&["list", "--json"]);
     assert_eq!(list[0]["keys"].as_array().unwrap().len(), 2);
     assert!(folder.text().contains("alice@example.com") && !folder.text().contains("restrict"));
     // Again, with one more line.
@@ -118,23 +303,41 @@ fn an_authorized_keys_file_is_taken_over() {
 #[test]
 fn mistakes_change_nothing() {
     let folder = Folder::new();
-    folder.refuses(2, "needs a KEY or --password", &["add", "alice"]);
+    folder.refuses(2, "needs a KEY, --keys-file or --password", &["add", "alice"]);
     folder.ok(&["add", "alice", ED25519]);
     for name in ["", "a/b", "..", ".hidden", "a b", "tab\there", "new\nline"] {
         folder.refuses(2, "can't be a user name", &["add", name, ED25519]);
     }
     folder.refuses(2, "can't be a user name", &["add", "--", "-x", ED25519]);
     folder.refuses(2, "is not a public key", &["add", "bob", "ssh-ed25519 AAAA"]);
-    folder.refuses(2, "is not a public key", &["add", "bob", "id.pub"]);
     folder.refuses(2, "not supported", &["add", "bob", FIDO]);
-    folder.refuses(2, "has the key SHA256:", &["add", "alice", ED25519]);
-    folder.refuses(2, "has the key SHA256:", &["add", "bob", OTHER, OTHER]);
-    folder.refuses(2, "exists already", &["add", "alice"]);
     folder.refuses(2, "there is no user", &["remove", "bob"]);
+    folder.refuses(2, "there is no user", &["disable", "bob"]);
+    folder.refuses(2, "there is no user", &["enable", "bob"]);
     folder.refuses(2, "has no key", &["remove", "alice", "--key", "SHA256:x"]);
-    let only = PublicKey::from_openssh(ED25519).unwrap().fingerprint(ssh_key::HashAlg::Sha256).to_string();
-    folder.refuses(2, "the only way in", &["remove", "alice", "--key", &only]);
-    folder.refuses(1, "`.`, `..` or NUL", &["add", "alice", "--home", "../bob"]);
+    folder.refuses(2, "the only way in", &["remove", "alice", "--key", &fingerprint(ED25519)]);
+    for home in ["../bob", "a/./b", &"x".repeat(600)] {
+        folder.refuses(2, "--home", &["add", "alice", "--home", home]);
+        folder.refuses(2, "--home", &["add", "bob", OTHER, "--home", home]);
+    }
+    // Nothing is half applied.
+    folder.refuses(2, "--home", &["add", "alice", OTHER, "--home", ".."]);
+}
+
+#[test]
+fn a_path_or_a_word_instead_of_a_key_gets_a_hint() {
+    let folder = Folder::new();
+    let existing = folder.0.path().join("keys of alice");
+    std::fs::write(&existing, ED25519).unwrap();
+    for path in ["id.pub", "/home/alice/key", "~/.ssh/id", "./key"] {
+        folder.refuses(2, "use --keys-file", &["add", "bob", path]);
+    }
+    std::fs::rename(&existing, folder.0.path().join("alice_keys")).unwrap();
+    folder.refuses(2, "use --keys-file", &["add", "bob", folder.0.path().join("alice_keys").to_str().unwrap()]);
+    let words: Vec<&str> = ["add", "bob"].into_iter().chain(ED25519.split(' ')).collect();
+    folder.refuses(2, "in quotes", &words);
+    folder.refuses(2, "several lines", &["add", "bob", &format!("{ED25519}\n{OTHER}\n")]);
+    folder.ok(&["add", "bob", &format!("{ED25519}\n")]);
 }
 
 #[test]
@@ -147,14 +350,27 @@ fn a_broken_or_unwritable_file_is_left_alone() {
         r#"{"users": {"a": {"password": "in clear"}}}"#,
         r#"{"users": {"../a": {"password": "x"}}}"#,
         r#"{"users": {"a": {}}}"#,
+        r#"{"users": {"a": {"disabled": "yes"}}}"#,
     ];
     for text in broken {
-        std::fs::write(folder.file(), text).unwrap();
-        folder.refuses(1, "is not a valid users file", &["add", "bob", ED25519]);
-        folder.refuses(1, "is not a valid users file", &["list"]);
+        folder.write(text);
+        for args in [
+            &["add", "bob", ED25519][..],
+            &["remove", "a"],
+            &["remove", "a", "--key", "SHA256:x"],
+            &["disable", "a"],
+            &["enable", "a"],
+            &["list"],
+            &["list", "--json"],
+            &["show", "a"],
+            &["show", "a", "--json"],
+        ] {
+            folder.refuses(2, "is not a valid users file", args);
+        }
     }
     std::fs::remove_file(folder.file()).unwrap();
     std::fs::create_dir(folder.file()).unwrap();
+    folder.set_mode(0o700);
     folder.refuses(1, "can't read", &["add", "bob", ED25519]);
     let output = Command::new(env!("CARGO_BIN_EXE_sftpd"))
         .args(["users", "--users", "/nonexistent/folder/users.json", "add", "bob", ED25519])
@@ -172,7 +388,7 @@ fn many_commands_at_once_lose_nothing() {
     for mut child in children {
         assert!(child.wait().unwrap().success());
     }
-    let list: serde_json::Value = serde_json::from_str(&folder.ok(&["list", "--json"])).unwrap();
+    let list = folder.json(&["list", "--json"]);
     assert_eq!(list.as_array().unwrap().len(), 12);
 }
 
@@ -194,7 +410,7 @@ async fn passwords_are_hashed_and_checked() {
 async fn a_change_counts_from_the_next_login_and_a_broken_file_locks_nobody_out() {
     let folder = Folder::new();
     folder.ok(&["add", "alice", ED25519]);
-    let (first, second) = (PublicKey::from_openssh(ED25519).unwrap(), PublicKey::from_openssh(OTHER).unwrap());
+    let (first, second) = (key(ED25519), key(OTHER));
     let auth = FileAuth::open(folder.file()).unwrap();
     let account = auth.public_key("alice", &first).await.unwrap();
     assert_eq!(account.home, "alice/");
@@ -210,6 +426,160 @@ async fn a_change_counts_from_the_next_login_and_a_broken_file_locks_nobody_out(
     assert!(auth.public_key("alice", &second).await.is_none());
     folder.ok(&["remove", "alice"]);
     assert!(auth.public_key("alice", &first).await.is_none());
+}
+
+/// A users file with alice and bob, and what it is without bob.
+fn with_and_without_bob(folder: &Folder) -> (String, String) {
+    folder.ok(&["add", "alice", ED25519]);
+    let without = folder.text();
+    folder.ok(&["add", "bob", OTHER]);
+    (folder.text(), without)
+}
+
+#[tokio::test]
+async fn a_failed_read_is_tried_again_though_the_file_looks_the_same() {
+    let folder = Folder::new();
+    let (_, without_bob) = with_and_without_bob(&folder);
+    let auth = FileAuth::open(folder.file()).unwrap();
+    folder.overwrite_unseen("{ broken");
+    assert!(auth.public_key("bob", &key(OTHER)).await.is_some(), "the last good file is in force");
+    folder.overwrite_unseen(&without_bob);
+    assert!(auth.public_key("bob", &key(OTHER)).await.is_none(), "bob is in no file any more");
+    assert!(auth.public_key("alice", &key(ED25519)).await.is_some());
+}
+
+#[tokio::test]
+async fn a_change_that_only_ctime_tells_of_counts() {
+    let folder = Folder::new();
+    let (with_bob, without_bob) = with_and_without_bob(&folder);
+    let auth = FileAuth::open(folder.file()).unwrap();
+    // Once as fast as a program can, once when the file has not been changed for a while.
+    for age in [Duration::ZERO, Duration::from_millis(200)] {
+        folder.overwrite_unseen(&with_bob);
+        eventually("the file is of this age", || changed_since(&folder.file()) >= age).await;
+        assert!(auth.public_key("bob", &key(OTHER)).await.is_some());
+        folder.overwrite_unseen(&without_bob);
+        assert!(auth.public_key("bob", &key(OTHER)).await.is_none());
+    }
+}
+
+/// How long ago anything of a file was changed (ctime).
+fn changed_since(file: &Path) -> Duration {
+    let found = std::fs::metadata(file).unwrap();
+    let changed = Duration::new(found.ctime() as u64, found.ctime_nsec() as u32);
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_disabled_user_keeps_everything_and_cannot_log_in() {
+    let folder = Folder::new();
+    folder.ok(&["add", "alice", ED25519]);
+    folder.with_password(&["add", "alice", "--password"], "open sesame\n");
+    let enabled = folder.text();
+    assert!(!enabled.contains("disabled"));
+    let auth = FileAuth::open(folder.file()).unwrap();
+    assert!(folder.ok(&["disable", "alice"]).starts_with("disabled alice"));
+    assert!(folder.text().contains("\"disabled\": true"));
+    assert!(auth.public_key("alice", &key(ED25519)).await.is_none());
+    assert!(auth.password("alice", "open sesame").await.is_none());
+    assert!(folder.ok(&["disable", "alice"]).contains("nothing to change"));
+    assert!(folder.ok(&["list"]).contains("alice  disabled  "));
+    assert!(folder.ok(&["show", "alice"]).contains("status    disabled\n"));
+    assert_eq!(folder.json(&["show", "alice", "--json"])["disabled"], true);
+    // Another key doesn't end it, and says so.
+    let output = folder.run(&["add", "alice", OTHER]);
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stderr).contains("alice is disabled"));
+    assert!(auth.public_key("alice", &key(OTHER)).await.is_none());
+    folder.ok(&["remove", "alice", "--key", &fingerprint(OTHER)]);
+    assert_eq!(folder.ok(&["enable", "alice"]), "enabled alice\n");
+    assert_eq!(folder.text(), enabled);
+    assert!(auth.public_key("alice", &key(ED25519)).await.is_some());
+    assert!(auth.password("alice", "open sesame").await.is_some());
+    assert!(folder.ok(&["enable", "alice"]).contains("nothing to change"));
+}
+
+#[test]
+fn comments_cannot_control_the_terminal() {
+    let folder = Folder::new();
+    let comment = "\u{1b}[2Jalice";
+    folder.write(&json!({"users": {"alice": {"keys": [format!("{OTHER} {comment}")], "home": comment}}}).to_string());
+    for args in [&["list"][..], &["show", "alice"], &["add", "alice", "--home", "\u{1b}]x"]] {
+        let said = folder.ok(args);
+        assert!(!said.contains('\u{1b}') && said.contains("\\u{1b}"), "{args:?}: {said}");
+    }
+}
+
+/// A running server with the user alice: its users file, and its gauge.
+struct Gateway {
+    process: Process,
+    _s3: FakeS3,
+}
+
+impl Gateway {
+    async fn start() -> Gateway {
+        let s3 = FakeS3::start().await;
+        Gateway { process: Process::start(&s3, &["--metrics", "127.0.0.1:0"]), _s3: s3 }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.process.folder().join("users.json")
+    }
+
+    /// At once, so that the server never sees half of it.
+    fn replace(&self, content: &[u8]) {
+        let mut file = tempfile::NamedTempFile::new_in(self.process.folder()).unwrap();
+        file.write_all(content).unwrap();
+        file.persist(self.file()).unwrap();
+    }
+
+    fn users(&self, args: &[&str]) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sftpd"));
+        let output = command.arg("users").arg("--users").arg(self.file()).args(args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    async fn lets_alice_in(&self) -> bool {
+        Client::login_or_refused(&self.process.server).await.is_some()
+    }
+
+    fn users_file_ok(&self) -> bool {
+        let mut stream = std::net::TcpStream::connect(self.process.said("metrics on ").unwrap()).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.lines().any(|line| line == "sftpd_users_file_ok 1")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_server_heeds_disable_enable_and_remove() {
+    let gateway = Gateway::start().await;
+    assert!(gateway.lets_alice_in().await);
+    gateway.users(&["disable", "alice"]);
+    assert!(!gateway.lets_alice_in().await);
+    eventually("the log tells why", || gateway.process.logged("user alice is disabled") > 0).await;
+    gateway.users(&["enable", "alice"]);
+    assert!(gateway.lets_alice_in().await);
+    gateway.users(&["remove", "alice"]);
+    assert!(!gateway.lets_alice_in().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_server_logs_a_broken_file_once_and_recovers() {
+    let gateway = Gateway::start().await;
+    assert!(gateway.users_file_ok());
+    let good = std::fs::read(gateway.file()).unwrap();
+    gateway.replace(b"{ broken");
+    eventually("the gauge says so", || !gateway.users_file_ok()).await;
+    for _ in 0..3 {
+        assert!(gateway.lets_alice_in().await, "the last good file is in force");
+    }
+    assert_eq!(gateway.process.logged("the users of the last good file stay in force"), 1);
+    gateway.replace(&good);
+    eventually("the gauge says so", || gateway.users_file_ok()).await;
+    eventually("the log says so", || gateway.process.logged("can be read again") == 1).await;
+    std::fs::set_permissions(gateway.file(), Permissions::from_mode(0o644)).unwrap();
+    eventually("the server warns", || gateway.process.logged("is open to every user of this machine") == 1).await;
 }
 
 #[test]

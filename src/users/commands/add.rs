@@ -1,0 +1,183 @@
+//! `sftpd users add`: checks what was typed, asks for the password, then applies it.
+
+use super::super::file::{check_name, normalize_home};
+use super::super::keys::{check_typed_key, parse_key, read_authorized_keys, refuse_private_key};
+use super::super::password::hash;
+use super::super::{Access, User, UsersFile};
+use super::{Usage, printable};
+use crate::tree::Home;
+use anyhow::{Context, anyhow, ensure};
+use ssh_key::HashAlg::Sha256;
+use ssh_key::PublicKey;
+use std::io::{IsTerminal, stdin};
+use std::path::{Path, PathBuf};
+
+/// Longest password, in bytes: one of the hash's own limits is far above, and nobody types more.
+const MAX_PASSWORD_LEN: usize = 1024;
+
+/// The arguments of `sftpd users add`.
+#[derive(Debug, clap::Args)]
+pub struct AddArgs {
+    /// Name to log in with; also the home, unless --home says otherwise.
+    name: String,
+    /// Public keys: each one line of a .pub file, in quotes.
+    keys: Vec<String>,
+    /// Keys of an authorized_keys file, as sshd reads it.
+    #[arg(long, value_name = "FILE")]
+    keys_file: Option<PathBuf>,
+    /// Ask for a password (twice on a terminal; one line of standard input otherwise).
+    #[arg(long)]
+    password: bool,
+    /// Prefix in the store that the user sees as `/` ["" is the whole store; default: NAME/].
+    #[arg(long, value_name = "PREFIX")]
+    home: Option<String>,
+    /// What the user may do [default: read-write].
+    #[arg(long)]
+    access: Option<Access>,
+}
+
+/// What to give a user, checked as far as it can be without the users file.
+struct Additions {
+    name: String,
+    keys: Vec<TypedKey>,
+    /// Normalised.
+    home: Option<String>,
+    access: Option<Access>,
+}
+
+/// A public key as it was typed, which is how users.json keeps it, and parsed.
+struct TypedKey {
+    line: String,
+    parsed: PublicKey,
+}
+
+/// Adds a user or changes one. Returns a line for each change.
+pub(super) fn add_user(args: AddArgs, path: &Path) -> anyhow::Result<String> {
+    let ask = args.password;
+    let additions = check_arguments(args).map_err(Usage)?;
+    // First on a draft: no one should type a password in vain.
+    let mut draft = UsersFile::read_or_empty(path)?;
+    additions.check_way_in(&draft, ask)?;
+    let password = if ask { Some(hash(&ask_password()?)?) } else { None };
+    let planned = additions.apply(&mut draft, password.as_ref(), path);
+    let name = &additions.name;
+    if planned.is_empty() {
+        return Ok(format!("{name}: nothing to change\n"));
+    }
+    let (changes, disabled) = UsersFile::change(path, |file| {
+        additions.check_way_in(file, ask)?;
+        let changes = additions.apply(file, password.as_ref(), path);
+        let disabled = file.users.get(name).is_some_and(|user| user.disabled);
+        Ok((changes, disabled))
+    })?;
+    if disabled {
+        eprintln!("sftpd: warning: {name} is disabled: no login until `sftpd users enable {name}`");
+    }
+    Ok(changes.into_iter().map(|change| change + "\n").collect())
+}
+
+/// Everything that can be wrong with what was typed.
+fn check_arguments(args: AddArgs) -> anyhow::Result<Additions> {
+    refuse_private_key(&args.keys)?;
+    check_name(&args.name)?;
+    let mut keys = Vec::new();
+    for line in &args.keys {
+        let parsed = check_typed_key(line)?;
+        keys.push(TypedKey { line: line.trim().to_owned(), parsed });
+    }
+    if let Some(file) = &args.keys_file {
+        for line in read_authorized_keys(file)? {
+            let parsed = parse_key(&line)?;
+            keys.push(TypedKey { line, parsed });
+        }
+    }
+    if let Some(home) = &args.home {
+        Home::new("", home).with_context(|| format!("--home {home:?}"))?;
+    }
+    let home = args.home.as_deref().map(normalize_home);
+    Ok(Additions { name: args.name, keys, home, access: args.access })
+}
+
+impl Additions {
+    /// A new user needs a key or a password.
+    fn check_way_in(&self, file: &UsersFile, password: bool) -> Result<(), Usage> {
+        let way_in = password || !self.keys.is_empty();
+        if way_in || file.users.contains_key(&self.name) {
+            return Ok(());
+        }
+        Err(Usage(anyhow!("{} is a new user, who needs a KEY, --keys-file or --password", self.name)))
+    }
+
+    /// Gives the user what is not there yet. Returns a sentence for each change.
+    fn apply(&self, file: &mut UsersFile, password: Option<&String>, path: &Path) -> Vec<String> {
+        let name = &self.name;
+        let mut changes = Vec::new();
+        if !file.users.contains_key(name) {
+            changes.push(format!("added {name} to {}", path.display()));
+        }
+        let user = file.users.entry(name.clone()).or_default();
+        self.apply_keys(user, &mut changes);
+        if let Some(password) = password {
+            changes.push(match user.password {
+                Some(_) => format!("changed the password of {name}"),
+                None => format!("set a password for {name}"),
+            });
+            user.password = Some(password.clone());
+        }
+        self.apply_rights(user, &mut changes);
+        changes
+    }
+
+    fn apply_keys(&self, user: &mut User, changes: &mut Vec<String>) {
+        for key in &self.keys {
+            if !user.has_key(&key.parsed) {
+                changes.push(format!("added a key {} for {}", key.parsed.fingerprint(Sha256), self.name));
+                user.keys.push(key.line.clone());
+            }
+        }
+    }
+
+    fn apply_rights(&self, user: &mut User, changes: &mut Vec<String>) {
+        let name = &self.name;
+        let now = user.account(name);
+        if let Some(home) = &self.home
+            && *home != now.home
+        {
+            changes.push(match home.as_str() {
+                "" => format!("{name}'s home is now the whole store"),
+                home => format!("{name}'s home is now {}", printable(home)),
+            });
+            user.home = Some(home.clone());
+        }
+        if let Some(access) = self.access
+            && access != now.access
+        {
+            changes.push(format!("{name}'s access is now {}", access.as_str()));
+            user.access = access;
+        }
+    }
+}
+
+/// Asks on the terminal, or reads a line of standard input. Never an argument: those are in the shell's history and in
+/// `ps`.
+fn ask_password() -> anyhow::Result<String> {
+    let password = if stdin().is_terminal() { prompt_twice()? } else { read_line()? };
+    ensure!(!password.is_empty(), Usage(anyhow!("an empty password is no password: nothing was changed")));
+    ensure!(
+        password.len() <= MAX_PASSWORD_LEN,
+        Usage(anyhow!("the password is longer than {MAX_PASSWORD_LEN} bytes: nothing was changed"))
+    );
+    Ok(password)
+}
+
+fn prompt_twice() -> anyhow::Result<String> {
+    let password = rpassword::prompt_password("Password: ").context("can't read the password")?;
+    let repeated = rpassword::prompt_password("Repeat password: ").context("can't read the password")?;
+    ensure!(password == repeated, Usage(anyhow!("the passwords differ: nothing was changed")));
+    Ok(password)
+}
+
+fn read_line() -> anyhow::Result<String> {
+    let line = stdin().lines().next().transpose().context("can't read the password from standard input")?;
+    Ok(line.unwrap_or_default())
+}

@@ -1,0 +1,312 @@
+//! users.json: reading, checking and replacing it.
+//!
+//! Called by [`FileAuth`](super::FileAuth) and by `sftpd users …`. Invariants: what is read was checked as a whole; the
+//! file is replaced, never rewritten in place, and nobody may read it who could not before.
+
+use super::keys::parse_key;
+use super::password::is_hash;
+use super::{Access, Account};
+use crate::tree::Home;
+use anyhow::{Context, ensure};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use ssh_key::PublicKey;
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+/// Largest users.json, in bytes: 100,000 users with two ed25519 keys each take 28 MB. Bounds the memory that a wrong file
+/// takes.
+pub const MAX_USERS_FILE_SIZE: u64 = 32 * 1024 * 1024;
+/// Longest user name, in bytes. Names become prefixes of keys, and each has to fit into a log line.
+const MAX_NAME_LEN: usize = 64;
+/// The mode bits of users.json that a change keeps: everybody who could read it still can, and its group may write it.
+const KEPT_MODE: u32 = 0o664;
+/// The mode bits that give a file to every user of the machine.
+const OTHERS_MODE: u32 = 0o007;
+/// The mode bits that give a file to its group.
+const GROUP_MODE: u32 = 0o070;
+
+/// Why users.json can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum UsersFileError {
+    /// The system refuses to read it.
+    #[error("can't read {}", path.display())]
+    Unreadable {
+        /// The users file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The system refuses to replace it.
+    #[error("can't write {}", path.display())]
+    Unwritable {
+        /// The users file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It has, or would have, more than [`MAX_USERS_FILE_SIZE`] bytes.
+    #[error(
+        "{}: a users file can't be larger than 32 MiB: see that it is the right file, and remove users and keys that are \
+         no longer needed",
+        path.display()
+    )]
+    TooLarge {
+        /// The users file.
+        path: PathBuf,
+    },
+    /// It can't be parsed, or an entry in it is wrong.
+    #[error("{} is not a valid users file", path.display())]
+    Invalid {
+        /// The users file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        source: anyhow::Error,
+    },
+}
+
+/// One entry of users.json.
+#[derive(Clone, Default, Serialize, Deserialize)]
+// An unknown field is a typing error, and "acess" must not mean full access.
+#[serde(default, deny_unknown_fields)]
+pub struct User {
+    /// Public keys as in OpenSSH's authorized_keys, without options.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
+    /// argon2id hash.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    /// Prefix below the store's; `NAME/` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub home: Option<String>,
+    /// Full access if absent.
+    pub access: Access,
+    /// A disabled user keeps everything but can't log in. Absent when false.
+    #[serde(skip_serializing_if = "is_false")]
+    pub disabled: bool,
+}
+
+/// serde asks for a function that takes a reference.
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl User {
+    /// The keys, parsed; those that can't be are left out, as [`UsersFile::read`] has refused them before.
+    pub fn parsed_keys(&self) -> impl Iterator<Item = PublicKey> {
+        self.keys.iter().filter_map(|line| PublicKey::from_openssh(line).ok())
+    }
+
+    /// Whether this is one of the user's keys; comments don't count.
+    pub fn has_key(&self, key: &PublicKey) -> bool {
+        self.parsed_keys().any(|known| known.key_data() == key.key_data())
+    }
+
+    /// What the user of this name gets: the home has its default here.
+    pub fn account(&self, name: &str) -> Account {
+        let home = match &self.home {
+            Some(home) => normalize_home(home),
+            None => format!("{name}/"),
+        };
+        Account { name: name.to_owned(), home, access: self.access }
+    }
+}
+
+/// A home as a prefix: one slash between its parts and one at its end, or nothing for the whole store.
+pub(super) fn normalize_home(home: &str) -> String {
+    let parts = home.split('/').filter(|part| !part.is_empty());
+    parts.flat_map(|part| [part, "/"]).collect()
+}
+
+/// Names become prefixes, log fields and arguments: no slash, no control character, nothing that looks like an option.
+pub fn check_name(name: &str) -> anyhow::Result<()> {
+    let odd = |c: char| c == '/' || c == '\\' || c.is_whitespace() || c.is_control();
+    let ok = (1..=MAX_NAME_LEN).contains(&name.len()) && !name.starts_with(['-', '.']) && !name.contains(odd);
+    ensure!(ok, "{name:?} can't be a user name: 1 to 64 characters, no spaces or slashes, no `-` or `.` at the start");
+    Ok(())
+}
+
+/// All of users.json.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsersFile {
+    /// By name.
+    #[serde(deserialize_with = "unique_users")]
+    pub users: BTreeMap<String, User>,
+}
+
+/// Reads the users, and refuses a name that is there twice: of two entries, the one that someone has just corrected may
+/// be the one that doesn't count.
+fn unique_users<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, User>, D::Error> {
+    struct UniqueUsers;
+
+    impl<'de> Visitor<'de> for UniqueUsers {
+        type Value = BTreeMap<String, User>;
+
+        fn expecting(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
+            out.write_str("users by name")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+            let mut users = BTreeMap::new();
+            while let Some(name) = map.next_key::<String>()? {
+                if users.contains_key(&name) {
+                    return Err(M::Error::custom(format_args!("user {name} is there twice: leave one of them")));
+                }
+                let user: User = map.next_value()?;
+                users.insert(name, user);
+            }
+            Ok(users)
+        }
+    }
+
+    deserializer.deserialize_map(UniqueUsers)
+}
+
+impl UsersFile {
+    /// Reads and checks it all.
+    pub fn read(path: &Path) -> anyhow::Result<UsersFile> {
+        let file = open(path)?;
+        UsersFile::read_from(file, path)
+    }
+
+    /// As [`UsersFile::read`], from the opened file.
+    pub(super) fn read_from(file: impl Read, path: &Path) -> anyhow::Result<UsersFile> {
+        let path = path.to_owned();
+        let mut content = Vec::new();
+        // One byte more than is allowed tells a file that is too large from one that just fits.
+        let read = file.take(MAX_USERS_FILE_SIZE + 1).read_to_end(&mut content);
+        if let Err(source) = read {
+            return Err(UsersFileError::Unreadable { path, source }.into());
+        }
+        if content.len() as u64 > MAX_USERS_FILE_SIZE {
+            return Err(UsersFileError::TooLarge { path }.into());
+        }
+        let users: UsersFile = match serde_json::from_slice(&content) {
+            Ok(users) => users,
+            Err(error) => return Err(UsersFileError::Invalid { path, source: error.into() }.into()),
+        };
+        drop(content);
+        match users.check() {
+            Ok(()) => Ok(users),
+            Err(source) => Err(UsersFileError::Invalid { path, source }.into()),
+        }
+    }
+
+    /// As [`UsersFile::read`]; a missing file holds nobody.
+    pub fn read_or_empty(path: &Path) -> anyhow::Result<UsersFile> {
+        let missing = path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        if missing { Ok(UsersFile::default()) } else { UsersFile::read(path) }
+    }
+
+    /// Everything that can be wrong with an entry.
+    fn check(&self) -> anyhow::Result<()> {
+        for (name, user) in &self.users {
+            check_name(name)?;
+            check_user(name, user).with_context(|| format!("user {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Locks, reads, changes, checks and replaces. On any error the file is as it was.
+    pub fn change<T>(path: &Path, change: impl FnOnce(&mut UsersFile) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        // A link stays a link: what it points to is replaced.
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let _lock = match lock(&path) {
+            Ok(lock) => lock,
+            Err(source) => return Err(UsersFileError::Unwritable { path, source }.into()),
+        };
+        let mut file = UsersFile::read_or_empty(&path)?;
+        let outcome = change(&mut file)?;
+        if let Err(source) = file.check() {
+            return Err(UsersFileError::Invalid { path, source }.into());
+        }
+        let mut content = serde_json::to_vec_pretty(&file)?;
+        content.push(b'\n');
+        if content.len() as u64 > MAX_USERS_FILE_SIZE {
+            return Err(UsersFileError::TooLarge { path }.into());
+        }
+        match replace(&path, &content) {
+            Ok(()) => Ok(outcome),
+            Err(source) => Err(UsersFileError::Unwritable { path, source }.into()),
+        }
+    }
+}
+
+/// Everything that can be wrong with one entry but its name.
+fn check_user(name: &str, user: &User) -> anyhow::Result<()> {
+    ensure!(!user.keys.is_empty() || user.password.is_some(), "neither a key nor a password");
+    for line in &user.keys {
+        parse_key(line)?;
+    }
+    Home::new("", &user.account(name).home)?;
+    if let Some(password) = &user.password {
+        ensure!(is_hash(password), "the password is not an argon2id hash");
+    }
+    Ok(())
+}
+
+/// Opens the users file for reading.
+pub(super) fn open(path: &Path) -> Result<File, UsersFileError> {
+    File::open(path).map_err(|source| UsersFileError::Unreadable { path: path.to_owned(), source })
+}
+
+/// A sentence for the operator if every user of the machine may read or write the users file.
+pub(super) fn exposure(path: &Path, found: &Metadata) -> Option<String> {
+    let mode = found.mode() & 0o777;
+    if mode & OTHERS_MODE == 0 {
+        return None;
+    }
+    let path = path.display();
+    Some(format!("{path} is open to every user of this machine (mode {mode:04o}): run `chmod o-rwx {path}`"))
+}
+
+/// Waits for other commands that change the file, and holds them off until dropped. The lock is on a file beside it, as
+/// the file itself is replaced and a lock on it would be on the old one.
+fn lock(path: &Path) -> io::Result<File> {
+    let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(path.with_added_extension("lock"))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
+/// Temporary file, fsync, rename, fsync of the folder: after a power cut either the old file is there or the new.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        Some(_) | None => Path::new("."),
+    };
+    // With mode 0600.
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    temporary.write_all(content)?;
+    if let Ok(old) = path.metadata() {
+        take_over_access(path, &old, temporary.as_file())?;
+    }
+    temporary.as_file().sync_all()?;
+    temporary.persist(path)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Gives the new file the owner, group and mode of the old one, so that a server that runs as another user can read it
+/// as before.
+fn take_over_access(path: &Path, old: &Metadata, new: &File) -> io::Result<()> {
+    // Only root can give a file away; others can give theirs to a group that they are in.
+    if fchown(new, Some(old.uid()), Some(old.gid())).is_err() {
+        let _ = fchown(new, None, Some(old.gid()));
+    }
+    let now = new.metadata()?;
+    let mut mode = old.mode() & KEPT_MODE;
+    if now.gid() != old.gid() {
+        // Another group must not get what the old one had.
+        mode &= !GROUP_MODE;
+    }
+    if (now.uid(), now.gid()) != (old.uid(), old.gid()) {
+        let (path, uid, gid) = (path.display(), old.uid(), old.gid());
+        log::warn!(
+            "{path} no longer belongs to {uid}:{gid}: run `chown {uid}:{gid} {path}`, or the server may be unable to read it"
+        );
+    }
+    new.set_permissions(Permissions::from_mode(mode))
+}
