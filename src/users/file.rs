@@ -17,7 +17,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-/// Largest users.json, in bytes: 100,000 users with two ed25519 keys each take 28 MB. Bounds the memory that a wrong file
+/// Largest users.json, in bytes: 100,000 users with two ed25519 keys each take 30 MB. Bounds the memory that a wrong file
 /// takes.
 pub const MAX_USERS_FILE_SIZE: u64 = 32 * 1024 * 1024;
 /// Longest user name, in bytes. Names become prefixes of keys, and each has to fit into a log line.
