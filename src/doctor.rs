@@ -137,10 +137,10 @@ fn host_keys(report: &mut Report, settings: &Settings) {
     let folder = &settings.host_keys;
     match server::load(folder) {
         Ok(keys) if keys.is_empty() => {
-            report.add("host keys", Grade::Ok, format!("none in {} yet: serve makes one", folder.display()));
+            report.add("host keys", Grade::Ok, format!("none in {} yet: serve makes them", folder.display()));
         }
         Ok(keys) => {
-            let prints: Vec<_> = keys.iter().map(server::HostKey::fingerprint).collect();
+            let prints: Vec<_> = keys.iter().map(server::HostKey::to_string).collect();
             report.add("host keys", Grade::Ok, prints.join(", "));
         }
         Err(error) => report.add("host keys", Grade::Failed, format!("{error:#}")),

@@ -92,7 +92,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo { listen } => {
             let password = random();
             let (store, auth) = (MemoryStore::default(), FileAuth::single("demo", &password)?);
-            let config = Config::new(Arc::new(store), Arc::new(auth), vec![server::temporary()?]);
+            let config = Config::new(Arc::new(store), Arc::new(auth), server::generate()?);
             (listen, config, None, Some(password))
         }
     };
@@ -104,7 +104,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         log::info!("metrics on {}", listener.local_addr().context("no address")?);
         tokio::spawn(metrics::serve(listener, handle, shutdown.drain.clone()));
     }
-    log::info!("host key {}", config.host_keys.iter().map(HostKey::fingerprint).collect::<Vec<_>>().join(", "));
+    log::info!("host key {}", config.host_keys.iter().map(HostKey::to_string).collect::<Vec<_>>().join(", "));
     log::info!("listening on {address}");
     tokio::spawn(tell_systemd(shutdown.clone()));
     if let Some(password) = password {

@@ -24,7 +24,7 @@ pub struct Settings {
     /// Who may log in; see `sftpd users`.
     #[arg(long, env = "SFTPD_USERS", default_value = "users.json", value_name = "FILE")]
     pub users: PathBuf,
-    /// Private keys of this host in OpenSSH's format; an ed25519 one is made if there is none.
+    /// Private keys of this host in OpenSSH's format; if there is none, an ed25519, an ECDSA and an RSA key are made.
     #[arg(long, env = "SFTPD_HOST_KEYS", default_value = "host_keys", value_name = "DIR")]
     pub host_keys: PathBuf,
     /// All part and read-ahead buffers together, at least four parts.

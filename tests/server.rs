@@ -540,18 +540,35 @@ async fn excl_without_write_is_no_way_to_read() {
 #[test]
 fn host_keys_are_made_once_and_can_be_moved_in() {
     use russh::keys::ssh_key::LineEnding;
-    use russh::keys::{Algorithm, EcdsaCurve, PrivateKey};
+    use russh::keys::{Algorithm, PrivateKey};
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("host_keys");
-    let made = sftpd::server::load_or_create(&keys).unwrap();
     let mode = |name: &str| std::fs::metadata(keys.join(name)).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(""), mode("ssh_host_ed25519_key")), (0o700, 0o600));
-    let again = sftpd::server::load_or_create(&keys).unwrap();
-    assert_eq!(made[0].fingerprint(), again[0].fingerprint());
-    let ecdsa = PrivateKey::random(&mut rand::rng(), Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 }).unwrap();
-    std::fs::write(keys.join("ssh_host_ecdsa_key"), ecdsa.to_openssh(LineEnding::LF).unwrap()).unwrap();
-    assert_eq!(sftpd::server::load_or_create(&keys).unwrap().len(), 2);
+    let load = || {
+        let mut loaded: Vec<_> =
+            sftpd::server::load_or_create(&keys).unwrap().iter().map(ToString::to_string).collect();
+        loaded.sort();
+        loaded
+    };
+    let made = load();
+    let types: Vec<_> = made.iter().map(|key| key.split_once(" SHA256:").unwrap().0).collect();
+    assert_eq!(types, ["ECDSA", "ED25519", "RSA"]);
+    assert_eq!(mode(""), 0o700);
+    for (kind, algorithm) in [("ed25519", "ssh-ed25519"), ("ecdsa", "ecdsa-sha2-nistp256"), ("rsa", "ssh-rsa")] {
+        assert_eq!(mode(&format!("ssh_host_{kind}_key")), 0o600);
+        let public = std::fs::read_to_string(keys.join(format!("ssh_host_{kind}_key.pub"))).unwrap();
+        assert!(public.starts_with(&format!("{algorithm} AAAA")), "{public}");
+    }
+    assert_eq!(load(), made);
+    // A directory with a key in it is as its owner wants it.
+    for name in ["ssh_host_ed25519_key", "ssh_host_ecdsa_key"] {
+        std::fs::remove_file(keys.join(name)).unwrap();
+    }
+    assert_eq!(load(), made[2..]);
+    let ed25519 = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
+    std::fs::write(keys.join("moved_in"), ed25519.to_openssh(LineEnding::LF).unwrap()).unwrap();
+    assert_eq!(load().len(), 2);
     std::fs::write(keys.join("notes.txt"), "not a key").unwrap();
     let error = sftpd::server::load_or_create(&keys).err().unwrap();
     assert!(format!("{error:#}").contains("notes.txt is no private key"), "{error:#}");

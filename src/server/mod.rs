@@ -10,7 +10,7 @@ mod proxy;
 mod socket;
 mod ssh;
 
-pub use host_keys::{HostKey, load, load_or_create, temporary};
+pub use host_keys::{HostKey, generate, load, load_or_create, temporary};
 pub use ssh::Algorithms;
 
 use crate::budget::Budget;

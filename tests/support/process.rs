@@ -131,7 +131,7 @@ impl Gateway {
     /// `None`, with the reason printed, when a client isn't installed. With `SFTPD_TEST_ALL_CLIENTS=1`
     /// that is a failure.
     ///
-    /// A client is a command, or `python3:MODULE`, or `curl:sftp`.
+    /// A client is a command, the path of a file, `python3:MODULE`, `ruby:LIBRARY`, or `curl:sftp`.
     pub fn start(clients: &[&str]) -> Option<Gateway> {
         Gateway::start_with(clients, &[])
     }
@@ -182,8 +182,12 @@ impl Gateway {
 
     /// Clients connect to [`Gateway::port`].
     pub fn configure_ssh(&self) {
-        let public = fs::read_to_string(self.dir.path().join("server/host_keys/ssh_host_ed25519_key.pub")).unwrap();
-        let hosts = format!("[127.0.0.1]:{} {public}", self.port);
+        // The one first that clients prefer: see `fingerprint`.
+        let public = ["ed25519", "ecdsa", "rsa"].map(|kind| {
+            let public = fs::read_to_string(self.host_keys().join(format!("ssh_host_{kind}_key.pub"))).unwrap();
+            format!("[127.0.0.1]:{} {public}", self.port)
+        });
+        let hosts = public.concat();
         fs::write(self.known_hosts(), hosts).unwrap();
         let config = format!(
             "Host {HOST}\n HostName 127.0.0.1\n Port {}\n User {USER}\n UserKnownHostsFile {}\n IdentityFile {}\n \
@@ -210,7 +214,12 @@ impl Gateway {
         self.dir.path().join("id_ed25519")
     }
 
-    /// The host key as `SHA256:…`.
+    /// The directory of the server's host keys.
+    pub fn host_keys(&self) -> PathBuf {
+        self.dir.path().join("server/host_keys")
+    }
+
+    /// The ed25519 host key as `SHA256:…`.
     pub fn fingerprint(&self) -> String {
         let line = self.run(self.command("ssh-keygen").arg("-lf").arg(self.known_hosts()));
         line.split(' ').nth(1).expect("a fingerprint").to_owned()
@@ -528,6 +537,7 @@ fn is_installed(client: &str) -> bool {
     };
     match client.split_once(':') {
         Some(("python3", module)) => succeeds("python3", &["-c", &format!("import {module}")]).is_some(),
+        Some(("ruby", library)) => succeeds("ruby", &["-r", library, "-e", ""]).is_some(),
         Some((program, feature)) => succeeds(program, &["--version"])
             .is_some_and(|output| String::from_utf8_lossy(&output.stdout).contains(feature)),
         None => {
