@@ -6,22 +6,30 @@
 mod support;
 
 use russh::MethodKind;
-use sftpd::server::Algorithms;
+use sftpd::server::{Algorithms, Config};
 use sftpd::store::memory::MemoryStore;
 use std::sync::Arc;
+use std::time::Duration;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// The lists of algorithms that the server sends to a client of this name.
+/// The lists of algorithms that the server sends to a client of this name, which it says once it has the server's.
 async fn offers(server: &Server, name: &str) -> String {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream.write_all(format!("{name}\r\n").as_bytes()).await.unwrap();
     let mut heard = Vec::new();
+    while !heard.ends_with(b"\r\n") {
+        heard.push(stream.read_u8().await.unwrap());
+    }
+    assert_eq!(heard, concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION"), "\r\n").as_bytes());
+    stream.write_all(format!("{name}\r\n").as_bytes()).await.unwrap();
+    heard.clear();
     // The last of the ten lists but those of languages, which are empty.
     while !String::from_utf8_lossy(&heard).contains("none\0\0\0\x04none") {
         assert!(stream.read_buf(&mut heard).await.unwrap() > 0, "{:?}", String::from_utf8_lossy(&heard));
     }
+    // KEXINIT, and not the identification string once more.
+    assert_eq!(heard[5], 20, "{:?}", String::from_utf8_lossy(&heard));
     String::from_utf8_lossy(&heard).into_owned()
 }
 
@@ -38,15 +46,60 @@ async fn weak_algorithms_are_for_those_who_know_nothing_better() {
             {
                 assert!(lists.contains(always), "{kind:?} {name}: no {always}");
             }
-            for never in ["sha1", "md5", "nistp", "cbc", "zlib", "3des", "ssh-rsa", "ssh-dss"] {
+            for never in ["sha1", "md5", "cbc", "zlib", "3des", "ssh-rsa", "ssh-dss"] {
                 assert!(!lists.contains(never), "{kind:?} {name}: {never}");
             }
-            let weak = ["curve25519-sha256", "diffie-hellman", "hmac-sha2-512,"].map(|weak| lists.contains(weak));
-            found.push(weak.map(u8::from));
+            let weak = ["curve25519-sha256", "ecdh-sha2-nistp256", "diffie-hellman", "hmac-sha2-512,"];
+            found.push(weak.map(|weak| u8::from(lists.contains(weak))));
         }
     }
-    let (none, modern, all) = ([0, 0, 0], [1, 0, 0], [1, 1, 1]);
+    let (none, modern, all) = ([0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]);
     assert_eq!(found, [none, none, none, modern, all, all, all, all, all]);
+}
+
+/// The algorithms depend on its name, so the server waits for it as long as a login may take.
+#[tokio::test]
+async fn a_client_may_say_its_name_late_and_in_pieces() {
+    let server = Server::start(Arc::new(MemoryStore::default())).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    for piece in ["SSH-", "2.0-JSCH-0.1", ".54\r\n"] {
+        // How slow the client is, not how fast the server.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        stream.write_all(piece.as_bytes()).await.unwrap();
+    }
+    let mut heard = Vec::new();
+    while !String::from_utf8_lossy(&heard).contains("none\0\0\0\x04none") {
+        assert!(stream.read_buf(&mut heard).await.unwrap() > 0, "{:?}", String::from_utf8_lossy(&heard));
+    }
+    assert!(String::from_utf8_lossy(&heard).contains("diffie-hellman-group14-sha256"));
+}
+
+/// What the server says to a client that says this, and nothing after it.
+async fn hear(server: &Server, said: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(said).await.unwrap();
+    let mut heard = Vec::new();
+    // A reset is an end too: not all that was said may have been read.
+    let _ = within("the end", stream.read_to_end(&mut heard)).await;
+    heard
+}
+
+#[tokio::test]
+async fn a_client_without_a_name_is_cut() {
+    let quick = |config: &mut Config| config.login_timeout = Duration::from_millis(200);
+    let server = Server::with(Arc::new(MemoryStore::default()), quick).await;
+    let ours = concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION"), "\r\n").as_bytes();
+    for silent in [&b""[..], b"S", b"SSH-2.0-OpenSSH_9.9"] {
+        assert_eq!(hear(&server, silent).await, ours);
+    }
+    let server = Server::start(Arc::new(MemoryStore::default())).await;
+    for garbage in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\r\n", b"SSH-1.5-old\r\n", &[b'x'; 255], &[b'\n'; 300], &[0; 4096]]
+    {
+        let heard = hear(&server, garbage).await;
+        assert!(ours.starts_with(&heard), "{:?}", String::from_utf8_lossy(&heard));
+    }
+    server.client().await;
 }
 
 #[tokio::test]

@@ -2,12 +2,12 @@
 //!
 //! A channel is a session with the `sftp` subsystem, or a sentence for whoever expected a shell.
 
-use super::{Shared, Shutdown, door::Knock, socket::QUICK_READS, socket::Socket, ssh};
+use super::{Shared, Shutdown, door::Knock, socket::Socket, ssh};
 use crate::metrics::{CONNECTIONS, LOGINS, OneMore, SESSIONS};
 use crate::sftp::{self, End, Settings, Sink, Source};
 use crate::tree::{Home, Tree};
 use crate::users::Account;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use metrics::counter;
 use russh::keys::{Algorithm, HashAlg, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey, run_stream};
@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const MAX_CHANNELS: usize = 10;
 /// For a goodbye to reach the client before the connection is cut.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
+const NO_LOGIN: &str = "no login in time";
 /// The one subsystem there is.
 const SUBSYSTEM: &str = "sftp";
 const NO_SHELL: &str =
@@ -48,13 +49,28 @@ struct Connection {
 pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, knock: Knock) {
     let _open = OneMore::of(CONNECTIONS);
     let _ = stream.set_nodelay(true);
-    let offered = ssh::offer(&stream, shared.config.algorithms).await;
-    let config = Arc::new(ssh::config(&shared.config, offered));
-    let (channels, gone) = (TaskTracker::new(), CancellationToken::new());
-    let cut = Box::pin(gone.clone().cancelled_owned());
-    let socket = Socket { stream, quick_reads: QUICK_READS, cut, ahead: BytesMut::new() };
-    let connection = Connection { shared, peer, account: Arc::default(), channels, opened: Arc::default(), gone };
-    let deadline = Instant::now() + connection.shared.config.login_timeout;
+    let deadline = Instant::now() + shared.config.login_timeout;
+    let gone = CancellationToken::new();
+    let mut socket = Socket::new(stream, gone.clone().cancelled_owned());
+    let exchange = timeout_at(deadline, socket.exchange_identification(ssh::IDENTIFICATION));
+    let client = match shared.shutdown.drain.run_until_cancelled(exchange).await {
+        Some(Ok(Ok(identification))) => ssh::Client::identify(&identification),
+        Some(Ok(Err(error))) => return log::debug!("{peer}: no SSH: {error}"),
+        Some(Err(_)) => return log::info!("{peer}: disconnected: {}", NO_LOGIN),
+        None => return,
+    };
+    if client == ssh::Client::Libssh {
+        socket.hold_newkeys();
+    }
+    let config = Arc::new(ssh::config(&shared.config, ssh::offer(shared.config.algorithms, client)));
+    let connection = Connection {
+        shared,
+        peer,
+        account: Arc::default(),
+        channels: TaskTracker::new(),
+        opened: Arc::default(),
+        gone,
+    };
     let ssh = run_stream(config, socket, connection.clone());
     let started = timeout_at(deadline, ssh).await.map_err(Error::from).flatten();
     let started = started.inspect_err(|error| log::debug!("{peer}: no SSH: {error}"));
@@ -80,7 +96,7 @@ impl Connection {
     async fn must_end(&self, deadline: Instant, knock: Knock) -> &'static str {
         let Shutdown { drain, stop } = &self.shared.shutdown;
         if let Some(Err(_)) = drain.run_until_cancelled(timeout_at(deadline, self.account.wait())).await {
-            return "no login in time";
+            return NO_LOGIN;
         }
         drop(knock);
         if drain.run_until_cancelled(self.unused()).await.is_some() {

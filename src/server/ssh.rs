@@ -2,37 +2,59 @@
 
 use super::Config;
 use russh::cipher::{AES_128_CTR, AES_128_GCM, AES_192_CTR, AES_256_CTR, AES_256_GCM, CHACHA20_POLY1305};
-use russh::{MethodKind, MethodSet, Preferred, SshId, compression, keys::Algorithm};
+use russh::{MethodKind, MethodSet, Preferred, SshId, compression, kex, keys::Algorithm};
 use std::{borrow::Cow, time::Duration};
-use tokio::{net::TcpStream, time::timeout};
+
+/// Our identification string.
+pub const IDENTIFICATION: &str = concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION"));
 
 /// What is offered, of all that russh has and that is not broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Algorithms {
     /// Key exchange with ML-KEM and X25519 only: OpenSSH 9.9 and later, and little else as yet.
     PostQuantum,
-    /// X25519 too; and to clients that call themselves one of those that know nothing better, what they know.
+    /// X25519 and the NIST curves too; and to clients that call themselves one of those that know nothing better, what
+    /// they know.
     Modern,
     /// Finite-field Diffie-Hellman and encrypt-and-MAC to everyone.
     Legacy,
 }
 
-/// Clients, as they call themselves, of which versions in wide use lack encrypt-then-MAC, AES-GCM or X25519: libssh2
-/// before 1.11 (2023; curl and PHP on Debian 12), JSch 0.1 and SSH.NET before 2024.
-const OLD_CLIENTS: [&[u8]; 3] = [b"SSH-2.0-libssh2_", b"SSH-2.0-JSCH-", b"SSH-2.0-Renci.SshNet"];
-/// Clients say who they are in their first packet, unasked. One that waits for us to begin gets the modern list.
-const NAME_TIME: Duration = Duration::from_millis(100);
+/// Client software that is not served like all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// Versions in wide use lack encrypt-then-MAC, AES-GCM or X25519: libssh2 before 1.11 (2023; curl and PHP on
+    /// Debian 12), JSch 0.1 and SSH.NET before 2024.
+    Old,
+    /// libssh looks for the signature algorithms that EXT_INFO names before its first request, and finds them only if
+    /// EXT_INFO arrives together with NEWKEYS.
+    Libssh,
+    /// Everything else.
+    Other,
+}
 
-/// What to offer to this client, who has said nothing yet that was read.
-pub async fn offer(stream: &TcpStream, choice: Algorithms) -> Algorithms {
-    let mut start = [0; 24];
-    if choice == Algorithms::Modern
-        && let Ok(Ok(_)) = timeout(NAME_TIME, stream.peek(&mut start)).await
-        && OLD_CLIENTS.iter().any(|name| start.starts_with(name))
-    {
-        return Algorithms::Legacy;
+/// How the identification strings of such clients begin.
+const CLIENTS: [(&[u8], Client); 4] = [
+    (b"SSH-2.0-libssh2_", Client::Old),
+    (b"SSH-2.0-JSCH-", Client::Old),
+    (b"SSH-2.0-Renci.SshNet", Client::Old),
+    (b"SSH-2.0-libssh_", Client::Libssh),
+];
+
+impl Client {
+    /// Tells the client software by its identification string.
+    pub fn identify(identification: &[u8]) -> Client {
+        let known = CLIENTS.iter().find(|(start, _)| identification.starts_with(start));
+        known.map_or(Client::Other, |(_, client)| *client)
     }
-    choice
+}
+
+/// What to offer to this client.
+pub fn offer(choice: Algorithms, client: Client) -> Algorithms {
+    match (choice, client) {
+        (Algorithms::Modern, Client::Old) => Algorithms::Legacy,
+        (choice, _) => choice,
+    }
 }
 
 /// How one can log in.
@@ -40,18 +62,44 @@ pub fn methods() -> MethodSet {
     MethodSet::from(&[MethodKind::PublicKey, MethodKind::Password][..])
 }
 
+/// Key exchanges that every client is offered.
+const POST_QUANTUM: [kex::Name; 1] = [kex::MLKEM768X25519_SHA256];
+/// Offered after those, unless they are the only ones.
+const ELLIPTIC_CURVES: [kex::Name; 5] = [
+    kex::CURVE25519,
+    kex::CURVE25519_PRE_RFC_8731,
+    kex::ECDH_SHA2_NISTP256,
+    kex::ECDH_SHA2_NISTP384,
+    kex::ECDH_SHA2_NISTP521,
+];
+/// Offered last, to clients that have nothing better.
+const FINITE_FIELDS: [kex::Name; 6] = [
+    kex::DH_GEX_SHA256,
+    kex::DH_G18_SHA512,
+    kex::DH_G17_SHA512,
+    kex::DH_G16_SHA512,
+    kex::DH_G15_SHA512,
+    kex::DH_G14_SHA256,
+];
+/// EXT_INFO ([RFC 8308](https://www.rfc-editor.org/rfc/rfc8308)) and strict key exchange, announced as key exchanges.
+const EXTENSIONS: [kex::Name; 2] = [kex::EXTENSION_SUPPORT_AS_SERVER, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER];
+
+/// The names of key exchanges in our KEXINIT.
+fn key_exchanges(offered: Algorithms) -> Vec<kex::Name> {
+    let (curves, fields) = match offered {
+        Algorithms::PostQuantum => (&[][..], &[][..]),
+        Algorithms::Modern => (&ELLIPTIC_CURVES[..], &[][..]),
+        Algorithms::Legacy => (&ELLIPTIC_CURVES[..], &FINITE_FIELDS[..]),
+    };
+    [&POST_QUANTUM, curves, fields, &EXTENSIONS].concat()
+}
+
 /// With the algorithms of one kind.
 pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
-    let dropped: &[&str] = match offered {
-        Algorithms::PostQuantum => &["diffie-hellman", "curve25519"],
-        Algorithms::Modern => &["diffie-hellman"],
-        Algorithms::Legacy => &[],
-    };
-    let (kex, mac) = (Preferred::DEFAULT.kex, Preferred::DEFAULT.mac);
-    let kex = kex.iter().filter(|name| !dropped.iter().any(|start| name.as_ref().starts_with(start)));
+    let mac = Preferred::DEFAULT.mac;
     let mac = mac.iter().filter(|name| offered == Algorithms::Legacy || name.as_ref().contains("-etm@"));
     russh::server::Config {
-        server_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION")))),
+        server_id: SshId::Standard(Cow::Borrowed(IDENTIFICATION)),
         methods: methods(),
         // Every refusal takes so long, whatever it was that did not fit.
         auth_rejection_time: Duration::from_millis(100),
@@ -66,7 +114,7 @@ pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
         // CPU of the others where the CPU has AES), and without compression, which would let a few bytes become many
         // in memory.
         preferred: Preferred {
-            kex: kex.copied().collect(),
+            kex: key_exchanges(offered).into(),
             key: Preferred::DEFAULT.key.iter().filter(|key| **key != Algorithm::Rsa { hash: None }).cloned().collect(),
             cipher: Cow::Borrowed(&[
                 AES_128_GCM,
