@@ -13,6 +13,7 @@ mod s3;
 use process::*;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 /// Several packets, and no more.
 const SIZE: usize = 300_000;
@@ -80,4 +81,103 @@ fn libssh_logs_in_with_any_key_at_once() {
     for (key, name) in keys.iter().zip(["rsa", "ecdsa", "ed25519"]) {
         put_and_get(&gateway, client.to_str().unwrap(), &[], &[key.to_str().unwrap()], name);
     }
+}
+
+// paramiko repeats SERVICE_REQUEST before each credential.
+
+/// Connects as `sys.argv[4]` says, with credentials that are looked for below `sys.argv[5]`. A server that leaves it waiting
+/// would do so longer than a test may take.
+const PARAMIKO: &str = r#"
+import logging, os, sys, paramiko
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+port, known_hosts, key, how, home = sys.argv[1:6]
+os.environ["HOME"] = home
+os.environ["SSH_AUTH_SOCK"] = os.path.join(home, "agent")
+def connect(**options):
+    client = paramiko.SSHClient()
+    client.load_host_keys(known_hosts)
+    client.connect("127.0.0.1", int(port), "alice", auth_timeout=600, **options)
+    sftp = client.open_sftp()
+    with sftp.open("file", "w") as file: file.write("hello")
+    client.close()
+def connect_refused(**options):
+    try: connect(**options)
+    except paramiko.AuthenticationException as error: print("refused:", error)
+    else: raise AssertionError("logged in")
+"#;
+
+/// A home directory with a key that no user has, in `.ssh` or in an agent, which ends when dropped.
+fn strangers_home(gateway: &Gateway, in_agent: bool) -> (PathBuf, Option<Running>) {
+    let home = gateway.path(if in_agent { "with-agent" } else { "with-key" });
+    fs::create_dir_all(home.join(".ssh")).unwrap();
+    let key = home.join(if in_agent { "key" } else { ".ssh/id_ed25519" });
+    gateway.run(gateway.command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+    if !in_agent {
+        return (home, None);
+    }
+    let socket = home.join("agent");
+    let mut agent = gateway.command("ssh-agent");
+    let running = Running::spawn(agent.arg("-D").arg("-a").arg(&socket).stdin(Stdio::null()).stdout(Stdio::null()));
+    eventually("the agent listens", || socket.exists().then_some(()));
+    gateway.run(gateway.command("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket));
+    (home, Some(running))
+}
+
+#[test]
+fn paramiko_is_told_that_it_has_one_credential_a_connection() {
+    let Some(gateway) = Gateway::start(&["python3:paramiko", "ssh-agent", "ssh-add"]) else { return };
+    for in_agent in [false, true] {
+        let (home, _agent) = strangers_home(&gateway, in_agent);
+        let before = gateway.log().matches("one credential a connection").count();
+        // More often than an address may guess passwords.
+        let script = format!(
+            "{PARAMIKO}for _ in range(20): connect_refused(password=how)\n\
+             connect(password=how, look_for_keys=False, allow_agent=False)\n\
+             connect(key_filename=key, look_for_keys=False, allow_agent=False)\n"
+        );
+        let said = gateway.run(&mut gateway.python(&script, &[PASSWORD, home.to_str().unwrap()]));
+        assert!(said.contains("look_for_keys=False and allow_agent=False"), "{said}");
+        let told = gateway.log().matches("one credential a connection").count() - before;
+        assert_eq!(told, 20, "{}", gateway.log());
+    }
+    gateway.expect_object("file", "hello");
+}
+
+/// The transport of paramiko that asks for the service once can go on, as every other client.
+#[test]
+fn paramiko_that_asks_once_may_try_several_credentials() {
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
+    let (home, _) = strangers_home(&gateway, false);
+    let script = format!(
+        r#"{PARAMIKO}
+from paramiko.transport import ServiceRequestingTransport
+stranger = paramiko.Ed25519Key.from_private_key_file(os.path.join(home, ".ssh", "id_ed25519"))
+transport = ServiceRequestingTransport(("127.0.0.1", int(port)))
+transport.start_client()
+for refused in (lambda: transport.auth_publickey("alice", stranger), lambda: transport.auth_password("alice", "wrong")):
+    try: refused()
+    except paramiko.AuthenticationException: pass
+    else: raise AssertionError("logged in")
+transport.auth_password("alice", how)
+assert transport.open_sftp_client().listdir(".") == []
+transport.close()
+"#
+    );
+    gateway.run(&mut gateway.python(&script, &[PASSWORD, home.to_str().unwrap()]));
+}
+
+#[test]
+fn paramiko_may_not_guess_passwords() {
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
+    let script = format!(
+        r#"{PARAMIKO}
+for n in range(12):
+    try: connect(password=how + str(n), look_for_keys=False, allow_agent=False)
+    except paramiko.SSHException as error: print("refused:", error)
+"#
+    );
+    let said = gateway.run(&mut gateway.python(&script, &["guess", gateway.path("").to_str().unwrap()]));
+    assert_eq!(said.matches("refused: ").count(), 12, "{said}");
+    let log = gateway.log();
+    assert!(log.contains("refused: too many failed logins from this address"), "{log}");
 }

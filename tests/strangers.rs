@@ -161,3 +161,16 @@ async fn strangers_leave_room_for_those_who_log_in() {
         assert!(Client::login_or_refused(&server).await.is_some(), "{n}: whoever is in is no stranger");
     }
 }
+
+/// Clients try out every key that they have, and paramiko signs with each.
+#[tokio::test]
+async fn keys_that_fit_nobody_are_no_guesses() {
+    let server = Server::start(Arc::new(MemoryStore::default())).await;
+    for _ in 0..10 {
+        let mut ssh = SshClient::connect(&server).await;
+        for _ in 0..3 {
+            assert!(!ssh.login_with_new_key("alice").await);
+        }
+    }
+    assert!(Client::login_or_refused(&server).await.is_some());
+}

@@ -2,7 +2,8 @@
 //!
 //! A channel is a session with the `sftp` subsystem, or a sentence for whoever expected a shell.
 
-use super::{Shared, Shutdown, door::Knock, socket::Socket, ssh};
+use super::socket::{Socket, Unanswered};
+use super::{Shared, Shutdown, door::Knock, ssh};
 use crate::metrics::{CONNECTIONS, LOGINS, OneMore, SESSIONS};
 use crate::sftp::{self, End, Settings, Sink, Source};
 use crate::tree::{Home, Tree};
@@ -23,7 +24,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const MAX_CHANNELS: usize = 10;
 /// For a goodbye to reach the client before the connection is cut.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
-const NO_LOGIN: &str = "no login in time";
 /// The one subsystem there is.
 const SUBSYSTEM: &str = "sftp";
 const NO_SHELL: &str =
@@ -39,6 +39,9 @@ struct Connection {
     /// Whose it is, once logged in.
     account: Arc<SetOnce<Account>>,
     channels: TaskTracker,
+    client: ssh::Client,
+    /// Notices the SERVICE_REQUEST before a second credential: see [`Connection::note_refusal`].
+    unanswered: Arc<Unanswered>,
     /// How many channels there were so far.
     opened: Arc<AtomicUsize>,
     /// Cancelled when the connection is no more, and to cut it.
@@ -51,12 +54,13 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
     let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + shared.config.login_timeout;
     let gone = CancellationToken::new();
-    let mut socket = Socket::new(stream, gone.clone().cancelled_owned());
+    let unanswered: Arc<Unanswered> = Arc::default();
+    let mut socket = Socket::new(stream, gone.clone().cancelled_owned(), unanswered.clone());
     let exchange = timeout_at(deadline, socket.exchange_identification(ssh::IDENTIFICATION));
     let client = match shared.shutdown.drain.run_until_cancelled(exchange).await {
         Some(Ok(Ok(identification))) => ssh::Client::identify(&identification),
         Some(Ok(Err(error))) => return log::debug!("{peer}: no SSH: {error}"),
-        Some(Err(_)) => return log::info!("{peer}: disconnected: {}", NO_LOGIN),
+        Some(Err(_)) => return log::info!("{peer}: disconnected: {}", DisconnectReason::LoginTimeout.text()),
         None => return,
     };
     if client == ssh::Client::Libssh {
@@ -68,6 +72,8 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
         peer,
         account: Arc::default(),
         channels: TaskTracker::new(),
+        client,
+        unanswered,
         opened: Arc::default(),
         gone,
     };
@@ -78,9 +84,10 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
     tokio::select! {
         ended = &mut running => log::debug!("{peer}: connection ended: {ended:?}"),
         reason = connection.must_end(deadline, knock) => {
-            log::info!("{peer}: disconnected: {reason}");
+            let text = reason.text();
+            log::log!(reason.level(), "{peer}: disconnected: {text}");
             let goodbye = async {
-                let _ = running.handle().disconnect(Disconnect::ByApplication, reason.to_owned(), String::new()).await;
+                let _ = running.handle().disconnect(reason.code(), text.to_owned(), String::new()).await;
                 let _ = running.await;
             };
             let _ = timeout(GOODBYE_TIME, goodbye).await;
@@ -91,21 +98,64 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
     connection.channels.wait().await;
 }
 
+/// Why the server ends a connection.
+enum DisconnectReason {
+    LoginTimeout,
+    SecondCredential,
+    Unused,
+    Shutdown,
+}
+
+impl DisconnectReason {
+    /// For the client and the log.
+    fn text(&self) -> &'static str {
+        match self {
+            Self::LoginTimeout => "no login in time",
+            Self::SecondCredential => {
+                "this server checks one credential a connection for paramiko: connect with look_for_keys=False and \
+                 allow_agent=False, or only the right key"
+            }
+            Self::Unused => "no session for too long",
+            Self::Shutdown => "the server is shutting down",
+        }
+    }
+
+    fn code(&self) -> Disconnect {
+        match self {
+            Self::SecondCredential => Disconnect::NoMoreAuthMethodsAvailable,
+            Self::LoginTimeout | Self::Unused | Self::Shutdown => Disconnect::ByApplication,
+        }
+    }
+
+    fn level(&self) -> log::Level {
+        match self {
+            Self::SecondCredential => log::Level::Warn,
+            Self::LoginTimeout | Self::Unused | Self::Shutdown => log::Level::Info,
+        }
+    }
+}
+
 impl Connection {
-    /// Comes back when the connection has to be ended from this side, and says why.
-    async fn must_end(&self, deadline: Instant, knock: Knock) -> &'static str {
+    /// Resolves, with the reason, when the server must end the connection.
+    async fn must_end(&self, deadline: Instant, knock: Knock) -> DisconnectReason {
         let Shutdown { drain, stop } = &self.shared.shutdown;
-        if let Some(Err(_)) = drain.run_until_cancelled(timeout_at(deadline, self.account.wait())).await {
-            return NO_LOGIN;
+        let login = async {
+            tokio::select! {
+                login = timeout_at(deadline, self.account.wait()) => login.err().map(|_| DisconnectReason::LoginTimeout),
+                () = self.unanswered.noticed() => Some(DisconnectReason::SecondCredential),
+            }
+        };
+        if let Some(Some(reason)) = drain.run_until_cancelled(login).await {
+            return reason;
         }
         drop(knock);
         if drain.run_until_cancelled(self.unused()).await.is_some() {
-            return "no session for too long";
+            return DisconnectReason::Unused;
         }
         // Only a closed tracker can be waited for; sessions that are open go on.
         self.channels.close();
         stop.run_until_cancelled(self.channels.wait()).await;
-        "the server is shutting down"
+        DisconnectReason::Shutdown
     }
 
     /// Comes back once nobody has had or opened a channel for the idle timeout. russh's own clock takes every answer to
@@ -126,14 +176,26 @@ impl Connection {
         if sha1 { None } else { self.shared.config.auth.public_key(user, key).await }
     }
 
+    /// A credential was refused. paramiko sends SERVICE_REQUEST before the next one, and would wait in vain for russh's
+    /// answer: then the connection ends.
+    fn note_refusal(&self) {
+        if self.client == ssh::Client::Paramiko {
+            self.unanswered.watch();
+        }
+    }
+
     /// The outcome of one attempt. A refusal is logged, except for keys that are only being tried out.
     fn outcome(&self, user: &str, account: Option<Account>, key: Option<&PublicKey>) -> Result<Auth, Error> {
-        self.shared.door.note_login(self.peer.ip(), account.is_some());
+        // Nobody guesses keys, and clients try out all that they have: refused ones count for the connection only.
+        if account.is_some() || key.is_none() {
+            self.shared.door.note_login(self.peer.ip(), account.is_some());
+        }
         let (method, result) = (key.map_or("password", |_| "key"), account.as_ref().map_or("refused", |_| "accepted"));
         counter!(LOGINS, "method" => method, "result" => result).increment(1);
         let with = key.map_or(method.to_owned(), |key| format!("key {}", key.fingerprint(HashAlg::Sha256)));
         let Some(account) = account else {
             log::warn!("{}: login failed: user {user:?}, {with}", self.peer);
+            self.note_refusal();
             // Without this russh would take the method for used up, and a typing error for the end.
             let again = Some(ssh::methods());
             return Ok(Auth::Reject { proceed_with_methods: again, partial_success: false });
@@ -229,8 +291,14 @@ impl Handler for Connection {
     }
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
-        let account = self.key_owner(user, offer.public_key, offer.algorithm).await;
-        Ok(if account.is_some() { Auth::Accept } else { Auth::reject() })
+        match self.key_owner(user, offer.public_key, offer.algorithm).await {
+            Some(_) => Ok(Auth::Accept),
+            None => {
+                // paramiko signs without an offer, and russh asks here first all the same.
+                self.note_refusal();
+                Ok(Auth::reject())
+            }
+        }
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {

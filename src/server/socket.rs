@@ -1,4 +1,4 @@
-//! The TCP stream under russh, with four things that russh's session loop can't do for itself.
+//! The TCP stream under russh, with five things that russh's session loop can't do for itself.
 //!
 //! It can be cut from outside, whatever the loop is waiting for. And while the loop is busy writing it still
 //! reads, up to a bound: the loop does one at a time, so a client that does the same (it sends requests, and would read
@@ -6,15 +6,19 @@
 //!
 //! It exchanges the identification strings before russh does, so that the algorithms in our KEXINIT can depend on the
 //! client's. And it can hold our NEWKEYS back until russh sends EXT_INFO, which russh does only after the client's NEWKEYS:
-//! OpenSSH's server sends both together, and libssh looks for EXT_INFO only once, when NEWKEYS arrives.
+//! OpenSSH's server sends both together, and libssh looks for EXT_INFO only once, when NEWKEYS arrives. And it notices when
+//! russh leaves a message of the client unanswered.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use std::io::{ErrorKind, Result};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -38,6 +42,25 @@ const MIN_PACKET: usize = 16;
 /// How long NEWKEYS is held back from a client that sends nothing: longer than a round trip.
 const MAX_HOLD: Duration = Duration::from_secs(2);
 
+/// Waits for a message that russh reads and does not answer.
+#[derive(Default)]
+pub struct Unanswered {
+    is_awaited: AtomicBool,
+    noticed: Notify,
+}
+
+impl Unanswered {
+    /// From now on the next message of the client that is not answered is noticed.
+    pub fn watch(&self) {
+        self.is_awaited.store(true, Ordering::Relaxed);
+    }
+
+    /// Resolves once such a message was noticed.
+    pub async fn noticed(&self) {
+        self.noticed.notified().await;
+    }
+}
+
 /// See the module.
 pub struct Socket {
     stream: TcpStream,
@@ -50,6 +73,9 @@ pub struct Socket {
     /// Bytes of our identification string that were sent already and that russh is going to write again.
     repeated: usize,
     newkeys: NewKeys,
+    unanswered: Arc<Unanswered>,
+    /// russh has read something since it wrote, while [`Unanswered`] was awaited.
+    is_asked: bool,
     /// Written by russh, but not to the stream yet: only what is written before and with NEWKEYS that are held back.
     outgoing: BytesMut,
 }
@@ -71,7 +97,7 @@ enum NewKeys {
 }
 
 impl Socket {
-    pub fn new(stream: TcpStream, cut: WaitForCancellationFutureOwned) -> Socket {
+    pub fn new(stream: TcpStream, cut: WaitForCancellationFutureOwned, unanswered: Arc<Unanswered>) -> Socket {
         Socket {
             stream,
             quick_reads: QUICK_READS,
@@ -79,6 +105,8 @@ impl Socket {
             ahead: BytesMut::new(),
             repeated: 0,
             newkeys: NewKeys::Sent,
+            unanswered,
+            is_asked: false,
             outgoing: BytesMut::new(),
         }
     }
@@ -123,6 +151,15 @@ impl Socket {
                 // An error or the end will be met again by whoever reads.
                 _ => return,
             }
+        }
+    }
+
+    /// Called when russh waits for the client: what it has read before and not answered, it never will.
+    fn notice_unanswered(&mut self) {
+        if self.is_asked {
+            self.is_asked = false;
+            self.unanswered.is_awaited.store(false, Ordering::Relaxed);
+            self.unanswered.noticed.notify_one();
         }
     }
 
@@ -218,6 +255,11 @@ impl AsyncRead for Socket {
         if let NewKeys::Held { answered, .. } = &mut self.newkeys {
             *answered += count;
         }
+        if read.is_pending() {
+            self.notice_unanswered();
+        } else if count > 0 && self.unanswered.is_awaited.load(Ordering::Relaxed) {
+            self.is_asked = true;
+        }
         read
     }
 }
@@ -225,6 +267,7 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
         self.check_cut(context)?;
+        self.is_asked = false;
         if self.repeated > 0 {
             let count = self.repeated.min(bytes.len());
             self.repeated -= count;
@@ -269,12 +312,17 @@ mod tests {
     const KEX_REPLY: &[u8] = &[0, 0, 0, 12, 10, 31, 21, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     const NEWKEYS_PACKET: &[u8] = &[0, 0, 0, 12, 10, 21, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-    /// A socket that holds NEWKEYS back, and its client.
-    async fn holding() -> (Socket, TcpStream) {
+    /// A socket and its client.
+    async fn connected(unanswered: Arc<Unanswered>) -> (Socket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let mut socket = Socket::new(stream, CancellationToken::new().cancelled_owned());
+        (Socket::new(stream, CancellationToken::new().cancelled_owned(), unanswered), client)
+    }
+
+    /// A socket that holds NEWKEYS back, and its client.
+    async fn holding() -> (Socket, TcpStream) {
+        let (mut socket, client) = connected(Arc::default()).await;
         socket.hold_newkeys();
         socket.write_all(&[KEX_REPLY, NEWKEYS_PACKET].concat()).await.unwrap();
         socket.flush().await.unwrap();
@@ -327,6 +375,32 @@ mod tests {
             socket.read(&mut read)
         );
         assert_eq!((&sent[..], count.unwrap()), (NEWKEYS_PACKET, 0));
+    }
+
+    #[tokio::test]
+    async fn a_message_is_unanswered_once_more_is_wanted_without_an_answer() {
+        let unanswered: Arc<Unanswered> = Arc::default();
+        let (mut socket, mut client) = connected(unanswered.clone()).await;
+        let mut message = [0; 4];
+        for (is_watched, is_answered) in [(false, false), (true, true), (true, false)] {
+            if is_watched {
+                unanswered.watch();
+            }
+            // What is written before the message is no answer to it.
+            socket.write_all(b"refused").await.unwrap();
+            client.write_all(b"next").await.unwrap();
+            socket.read_exact(&mut message).await.unwrap();
+            if is_answered {
+                socket.write_all(b"accepted").await.unwrap();
+            }
+            let is_noticed = tokio::select! {
+                biased;
+                _ = socket.read(&mut message) => panic!("there is nothing more to read"),
+                () = unanswered.noticed() => true,
+                () = std::future::ready(()) => false,
+            };
+            assert_eq!(is_noticed, is_watched && !is_answered);
+        }
     }
 
     #[test]

@@ -29,16 +29,19 @@ pub enum Client {
     /// libssh looks for the signature algorithms that EXT_INFO names before its first request, and finds them only if
     /// EXT_INFO arrives together with NEWKEYS.
     Libssh,
+    /// paramiko repeats SERVICE_REQUEST before each credential. russh doesn't answer the second one.
+    Paramiko,
     /// Everything else.
     Other,
 }
 
 /// How the identification strings of such clients begin.
-const CLIENTS: [(&[u8], Client); 4] = [
+const CLIENTS: [(&[u8], Client); 5] = [
     (b"SSH-2.0-libssh2_", Client::Old),
     (b"SSH-2.0-JSCH-", Client::Old),
     (b"SSH-2.0-Renci.SshNet", Client::Old),
     (b"SSH-2.0-libssh_", Client::Libssh),
+    (b"SSH-2.0-paramiko_", Client::Paramiko),
 ];
 
 impl Client {

@@ -169,6 +169,13 @@ impl SshClient {
     pub async fn login(&mut self, user: &str, password: &str) -> bool {
         matches!(self.0.authenticate_password(user, password).await, Ok(AuthResult::Success))
     }
+
+    /// With a key that nobody has seen.
+    pub async fn login_with_new_key(&mut self, user: &str) -> bool {
+        let key = russh::keys::PrivateKey::random(&mut rand::rng(), russh::keys::Algorithm::Ed25519).unwrap();
+        let key = russh::keys::PrivateKeyWithHashAlg::new(Arc::new(key), None);
+        matches!(self.0.authenticate_publickey(user, key).await, Ok(AuthResult::Success))
+    }
 }
 
 impl Client {
