@@ -7,7 +7,7 @@
 use anyhow::Context;
 use hyper::{Request, Response, StatusCode, body::Incoming, header::CONTENT_TYPE, server::conn::http1};
 use hyper::{header::HeaderValue, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::{convert::Infallible, sync::Arc, time::Duration};
@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const BUILD_INFO: &str = "sftpd_build_info"; // version
 pub(crate) const CONNECTIONS: &str = "sftpd_connections";
 pub(crate) const MAX_SESSIONS: &str = "sftpd_max_sessions";
-pub(crate) const REFUSED_CONNECTIONS: &str = "sftpd_refused_connections_total"; // reason: full, strangers, guessing
+/// reason: full, strangers, guessing, descriptors
+pub(crate) const REFUSED_CONNECTIONS: &str = "sftpd_refused_connections_total";
 pub(crate) const SESSIONS: &str = "sftpd_sessions";
 pub(crate) const LOGINS: &str = "sftpd_logins_total"; // method: key, password; result: accepted, refused
 pub(crate) const TRANSFERS: &str = "sftpd_transfers_total"; // direction: upload, download; result: ok, failed, cut_off
@@ -33,9 +34,13 @@ pub(crate) const USERS_FILE_OK: &str = "sftpd_users_file_ok";
 
 /// Upper bounds in seconds: from a HEAD nearby to a part over a slow line.
 const SECONDS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
-/// Requests answered at once, and the time for each: nobody who dawdles keeps the others out for long.
-const AT_ONCE: usize = 8;
-const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// Most connections to the HTTP server at once. Each takes a descriptor that SFTP clients could have.
+const MAX_HTTP_CONNECTIONS: usize = 64;
+/// For a client to send its request. A balancer's health check waits for the answer for a few seconds at most, also when
+/// all places are taken by others that send nothing.
+const REQUEST_TIME: Duration = Duration::from_secs(1);
+/// For a connection in all, so also for a client to read the answer.
+const CONNECTION_TIME: Duration = Duration::from_secs(10);
 /// The recorder puts together what was noted, which would otherwise pile up between two scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -81,7 +86,7 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
 /// Everything that is counted begins at 0: of a counter that appears with its first event nobody sees it rise.
 fn begin() {
     [CONNECTIONS, SESSIONS, OPEN_UPLOADS].into_iter().for_each(|name| gauge!(name).set(0));
-    ["full", "strangers", "guessing"]
+    ["full", "strangers", "guessing", "descriptors"]
         .into_iter()
         .for_each(|why| counter!(REFUSED_CONNECTIONS, "reason" => why).absolute(0));
     ["aborted", "left"].into_iter().for_each(|result| counter!(ABORTED_UPLOADS, "result" => result).absolute(0));
@@ -106,7 +111,7 @@ pub async fn serve(listener: TcpListener, handle: PrometheusHandle, drain: Cance
             upkeep.run_upkeep();
         }
     });
-    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let room = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
     while let Ok(permit) = room.clone().acquire_owned().await {
         let (handle, drain) = (handle.clone(), drain.clone());
         let Ok((stream, _)) = listener.accept().await else {
@@ -118,8 +123,9 @@ pub async fn serve(listener: TcpListener, handle: PrometheusHandle, drain: Cance
                 let response = answer(&request, &handle, drain.is_cancelled());
                 async { Ok::<_, Infallible>(response) }
             });
-            let served = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
-            let _ = timeout(REQUEST_TIME, served).await;
+            let mut http = http1::Builder::new();
+            http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(REQUEST_TIME);
+            let _ = timeout(CONNECTION_TIME, http.serve_connection(TokioIo::new(stream), service)).await;
             drop(permit);
         });
     }

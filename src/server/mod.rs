@@ -22,15 +22,18 @@ use crate::users::Auth;
 use door::{Door, Refusal};
 use ipnet::IpNet;
 use metrics::{counter, gauge};
+use rustix::io::Errno;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::{sync::Arc, time::Duration};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle, task::TaskTracker};
 
 /// After an accept that failed, as it does when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Shortest time between two lines about accepts that failed: without descriptors five a second fail.
+const FAILED_ACCEPTS_INTERVAL: Duration = Duration::from_secs(60);
 /// For aborts of multipart uploads, once every session has ended.
 const ABORT_TIME: Duration = Duration::from_secs(20);
 /// A line before the version string is for people to read ([RFC 4253 §4.2](https://www.rfc-editor.org/rfc/rfc4253#section-4.2)).
@@ -147,15 +150,57 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
 }
 
 async fn accept(listener: TcpListener, shared: &Arc<Shared>, connections: &TaskTracker) {
+    let mut failed = FailedAccepts::default();
     while let Some(accepted) = shared.shutdown.drain.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, peer)) if connections.len() >= shared.config.max_sessions => refuse(&stream, peer, &FULL),
-            Ok((stream, peer)) => drop(connections.spawn(admit(stream, peer, shared.clone()))),
+            Ok((stream, peer)) if connections.len() >= shared.config.max_sessions => {
+                refuse(&stream, show_ipv4(peer), &FULL);
+            }
+            Ok((stream, peer)) => drop(connections.spawn(admit(stream, show_ipv4(peer), shared.clone()))),
             Err(error) => {
-                log::error!("can't accept a connection: {error}");
+                failed.note(&error);
                 sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Accepts that failed and what the log knows of them. The connection that could not be accepted waits in the kernel's
+/// queue for the next try.
+#[derive(Default)]
+struct FailedAccepts {
+    /// When the last line about them was written.
+    logged: Option<Instant>,
+    /// How many there were since then.
+    unlogged: u64,
+}
+
+impl FailedAccepts {
+    /// Counts a failed accept, and logs it unless a line about others is less than a minute old.
+    fn note(&mut self, error: &io::Error) {
+        let advice = match Errno::from_io_error(error) {
+            Some(Errno::MFILE | Errno::NFILE) => {
+                counter!(REFUSED_CONNECTIONS, "reason" => "descriptors").increment(1);
+                "; raise the limit on file descriptors (LimitNOFILE=) or lower --max-sessions"
+            }
+            _ => "",
+        };
+        if self.logged.is_some_and(|logged| logged.elapsed() < FAILED_ACCEPTS_INTERVAL) {
+            self.unlogged += 1;
+            return;
+        }
+        let unlogged = self.unlogged;
+        log::error!("can't accept a connection: {error} ({unlogged} more since the last such line){advice}");
+        *self = FailedAccepts { logged: Some(Instant::now()), unlogged: 0 };
+    }
+}
+
+/// To a socket for all addresses an IPv4 client is `::ffff:192.0.2.7`. Log and limits know it by `192.0.2.7`.
+fn show_ipv4(peer: SocketAddr) -> SocketAddr {
+    match peer.ip().to_canonical() {
+        IpAddr::V4(address) => SocketAddr::from((address, peer.port())),
+        // As it is, with the interface that it came by.
+        IpAddr::V6(_) => peer,
     }
 }
 
