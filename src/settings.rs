@@ -1,26 +1,34 @@
 //! The flags of `sftpd serve` and `sftpd doctor`, and what they come to.
 
+use crate::listen::ListenAddress;
 use anyhow::{Context, anyhow, bail, ensure};
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{ArgAction, Args};
 use ipnet::IpNet;
 use sftpd::server::{self, Algorithms, Config};
 use sftpd::store::{MIN_PART, Store, memory::MemoryStore, s3::S3Store};
 use sftpd::tree::Home;
 use sftpd::upload::PartSizes;
 use sftpd::users::{FileAuth, commands::Usage};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::{path::PathBuf, sync::Arc, time::Duration};
+
+/// Largest part that S3 takes, in bytes
+/// ([limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)).
+const MAX_PART: u64 = 5 * 1024 * 1024 * 1024;
+/// Longest time that a flag takes. Far longer ones would leave the range of the clock.
+const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// What a server needs to know. Every flag has a variable, so that systemd's EnvironmentFile is all there is to edit.
 #[derive(Args)]
 pub struct Settings {
     /// Where files live: s3://BUCKET, s3://BUCKET/PREFIX, or memory: (lost at the end).
-    #[arg(long, env = "SFTPD_STORE", value_name = "URL")]
+    #[arg(long, env = "SFTPD_STORE", value_parser = parse_store, value_name = "URL")]
     pub store: String,
-    /// Where to listen; port 0 takes any free one.
-    #[arg(long, env = "SFTPD_LISTEN", default_value = "0.0.0.0:2222", value_name = "ADDR:PORT")]
-    pub listen: SocketAddr,
+    /// Where to listen: an address or a name, and a port; port 0 takes any free one. :2222 is port 2222 of all addresses,
+    /// IPv6 included.
+    #[arg(long, env = "SFTPD_LISTEN", default_value = "0.0.0.0:2222", value_name = "HOST:PORT")]
+    pub listen: ListenAddress,
     /// Who may log in; see `sftpd users`.
     #[arg(long, env = "SFTPD_USERS", default_value = "users.json", value_name = "FILE")]
     pub users: PathBuf,
@@ -28,28 +36,28 @@ pub struct Settings {
     #[arg(long, env = "SFTPD_HOST_KEYS", default_value = "host_keys", value_name = "DIR")]
     pub host_keys: PathBuf,
     /// All part and read-ahead buffers together, at least four parts.
-    #[arg(long, env = "SFTPD_BUFFER_MEMORY", default_value = "256MiB", value_name = "SIZE")]
+    #[arg(long, env = "SFTPD_BUFFER_MEMORY", default_value = "256MiB", value_parser = parse_size, value_name = "SIZE")]
     buffer_memory: ByteSize,
     /// First part size: 5MiB to 5GiB. Doubles every 1,000 parts, up to a quarter of the buffer memory.
-    #[arg(long, env = "SFTPD_PART_SIZE", default_value = "5MiB", value_name = "SIZE")]
+    #[arg(long, env = "SFTPD_PART_SIZE", default_value = "5MiB", value_parser = parse_part_size, value_name = "SIZE")]
     part_size: ByteSize,
     /// All parts but the last have --part-size, as Cloudflare R2 demands.
-    #[arg(long, env = "SFTPD_EQUAL_PARTS")]
+    #[arg(long, env = "SFTPD_EQUAL_PARTS", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "off", default_missing_value = "on", value_parser = parse_switch, value_name = "on|off")]
     pub equal_parts: bool,
     /// Directories that clients make are stored, as empty objects `dir/`: other gateways and the next start see them.
-    #[arg(long, env = "SFTPD_DIR_MARKERS")]
+    #[arg(long, env = "SFTPD_DIR_MARKERS", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "off", default_missing_value = "on", value_parser = parse_switch, value_name = "on|off")]
     dir_markers: bool,
     /// Connections at once; more are refused.
-    #[arg(long, env = "SFTPD_MAX_SESSIONS", default_value_t = 1000, value_name = "N")]
-    max_sessions: usize,
+    #[arg(long, env = "SFTPD_MAX_SESSIONS", default_value = "1000", value_parser = parse_session_limit, value_name = "N")]
+    pub max_sessions: usize,
     /// From connect to logged in.
-    #[arg(long, env = "SFTPD_LOGIN_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long, env = "SFTPD_LOGIN_TIMEOUT", default_value = "30s", value_parser = parse_time_above_zero, value_name = "TIME")]
     login_timeout: Duration,
-    /// A session ends after so long without a request or an answer.
-    #[arg(long, env = "SFTPD_IDLE_TIMEOUT", default_value = "30m", value_parser = humantime::parse_duration, value_name = "TIME")]
+    /// A session ends after this time without a request or an answer.
+    #[arg(long, env = "SFTPD_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_time_above_zero, value_name = "TIME")]
     idle_timeout: Duration,
-    /// Open transfers may finish for so long after SIGTERM; a second signal cuts them.
-    #[arg(long, env = "SFTPD_DRAIN_TIMEOUT", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    /// Open transfers may finish for this time after SIGTERM, SIGINT or SIGHUP; a second signal cuts them.
+    #[arg(long, env = "SFTPD_DRAIN_TIMEOUT", default_value = "60s", value_parser = parse_time, value_name = "TIME")]
     drain_timeout: Duration,
     /// Multipart uploads that a server which died left in the store are aborted after so long.
     #[arg(long, env = "SFTPD_ABANDONED_AFTER", default_value = "24h", value_parser = humantime::parse_duration, value_name = "TIME")]
@@ -58,11 +66,11 @@ pub struct Settings {
     #[arg(long, env = "SFTPD_ALGORITHMS", default_value = "modern", value_name = "KIND")]
     algorithms: Algorithms,
     /// Addresses and networks (10.0.0.0/8) of load balancers, which begin each connection with a PROXY protocol header.
-    #[arg(long, env = "SFTPD_PROXY_PROTOCOL", value_delimiter = ',', value_parser = network, value_name = "NET,NET")]
+    #[arg(long, env = "SFTPD_PROXY_PROTOCOL", value_delimiter = ',', value_parser = parse_network, value_name = "NET,NET")]
     proxy_protocol: Vec<IpNet>,
-    /// Where to serve /metrics (for Prometheus) and /healthz, best on a loopback address: nobody has to log in.
-    #[arg(long, env = "SFTPD_METRICS", value_name = "ADDR:PORT")]
-    pub metrics: Option<SocketAddr>,
+    /// Where to serve /metrics (for Prometheus) and /healthz. There is no password: use a loopback or internal address.
+    #[arg(long, env = "SFTPD_METRICS", value_name = "HOST:PORT")]
+    pub metrics: Option<ListenAddress>,
 }
 
 /// What `--store` says.
@@ -73,26 +81,34 @@ pub enum Place<'a> {
     Bucket(&'a str, &'a str),
 }
 
+impl Place<'_> {
+    fn parse(store: &str) -> anyhow::Result<Place<'_>> {
+        let place = store.strip_prefix("s3://").unwrap_or_default();
+        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+        Home::new(prefix, "").map_err(|error| Usage(anyhow!("the prefix {prefix:?} can't be used: {error}")))?;
+        match bucket {
+            "" if store == "memory:" => Ok(Place::Memory),
+            "" => bail!(Usage(anyhow!("neither s3://BUCKET, s3://BUCKET/PREFIX nor memory:"))),
+            bucket => Ok(Place::Bucket(bucket, prefix)),
+        }
+    }
+}
+
 impl Settings {
     /// Where files live.
     pub fn place(&self) -> anyhow::Result<Place<'_>> {
-        let store = &self.store;
-        let place = store.strip_prefix("s3://").unwrap_or_default();
-        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-        Home::new(prefix, "").map_err(|error| Usage(anyhow!("--store {store:?}: {error}")))?;
-        match bucket {
-            "" if store == "memory:" => Ok(Place::Memory),
-            "" => bail!(Usage(anyhow!("--store {store:?} is neither s3://BUCKET, s3://BUCKET/PREFIX nor memory:"))),
-            bucket => Ok(Place::Bucket(bucket, prefix)),
-        }
+        Place::parse(&self.store)
     }
 
     /// How uploads are cut.
     pub fn part_sizes(&self) -> anyhow::Result<PartSizes> {
         let (part_size, memory) = (self.part_size, self.buffer_memory);
         let (first, most) = (part_size.as_u64(), memory.as_u64() / 4);
-        ensure!(first >= MIN_PART, Usage(anyhow!("--part-size {part_size} is below S3's minimum of 5MiB")));
-        ensure!(first <= most, Usage(anyhow!("--buffer-memory {memory} is less than four parts of {part_size}")));
+        let short = "raise --buffer-memory (SFTPD_BUFFER_MEMORY) or lower --part-size (SFTPD_PART_SIZE)";
+        ensure!(
+            first <= most,
+            Usage(anyhow!("--buffer-memory {memory} is less than four parts of {part_size}: {short}"))
+        );
         let PartSizes { cap, double_every, .. } = PartSizes::default();
         Ok(PartSizes { first, cap: cap.min(most), double_every: if self.equal_parts { 0 } else { double_every } })
     }
@@ -127,8 +143,68 @@ impl Settings {
     }
 }
 
+/// The URL as it is, if [`Place::parse`] takes it.
+fn parse_store(text: &str) -> Result<String, anyhow::Error> {
+    Place::parse(text)?;
+    Ok(text.to_owned())
+}
+
+/// What people write for yes and no.
+fn parse_switch(text: &str) -> Result<bool, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "on" | "true" | "yes" | "1" => Ok(true),
+        "off" | "false" | "no" | "0" => Ok(false),
+        _ => Err("use on or off (or true and false, yes and no, 1 and 0)"),
+    }
+}
+
+fn parse_session_limit(text: &str) -> Result<usize, &'static str> {
+    match text.parse() {
+        Ok(0) => Err("nobody could connect: use a number from 1"),
+        Ok(limit) => Ok(limit),
+        Err(_) => Err("use a number like 1000"),
+    }
+}
+
+fn parse_size(text: &str) -> Result<ByteSize, &'static str> {
+    text.parse().map_err(|_| "use a size like 256MiB")
+}
+
+fn parse_part_size(text: &str) -> Result<ByteSize, &'static str> {
+    match text.parse::<ByteSize>() {
+        Ok(size) if size.as_u64() < MIN_PART => Err("below S3's minimum of 5MiB"),
+        Ok(size) if size.as_u64() > MAX_PART => Err("above S3's maximum of 5GiB"),
+        Ok(size) => Ok(size),
+        Err(_) => Err("use a size like 64MiB"),
+    }
+}
+
+fn parse_time(text: &str) -> Result<Duration, &'static str> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time > MAX_TIME => Err("longer than 100 years: use a time like 30s, 5m or 1h 30m"),
+        Ok(time) => Ok(time),
+        Err(_) => Err("use a time like 30s, 5m or 1h 30m"),
+    }
+}
+
+fn parse_time_above_zero(text: &str) -> Result<Duration, &'static str> {
+    match parse_time(text) {
+        Ok(time) if time.is_zero() => Err("every session would end at once: use a time like 30s, 5m or 1h 30m"),
+        parsed => parsed,
+    }
+}
+
 /// A network, or one address.
-fn network(text: &str) -> Result<IpNet, String> {
-    let parsed = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    parsed.map_err(|_| "neither an address nor a network like 10.0.0.0/8".to_owned())
+fn parse_network(text: &str) -> Result<IpNet, &'static str> {
+    let network = match text.parse::<IpAddr>() {
+        Ok(address) => Ok(IpNet::from(address)),
+        Err(_) => text.parse::<IpNet>(),
+    };
+    match network {
+        Ok(network) if network.prefix_len() == 0 => {
+            Err("every client could claim any address: name the load balancers' own addresses or networks")
+        }
+        Ok(network) => Ok(network),
+        Err(_) => Err("use an address or a network like 10.0.0.0/8"),
+    }
 }

@@ -1,0 +1,103 @@
+//! Addresses to listen on, as people write them.
+
+use anyhow::Context;
+use std::fmt::{self, Display};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+use tokio::net::TcpListener;
+
+const EXPECTED: &str = "use HOST:PORT, like 0.0.0.0:2222, localhost:2222 or [::1]:2222, or :2222 for all addresses";
+
+/// A host and a port to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenAddress {
+    /// An address without brackets, or a name. `None` stands for every address of this machine.
+    host: Option<String>,
+    port: u16,
+}
+
+impl FromStr for ListenAddress {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<ListenAddress, &'static str> {
+        let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+        let port = port.parse().map_err(|_| EXPECTED)?;
+        let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let host = match bracketed {
+            Some(address) if is_ipv6(address) => Some(address),
+            None if host.is_empty() => None,
+            // Without brackets nobody can tell where an IPv6 address ends and the port begins.
+            None if !host.contains(['[', ']', ':']) => Some(host),
+            _ => return Err(EXPECTED),
+        };
+        Ok(ListenAddress { host: host.map(str::to_owned), port })
+    }
+}
+
+/// An address may end with the interface that it belongs to: `fe80::1%eth0`.
+fn is_ipv6(address: &str) -> bool {
+    let (address, _interface) = address.split_once('%').unwrap_or((address, ""));
+    address.parse::<Ipv6Addr>().is_ok()
+}
+
+impl Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = self.port;
+        match &self.host {
+            Some(host) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Some(host) => write!(f, "{host}:{port}"),
+            None => write!(f, ":{port}"),
+        }
+    }
+}
+
+impl ListenAddress {
+    /// Listens on the first of the host's addresses that can be bound. Every address is `[::]`, which takes IPv4 too, and
+    /// `0.0.0.0` on machines without IPv6.
+    pub async fn bind(&self) -> anyhow::Result<TcpListener> {
+        let bound = match &self.host {
+            Some(host) => TcpListener::bind((host.as_str(), self.port)).await,
+            None => {
+                let ipv6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port));
+                let ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port));
+                TcpListener::bind(&[ipv6, ipv4][..]).await
+            }
+        };
+        bound.with_context(|| format!("can't listen on {self}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_as_people_write_them() {
+        for (text, shown) in [
+            ("0.0.0.0:2222", "0.0.0.0:2222"),
+            ("localhost:2222", "localhost:2222"),
+            (":2222", ":2222"),
+            ("2222", ":2222"),
+            ("[::1]:22", "[::1]:22"),
+            ("[fe80::1%eth0]:0", "[fe80::1%eth0]:0"),
+        ] {
+            let address: ListenAddress = text.parse().unwrap();
+            assert_eq!(address.to_string(), shown, "{text}");
+        }
+        for text in [
+            "",
+            ":",
+            "localhost",
+            "localhost:",
+            "1.2.3.4",
+            "::1:22",
+            "[::1]",
+            "[::1:22",
+            "[host]:22",
+            ":65536",
+            "a:b:1",
+        ] {
+            assert!(text.parse::<ListenAddress>().is_err(), "{text}");
+        }
+    }
+}
