@@ -7,13 +7,20 @@
 #   ./deploy.sh --rollback HOST      back to what was there before the last deploy
 #   ./deploy.sh --dry-run HOST       show what would be done; on the host, only look
 #   ./deploy.sh --unit [--port 22]   show the systemd unit
+#   ./deploy.sh --help               show this
 #
 # HOST is whatever ssh takes; it needs systemd, bash, tar, and root or sudo behind ssh. What is deployed is built here for
 # its CPU and C library, or is the file that SFTPD names. SFTPD_SSH is another ssh command, "ssh -F FILE" for example.
 set -eu
 
-usage() {
-	sed -n '/^#$/,/^set/s/^# \{0,1\}//p' "$0" >&2
+help() {
+	sed -n '/^#$/,/^set/s/^# \{0,1\}//p' "$0"
+}
+
+# For what was typed wrong.
+refuse() {
+	printf 'deploy.sh: %s\n' "$*" >&2
+	help >&2
 	exit 2
 }
 
@@ -145,12 +152,20 @@ variable() {
 answers() {
 	began=$(date +%s)
 	if systemctl restart sftpd; then
-		address=$(variable SFTPD_LISTEN | tr -d '[]')
+		address=$(variable SFTPD_LISTEN)
+		# An empty variable counts as unset.
+		address=${address:-0.0.0.0:2222}
+		# A port alone, with or without a colon, is that port of all addresses.
+		case $address in
+		:*) reachable=localhost$address ;;
+		*:*) reachable=$(printf %s "$address" | tr -d '[]') ;;
+		*) reachable=localhost:$address ;;
+		esac
 		# A server that takes its host for a load balancer says nothing before this.
 		header=''
 		[ -z "$(variable SFTPD_PROXY_PROTOCOL)" ] || header='PROXY UNKNOWN\r\n'
 		greet='exec 3<>"/dev/tcp/${1%:*}/${1##*:}" && printf "$2" >&3 && read -r line <&3 && echo "$line"'
-		case $(timeout 10 bash -c "$greet" - "$address" "$header") in SSH-2.0-sftpd*) return 0 ;; esac
+		case $(timeout 10 bash -c "$greet" - "$reachable" "$header") in SSH-2.0-sftpd*) return 0 ;; esac
 	fi
 	journalctl --unit sftpd --since "@$began" --lines 20 --output cat --no-pager >&2
 	return 1
@@ -161,8 +176,7 @@ if [ "$action" = rollback ]; then
 	cp -p $binary.previous $binary.new
 	cp -p $unit.previous $unit.new
 else
-	listen=$(sed -n 's/^SFTPD_LISTEN=//p' $settings 2>/dev/null | tail -n 1)
-	if [ -n "$port" ] && [ -n "$listen" ]; then fail "SFTPD_LISTEN in $settings has the last word: remove it first"; fi
+	if [ -n "$port" ] && grep -qs '^SFTPD_LISTEN=' $settings; then fail "SFTPD_LISTEN in $settings has the last word: remove it first"; fi
 	install -m 755 "$here/sftpd" $binary.new
 	timeout 10 $binary.new --version >/dev/null || fail 'this binary does not run here; nothing has changed'
 	install -m 644 "$here/sftpd.service" $unit.new
@@ -232,16 +246,27 @@ build() {
 dry='' action=deploy asked_port='' host=''
 while [ $# -gt 0 ]; do
 	case $1 in
+	-h | --help)
+		help
+		exit
+		;;
 	--dry-run) dry=yes ;;
 	--rollback | --unit) action=${1#--} ;;
 	--port)
-		asked_port=${2:-none}
-		case $asked_port in *[!0-9]*) usage ;; esac
+		[ $# -gt 1 ] || refuse '--port needs a number, 22 for example'
+		asked_port=$2
+		case $asked_port in
+		'' | *[!0-9]* | ??????*) refuse "--port $asked_port: a port is a number from 1 to 65535" ;;
+		esac
+		if [ "$asked_port" -lt 1 ] || [ "$asked_port" -gt 65535 ]; then
+			refuse "--port $asked_port: a port is a number from 1 to 65535"
+		fi
 		shift
 		;;
-	-*) usage ;;
+	-*) refuse "there is no option $1" ;;
+	'') refuse 'the host is empty' ;;
 	*)
-		[ -z "$host" ] || usage
+		[ -z "$host" ] || refuse "one host at a time: there are $host and $1"
 		host=$1
 		;;
 	esac
@@ -252,8 +277,10 @@ if [ "$action" = unit ]; then
 	unit
 	exit
 fi
-[ -n "$host" ] || usage
-[ "$action" = deploy ] || [ -z "$asked_port" ] || usage
+[ -n "$host" ] || refuse 'the host is missing'
+if [ "$action" = rollback ] && [ -n "$asked_port" ]; then
+	refuse '--rollback takes back the port too, so --port has no place beside it'
+fi
 
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
