@@ -58,7 +58,7 @@ fn flag_name(shown: &str) -> &str {
 /// A flag on the command line takes the place of its variable.
 fn is_on_command_line(shown: &str) -> bool {
     let flag = format!("--{}", flag_name(shown));
-    env::args().any(|word| word.split('=').next() == Some(&flag))
+    env::args_os().any(|word| word.to_string_lossy().split('=').next() == Some(&flag))
 }
 
 fn find_variable(command: &clap::Command, flag: &str) -> Option<String> {
