@@ -157,9 +157,9 @@ answers() {
 		address=${address:-0.0.0.0:2222}
 		# A port alone, with or without a colon, is that port of all addresses.
 		case $address in
-		:*) reachable=localhost$address ;;
+		:*) reachable=127.0.0.1$address ;;
 		*:*) reachable=$(printf %s "$address" | tr -d '[]') ;;
-		*) reachable=localhost:$address ;;
+		*) reachable=127.0.0.1:$address ;;
 		esac
 		# A server that takes its host for a load balancer says nothing before this.
 		header=''
