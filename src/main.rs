@@ -141,7 +141,7 @@ async fn demo(listen: &ListenAddress) -> anyhow::Result<()> {
     let host = match address {
         SocketAddr::V4(ipv4) if !ipv4.ip().is_unspecified() => ipv4.ip().to_string(),
         SocketAddr::V6(ipv6) if !ipv6.ip().is_unspecified() => format!("[{}]", ipv6.ip()),
-        _ => "localhost".to_owned(),
+        _ => "127.0.0.1".to_owned(),
     };
     println!("Files live in memory and are gone at the end (Ctrl-C). In another terminal:\n");
     println!("  sftp -P {port} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null demo@{host}\n");
@@ -213,7 +213,7 @@ fn watch_signals(shutdown: Shutdown) -> io::Result<()> {
     Ok(())
 }
 
-/// `None` if SIGHUP is ignored, as `nohup` starts a program that shall outlive its terminal.
+/// `None` if SIGHUP is ignored, as in a program that `nohup` starts to outlive its terminal.
 fn watch_hangup() -> io::Result<Option<Signal>> {
     match ignores_hangup(&fs::read_to_string("/proc/self/status").unwrap_or_default()) {
         true => Ok(None),
