@@ -6,6 +6,7 @@
 
 mod support;
 
+use russh_sftp::protocol::FileAttributes;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
@@ -401,4 +402,46 @@ async fn directories_with_markers_are_seen_by_every_gateway_and_after_a_restart(
     after.sftp.rmdir("/moved").await.unwrap();
     assert!(a.is_dir("/moved").await.is_err(), "nor does the gateway that made it remember it");
     assert_eq!(s3.objects(), ["alice/e/g"]);
+}
+
+/// Who did what, and how it ended: one line for each request that changes something or fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_change_or_fail_leave_a_line() {
+    let s3 = FakeS3::start().await;
+    let process = Process::start(&s3, &[]);
+    let client = process.server.client().await;
+    client.put("/f", b"x").await.unwrap();
+    client.sftp.mkdir("/d", FileAttributes::empty()).await.unwrap();
+    client.sftp.rename("/f", "/d/g").await.unwrap();
+    client.posix_rename("/d/g", "/h").await.unwrap();
+    client.sftp.setstat("/h", FileAttributes { size: Some(0), ..Default::default() }).await.unwrap();
+    client.sftp.remove("/h").await.unwrap();
+    client.sftp.rmdir("/d").await.unwrap();
+    client.size("/none").await.unwrap_err();
+    client.get("/none").await.unwrap_err();
+    client.list("/none").await.unwrap_err();
+    client.sftp.remove(format!("/{}", "long".repeat(1000))).await.unwrap_err();
+    s3.fault("DeleteObject", When::Every, Fault::Status(403, "AccessDenied"));
+    client.put("/kept", b"x").await.unwrap();
+    client.sftp.remove("/kept").await.unwrap_err();
+    let channel = client.ssh.channel().await.unwrap();
+    channel.exec(true, "scp -t .").await.unwrap();
+    eventually("the last line", || process.logged("refused the command \"scp -t .\"") == 1).await;
+    let lines = [
+        ": put \"/f\" 1 bytes",
+        ": mkdir \"/d\"",
+        ": rename \"/f\" to \"/d/g\"",
+        ": rename \"/d/g\" to \"/h\"",
+        ": set size 0 of \"/h\"",
+        ": remove \"/h\"",
+        ": rmdir \"/d\"",
+        ": open \"/none\" failed: No such file",
+        ": list \"/none\" failed: No such file",
+        "long\" failed: Failure: File name too long",
+        ": remove \"/kept\" failed: Permission denied: the store refused access: AccessDenied: Set by the test",
+    ];
+    for line in lines {
+        assert_eq!(process.logged(line), 1, "{line}");
+    }
+    assert_eq!(process.logged(": stat "), 0, "clients ask all the time whether a name is free");
 }

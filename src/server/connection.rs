@@ -26,6 +26,8 @@ const MAX_CHANNELS: usize = 10;
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// The one subsystem there is.
 const SUBSYSTEM: &str = "sftp";
+/// Characters of a refused command that the log shows.
+const SHOWN_COMMAND: usize = 200;
 const NO_SHELL: &str =
     "This server speaks SFTP only: no shell, no commands, no scp -O. Use sftp, or scp without -O.\r\n";
 /// Standard error ([RFC 4254 §5.2](https://www.rfc-editor.org/rfc/rfc4254#section-5.2)).
@@ -215,7 +217,14 @@ impl Connection {
                 Some(ChannelMsg::RequestSubsystem { name, .. }) if name == SUBSYSTEM => {
                     break self.serve_sftp(read, write.clone(), account).await;
                 }
-                Some(ChannelMsg::Exec { .. } | ChannelMsg::RequestShell { .. }) => {
+                Some(ChannelMsg::Exec { command, .. }) => {
+                    let shown: String = String::from_utf8_lossy(&command).chars().take(SHOWN_COMMAND).collect();
+                    log::warn!("{}@{}: refused the command {shown:?}", account.name, self.peer);
+                    let _ = write.extended_data_bytes(STDERR, NO_SHELL).await;
+                    break 1;
+                }
+                Some(ChannelMsg::RequestShell { .. }) => {
+                    log::warn!("{}@{}: refused a shell", account.name, self.peer);
                     let _ = write.extended_data_bytes(STDERR, NO_SHELL).await;
                     break 1;
                 }
@@ -248,10 +257,29 @@ impl Connection {
             idle_timeout: self.shared.config.idle_timeout,
             drain: self.shared.shutdown.drain.clone(),
         };
-        let (opened, _open) = (Instant::now(), OneMore::of(SESSIONS));
-        let end = sftp::serve(read, Outgoing(write, self.gone), settings).await;
-        log::info!("{who}: session ended after {:.1} s: {end}", opened.elapsed().as_secs_f64());
+        let _open = OneMore::of(SESSIONS);
+        let mut line = SessionLine { who, opened: Instant::now(), end: None };
+        let end = line.end.insert(sftp::serve(read, Outgoing(write, self.gone), settings).await);
         u32::from(!matches!(end, End::Closed | End::Drained))
+    }
+}
+
+/// Logs the end of a session when it is dropped: also where the session's task is.
+struct SessionLine {
+    who: Arc<str>,
+    opened: Instant,
+    /// `None` until the session has ended by itself.
+    end: Option<End>,
+}
+
+impl Drop for SessionLine {
+    fn drop(&mut self) {
+        let SessionLine { who, opened, end } = self;
+        let seconds = opened.elapsed().as_secs_f64();
+        match end {
+            Some(end) => log::info!("{who}: session ended after {seconds:.1} s: {end}"),
+            None => log::warn!("{who}: session cut off after {seconds:.1} s: the server is shutting down"),
+        }
     }
 }
 

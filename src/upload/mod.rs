@@ -333,6 +333,10 @@ impl Work {
             }
             self.release();
         }
+        if closed.is_none() {
+            self.failed.get_or_insert_with(cut_off);
+            self.release();
+        }
         let (bytes, parts) = (self.received, self.done.len() as u32);
         self.discard().await;
         let result = closed.as_ref().map(|(result, _)| result.clone().map(drop));

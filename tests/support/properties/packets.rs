@@ -8,7 +8,7 @@ use sftpd::budget::Budget;
 use sftpd::sftp::{End, MAX_HANDLES, Settings, Sink, Source};
 use sftpd::store::{Condition, Entry, Key, ListRequest, MAX_PAGE, Store, memory::MemoryStore};
 use sftpd::tree::{Home, Tree};
-use sftpd::upload::{Context, PartSizes, REORDER_WINDOW};
+use sftpd::upload::{Context, MAX_EARLY, PartSizes, REORDER_WINDOW};
 use sftpd::users::Access;
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -32,7 +32,7 @@ pub fn packets(data: &[u8]) {
     let took = MEMORY.peak_usage().saturating_sub(before) as u64;
     let files = seen.requests.iter().filter(|(kind, _)| *kind == 3).count().min(MAX_HANDLES) as u64;
     // A packet here and there, replies under way; of each upload, what came early; what was stored, and is read again.
-    let most = 3 * MIB + files * (2 * REORDER_WINDOW + MIB / 4) + if files > 0 { 2 * seen.sent + 9 * MIB } else { 0 };
+    let most = 3 * MIB + files * MAX_EARLY + if files > 0 { 2 * seen.sent + 9 * MIB } else { 0 };
     assert!(took <= most, "{took} bytes of memory for {} sent and {files} opened", seen.sent);
     assert_eq!(ending, seen.ending.unwrap_or("closed by the client"));
     assert_answered(&seen.requests, &seen.replies);
