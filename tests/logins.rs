@@ -52,7 +52,8 @@ fn net_sftp_logs_in() {
 #[test]
 fn jsch_logs_in() {
     const JAR: &str = "/usr/share/java/jsch.jar";
-    let Some(gateway) = Gateway::start(&["java", JAR]) else { return };
+    // A runtime alone runs no source.
+    let Some(gateway) = Gateway::start(&["java", "javac", JAR]) else { return };
     let source = source("Jsch.java");
     let key = gateway.add_key("ecdsa", &["-t", "ecdsa", "-m", "PEM"]);
     let client = ["-cp", JAR, source.to_str().unwrap()];

@@ -42,7 +42,8 @@ const MIN_PACKET: usize = 16;
 /// How long NEWKEYS is held back from a client that sends nothing: longer than a round trip.
 const MAX_HOLD: Duration = Duration::from_secs(2);
 
-/// Waits for a message that russh reads and does not answer.
+/// Waits for a message that russh reads and does not answer. Messages of a login are short: one that arrives in pieces would
+/// be taken for such a message.
 #[derive(Default)]
 pub struct Unanswered {
     is_awaited: AtomicBool,
