@@ -2,14 +2,17 @@
 //!
 //! Every object it makes has a name of its own and is removed again; where that is refused, it says which stay.
 
-use crate::settings::{Place, Settings};
+use crate::listen::ListenAddress;
+use crate::settings::{Place, Settings, top_key};
 use anyhow::ensure;
 use bytes::Bytes;
 use sftpd::server;
-use sftpd::store::{Condition, Key, ListRequest, MIN_PART, Part, PartSource, Store, StoreError, s3::S3Store};
-use sftpd::tree::{Home, Path};
+use sftpd::store::s3::{Listing, S3Store, StartError};
+use sftpd::store::{Condition, Key, MIN_PART, Part, PartSource, Store, StoreError};
 use sftpd::users::{UsersFile, random};
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 /// S3 refuses requests whose clock is 15 minutes off
@@ -17,6 +20,17 @@ use std::time::{Duration, SystemTime};
 const MOST_SKEW: Duration = Duration::from_secs(60);
 /// Content of the small object.
 const CONTENT: &[u8] = b"Made by sftpd doctor. It can be removed.\n";
+/// Content that replaces it.
+const NEWER_CONTENT: &[u8] = b"Made by sftpd doctor, twice. It can be removed.\n";
+/// All actions that an IAM policy can allow.
+const ACTIONS_PAGE: &str = "https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html";
+/// The lifecycle rule to have.
+const LIFECYCLE_PAGE: &str =
+    "https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpu-abort-incomplete-mpu-lifecycle-config.html";
+/// In lower case, what errors about the newer checksums have in them: the names of the headers, and the codes BadDigest,
+/// XAmzContentChecksumMismatch, and NotImplemented ("a header you provided implies functionality that is not
+/// implemented").
+const CHECKSUM_WORDS: [&str; 5] = ["checksum", "crc32", "digest", "trailer", "notimplemented"];
 
 #[derive(Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -30,6 +44,7 @@ enum Grade {
 
 #[derive(serde::Serialize)]
 struct Finding {
+    /// Its name, which no other finding has.
     check: &'static str,
     grade: Grade,
     text: String,
@@ -80,34 +95,45 @@ impl Report {
 }
 
 /// What to do about an error.
-fn advice(error: &StoreError) -> &'static str {
+fn advice(error: &StoreError) -> String {
     let text = error.to_string();
     match error {
-        _ if text.contains("RequestTimeTooSkewed") => "set this machine's clock (NTP)",
+        _ if text.contains("RequestTimeTooSkewed") => "set this machine's clock (NTP)".to_owned(),
         _ if text.contains("InvalidAccessKeyId") || text.contains("ignature") => {
-            "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()
         }
-        StoreError::Forbidden(_) => "add what is missing to the IAM policy; README.md has the least one",
-        StoreError::NoSuchBucket => "create the bucket, or correct --store",
-        _ => {
-            "check the endpoint, the region and the AWS_* settings; for a store that knows no checksums set \
-              AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+        StoreError::Forbidden(_) => format!("allow it in the IAM policy ({ACTIONS_PAGE})"),
+        StoreError::NoSuchBucket => "create the bucket, or correct --store".to_owned(),
+        _ if speaks_of_checksums(&text) => {
+            "for a store that knows no checksums set AWS_REQUEST_CHECKSUM_CALCULATION=when_required".to_owned()
         }
+        _ => "check the endpoint, the region and the AWS_* settings".to_owned(),
     }
+}
+
+fn speaks_of_checksums(text: &str) -> bool {
+    let text = text.to_lowercase();
+    CHECKSUM_WORDS.iter().any(|word| text.contains(word))
 }
 
 /// Looks at everything. An error when serving would fail.
 pub async fn run(settings: &Settings, json: bool) -> anyhow::Result<()> {
-    let (place, _) = (settings.place()?, settings.part_sizes()?);
+    let place = settings.place()?;
+    settings.part_sizes()?;
+    settings.abandoned_after()?;
     let mut report = Report { quiet: json, findings: Vec::new() };
     users(&mut report, settings);
     host_keys(&mut report, settings);
+    address(&mut report, "listen address", "--listen", &settings.listen).await;
+    if let Some(metrics) = &settings.metrics {
+        address(&mut report, "metrics address", "--metrics", metrics).await;
+    }
     match place {
         Place::Memory => report.add("store", Grade::Warning, "files live in memory and are gone at the end"),
         Place::Bucket(bucket, prefix) => match S3Store::open(bucket).await {
-            Err(error) => report.add("settings", Grade::Failed, format!("{error:#}")),
+            Err(error) => report.add(refused_check(&error), Grade::Failed, error.to_string()),
             Ok(store) => {
-                let base = Home::new(prefix, "")?.directory(&Path::parse("/")?)?;
+                let base = top_key(prefix)?;
                 Checkup { report: &mut report, store: &store, base, name: random() }.all(settings.equal_parts).await;
             }
         },
@@ -121,6 +147,16 @@ pub async fn run(settings: &Settings, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The check that finds a store which can't be opened.
+fn refused_check(error: &StartError) -> &'static str {
+    match error {
+        StartError::NoCredentials { .. }
+        | StartError::CredentialSettings { .. }
+        | StartError::CredentialsUnavailable { .. } => "credentials",
+        _ => "settings",
+    }
+}
+
 fn users(report: &mut Report, settings: &Settings) {
     let file = settings.users.display();
     match UsersFile::read(&settings.users) {
@@ -130,7 +166,7 @@ fn users(report: &mut Report, settings: &Settings) {
         Ok(UsersFile { users }) => report.add("users", Grade::Ok, format!("{} in {file}", users.len())),
         Err(error) => report.add("users", Grade::Failed, format!("{error:#}")),
     }
-    private(report, "users", &settings.users);
+    modes(report, "users file mode", vec![settings.users.clone()]);
 }
 
 fn host_keys(report: &mut Report, settings: &Settings) {
@@ -145,20 +181,53 @@ fn host_keys(report: &mut Report, settings: &Settings) {
         }
         Err(error) => report.add("host keys", Grade::Failed, format!("{error:#}")),
     }
-    let files = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
-    files
-        .filter(|file| file.extension().is_none_or(|end| end != "pub"))
-        .for_each(|file| private(report, "host keys", &file));
+    let mut private = Vec::new();
+    for entry in folder.read_dir().into_iter().flatten().flatten() {
+        let file = entry.path();
+        if file.extension().is_none_or(|end| end != "pub") {
+            private.push(file);
+        }
+    }
+    modes(report, "host key modes", private);
 }
 
-/// Private keys and password hashes are nobody else's business.
-fn private(report: &mut Report, check: &'static str, file: &std::path::Path) {
-    if let Ok(found) = file.metadata()
-        && found.permissions().mode() & 0o077 != 0
-    {
-        let mode = found.permissions().mode() & 0o777;
-        report.add(check, Grade::Warning, format!("{} has mode {mode:o}: chmod 600", file.display()));
+/// Private keys and password hashes must be readable by their owner only.
+fn modes(report: &mut Report, check: &'static str, files: Vec<PathBuf>) {
+    let mut open = Vec::new();
+    let mut found = false;
+    for file in files {
+        let Ok(metadata) = file.metadata() else { continue };
+        found = true;
+        let mode = metadata.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            open.push(format!("{} has mode {mode:o}", file.display()));
+        }
     }
+    match (found, open.is_empty()) {
+        (false, _) => {}
+        (true, true) => report.add(check, Grade::Ok, "readable by the owner only"),
+        (true, false) => report.add(check, Grade::Warning, format!("{}: chmod 600", open.join(", "))),
+    }
+}
+
+/// Listens there for a moment.
+async fn address(report: &mut Report, check: &'static str, flag: &str, address: &ListenAddress) {
+    let error = match address.try_bind().await {
+        Ok(_) => return report.add(check, Grade::Ok, format!("{address} is free")),
+        Err(error) => error,
+    };
+    let (grade, advice) = match error.kind() {
+        ErrorKind::AddrInUse => {
+            let port = address.port();
+            (Grade::Warning, format!("fine if sftpd is running; otherwise ss -ltnp 'sport = :{port}' tells by what"))
+        }
+        ErrorKind::AddrNotAvailable => (Grade::Failed, format!("give {flag} an address of this machine")),
+        ErrorKind::PermissionDenied => {
+            (Grade::Failed, format!("ports below 1024 need CAP_NET_BIND_SERVICE, or give {flag} another port"))
+        }
+        _ => (Grade::Failed, format!("correct {flag}")),
+    };
+    report.add(check, grade, format!("can't listen on {address} ({error}): {advice}"));
 }
 
 /// The bucket, looked at from all sides.
@@ -188,10 +257,7 @@ impl Checkup<'_> {
         let key = S3Store::access_key().await;
         match &key {
             Ok(id) => self.report.add("credentials", Grade::Ok, format!("access key {id}")),
-            Err(error) => {
-                let what = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role";
-                self.report.add("credentials", Grade::Failed, format!("{error}: {what}"));
-            }
+            Err(error) => self.report.add("credentials", Grade::Failed, error.to_string()),
         }
         key.is_ok()
     }
@@ -209,13 +275,15 @@ impl Checkup<'_> {
         let sent =
             if self.store.checksums() { "sent with every object and part" } else { "sent where S3 demands them" };
         self.report.add("checksums", Grade::Ok, sent);
-        let listed = self.store.list(ListRequest { prefix: &self.base, folded: true, after: None, limit: 1 }).await;
-        let goes_on = matches!(listed, Ok(_) | Err(StoreError::Forbidden(_)));
-        let listed = match listed {
-            listed => listed,
-        };
-        self.report.tried("list", listed, "directories can be listed", Some("clients will see no directories"));
-        goes_on
+        let listed = self.store.check(&self.base).await;
+        match &listed {
+            Ok(Listing::Allowed) => self.report.add("list", Grade::Ok, "directories can be listed"),
+            Ok(Listing::Refused(why)) => {
+                self.report.add("list", Grade::Warning, format!("{why}: clients will see no directories"));
+            }
+            Err(error) => self.report.add("list", Grade::Failed, error.to_string()),
+        }
+        listed.is_ok()
     }
 
     async fn objects(&mut self) {
@@ -236,7 +304,9 @@ impl Checkup<'_> {
                 }
             });
             let without = "nobody can download, rename or append; fine for a drop box";
-            self.report.tried("get", got, "files can be fetched", Some(without));
+            if self.report.tried("get", got, "files can be fetched", Some(without)).is_some() {
+                self.conditional_get(&key, &object.etag).await;
+            }
         }
         match store.put(&key, Bytes::new(), Condition::Absent).await {
             Err(StoreError::Precondition) => self.report.add("conditional put", Grade::Ok, "If-None-Match is kept"),
@@ -251,6 +321,27 @@ impl Checkup<'_> {
         let copied = self.report.tried("copy", copied, "files can be renamed", Some("nobody can rename"));
         let keys = if copied.is_some() { vec![key, copy] } else { vec![key] };
         self.remove("delete", keys).await;
+    }
+
+    /// Replaces the object, and asks for what it was before.
+    async fn conditional_get(&mut self, key: &Key, outdated: &str) {
+        let replaced = self.store.put(key, Bytes::from_static(NEWER_CONTENT), Condition::None).await;
+        let kept = match replaced {
+            Ok(_) => self.store.honours_if_match(key, outdated).await,
+            Err(error) => Err(error),
+        };
+        match kept {
+            Ok(true) => self.report.add("conditional get", Grade::Ok, "If-Match is kept"),
+            Ok(false) => self.report.add(
+                "conditional get",
+                Grade::Warning,
+                "the store ignores If-Match: it sends other content than asked for when a file is replaced during a \
+                 download; don't replace files while clients read them",
+            ),
+            Err(error) => {
+                self.report.add("conditional get", Grade::Failed, format!("{error}: {}", advice(&error)));
+            }
+        }
     }
 
     fn clock(&mut self, before: SystemTime, stored: SystemTime) {
@@ -285,11 +376,11 @@ impl Checkup<'_> {
         if made.is_err() && !equal_parts && self.upload(&key, equal).await.is_ok() {
             let text = "the store demands parts of one size, as Cloudflare R2 does: set --equal-parts";
             self.report.add("multipart", Grade::Failed, text);
-            return self.remove("delete", vec![key]).await;
+            return self.remove("delete of parts", vec![key]).await;
         }
         if self.report.tried("multipart", made, "large files can be stored", None).is_some() {
             self.abort(&key).await;
-            self.remove("delete", vec![key]).await;
+            self.remove("delete of parts", vec![key]).await;
         }
     }
 
@@ -336,7 +427,7 @@ impl Checkup<'_> {
         match self.store.removes_incomplete_uploads().await {
             Ok(true) => self.report.add("lifecycle", Grade::Ok, "a rule removes incomplete uploads"),
             Ok(false) => {
-                let text = "no rule removes incomplete uploads: README.md has one";
+                let text = format!("no rule removes incomplete uploads: add one ({LIFECYCLE_PAGE})");
                 self.report.add("lifecycle", Grade::Warning, text);
             }
             Err(error) => {

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use std::fmt::{self, Display};
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use tokio::net::TcpListener;
@@ -52,18 +53,27 @@ impl Display for ListenAddress {
 }
 
 impl ListenAddress {
+    /// The port; 0 stands for any free one.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Listens, or says on what not.
+    pub async fn bind(&self) -> anyhow::Result<TcpListener> {
+        self.try_bind().await.with_context(|| format!("can't listen on {self}"))
+    }
+
     /// Listens on the first of the host's addresses that can be bound. Every address is `[::]`, which takes IPv4 too, and
     /// `0.0.0.0` on machines without IPv6.
-    pub async fn bind(&self) -> anyhow::Result<TcpListener> {
-        let bound = match &self.host {
+    pub async fn try_bind(&self) -> io::Result<TcpListener> {
+        match &self.host {
             Some(host) => TcpListener::bind((host.as_str(), self.port)).await,
             None => {
                 let ipv6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port));
                 let ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port));
                 TcpListener::bind(&[ipv6, ipv4][..]).await
             }
-        };
-        bound.with_context(|| format!("can't listen on {self}"))
+        }
     }
 }
 

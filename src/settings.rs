@@ -6,8 +6,9 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args};
 use ipnet::IpNet;
 use sftpd::server::{self, Algorithms, Config};
-use sftpd::store::{MIN_PART, Store, memory::MemoryStore, s3::S3Store};
-use sftpd::tree::Home;
+use sftpd::store::s3::{Listing, S3Store, StartError};
+use sftpd::store::{Key, MIN_PART, Store, memory::MemoryStore};
+use sftpd::tree::{Home, Path, TreeError};
 use sftpd::upload::PartSizes;
 use sftpd::users::{FileAuth, commands::Usage};
 use std::net::IpAddr;
@@ -18,6 +19,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 const MAX_PART: u64 = 5 * 1024 * 1024 * 1024;
 /// Longest time that a flag takes. Far longer ones would leave the range of the clock.
 const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// A part of 5 MiB takes a client with 12 kbit/s that long. S3 shows a part when it is whole, so an upload whose client
+/// is slower, or pauses longer, looks like one that a server left behind.
+const MIN_ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// What a server needs to know. Every flag has a variable, so that systemd's EnvironmentFile is all there is to edit.
 #[derive(Args)]
@@ -100,6 +104,20 @@ impl Settings {
         Place::parse(&self.store)
     }
 
+    /// When uploads of servers that died are aborted.
+    pub fn abandoned_after(&self) -> anyhow::Result<Duration> {
+        let time = self.abandoned_after;
+        let (given, least) = (humantime::format_duration(time), humantime::format_duration(MIN_ABANDONED_AFTER));
+        ensure!(
+            time >= MIN_ABANDONED_AFTER,
+            Usage(anyhow!(
+                "--abandoned-after {given} is below {least}: it must exceed the time that a client takes to send one \
+                 part, or uploads in progress are aborted"
+            ))
+        );
+        Ok(time)
+    }
+
     /// How uploads are cut.
     pub fn part_sizes(&self) -> anyhow::Result<PartSizes> {
         let (part_size, memory) = (self.part_size, self.buffer_memory);
@@ -117,13 +135,13 @@ impl Settings {
     pub async fn config(&self) -> anyhow::Result<Config> {
         let auth = FileAuth::open(self.users.clone()).map_err(Usage)?;
         let (place, part_sizes) = (self.place()?, self.part_sizes()?);
+        let abandoned_after = self.abandoned_after()?;
         let host_keys = server::load_or_create(&self.host_keys).map_err(Usage)?;
         let (store, prefix): (Arc<dyn Store>, _) = match place {
             Place::Memory => (Arc::new(MemoryStore::default()), ""),
             Place::Bucket(bucket, prefix) => {
-                let store = S3Store::open(bucket).await?;
-                store.check().await.with_context(|| format!("bucket {bucket} can't be used"))?;
-                (Arc::new(store), prefix)
+                let store = open_bucket(bucket, &top_key(prefix)?).await.map_err(exit_status);
+                (Arc::new(store.with_context(|| format!("can't serve {}", self.store))?), prefix)
             }
         };
         Ok(Config {
@@ -134,7 +152,7 @@ impl Settings {
             login_timeout: self.login_timeout,
             idle_timeout: self.idle_timeout,
             drain_timeout: self.drain_timeout,
-            abandoned_after: self.abandoned_after,
+            abandoned_after,
             algorithms: self.algorithms,
             dir_markers: self.dir_markers,
             proxies: self.proxy_protocol.clone(),
@@ -191,6 +209,30 @@ fn parse_time_above_zero(text: &str) -> Result<Duration, &'static str> {
     match parse_time(text) {
         Ok(time) if time.is_zero() => Err("every session would end at once: use a time like 30s, 5m or 1h 30m"),
         parsed => parsed,
+    }
+}
+
+/// What all keys of a store begin with.
+pub fn top_key(prefix: &str) -> Result<Key, TreeError> {
+    Home::new(prefix, "")?.directory(&Path::parse("/")?)
+}
+
+/// Opens a bucket and asks it once.
+async fn open_bucket(bucket: &str, top: &Key) -> Result<S3Store, StartError> {
+    let store = S3Store::open(bucket).await?;
+    match store.check(top).await? {
+        Listing::Allowed => {}
+        // A set-up that may only put is a valid one.
+        Listing::Refused(why) => log::warn!("clients will see no directories: {why}"),
+    }
+    Ok(store)
+}
+
+/// Exit status 2 says that the operator has to change something before another try.
+fn exit_status(error: StartError) -> anyhow::Error {
+    match error.needs_operator() {
+        true => Usage(error.into()).into(),
+        false => error.into(),
     }
 }
 

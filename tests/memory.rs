@@ -50,7 +50,8 @@ async fn uploads_written_out_of_order_stay_inside_the_formula() {
         puts.spawn(async move {
             let handle = client.open(&format!("/{n}"), PUT).await.unwrap();
             client.write(&handle, 0, &data[..gap]).await.unwrap();
-            let write = |at: usize| client.sftp.write(&handle, at as u64, data[at..data.len().min(at + BLOCK)].to_vec());
+            let write =
+                |at: usize| client.sftp.write(&handle, at as u64, data[at..data.len().min(at + BLOCK)].to_vec());
             // Those that are far ahead are answered once the gap is closed, or nothing else comes.
             let ahead = join_all((gap + BLOCK..data.len()).step_by(BLOCK).map(write)).await;
             ahead.into_iter().for_each(|answer| drop(answer.unwrap()));

@@ -3,39 +3,30 @@
 //! Credentials, region and endpoint are the SDK's own business (`AWS_*` variables, profiles, roles).
 
 mod answers;
+mod client;
 mod errors;
 mod inspect;
 mod meter;
+mod start;
+
+pub use client::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
+pub use start::{Listing, StartError};
 
 use super::*;
-use anyhow::{anyhow, ensure};
-use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
-use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{
     ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, EncodingType, Initiator, MultipartUpload,
 };
 use bytes::BytesMut;
+use client::ATTEMPTS;
 use errors::{failed, sentence, status, uncertain};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use std::{env::var, time::Duration};
+use std::time::Duration;
 
-/// A dead address is given up after this and tried again.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// From a request, its body included, to the first byte of its answer: enough for a part of 64 MiB at 370 kB/s, and for
-/// one of 5 MiB at 30. S3 sends white space while a long CompleteMultipartUpload or CopyObject is at work, so this
-/// needn't cover them.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3 * 60);
-/// For one try as a whole, which for a copy is all that ends a connection that dies in the white space. Parts of 5 GiB
-/// that S3 copies inside take minutes.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// In bytes: what fills an SSH packet is not worth a copy.
 const LARGE_PIECE: usize = 32 * 1024;
-/// First try included; the SDK waits longer each time, and slows down on SlowDown.
-const ATTEMPTS: u32 = 5;
 
 /// One bucket, or a prefix in it.
 pub struct S3Store {
@@ -46,56 +37,6 @@ pub struct S3Store {
 }
 
 impl S3Store {
-    /// With the AWS settings of the environment. Nothing is asked yet.
-    pub async fn open(bucket: &str) -> anyhow::Result<S3Store> {
-        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
-        let timeouts = timeouts.operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
-        let settings = aws_config::defaults(BehaviorVersion::v2026_01_12())
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
-            .timeout_config(timeouts)
-            .load()
-            .await;
-        let endpoint = var("AWS_ENDPOINT_URL_S3").ok().or(settings.endpoint_url().map(str::to_owned));
-        let known = endpoint.is_some() || settings.region().is_some();
-        ensure!(known, "no AWS region is set: set AWS_REGION (or AWS_ENDPOINT_URL for another S3 server)");
-        let mut config = aws_sdk_s3::config::Builder::from(&settings).interceptor(meter::Meter);
-        // The SDK's own bucket stops all retries of the process when a hundred are under way.
-        let tries = RetryPartition::custom("sftpd").token_bucket(TokenBucket::unlimited());
-        config.set_retry_partition(Some(tries.build()));
-        if endpoint.is_some() {
-            // Servers other than AWS rarely have a host name per bucket, and not all know the newer checksums.
-            config.set_force_path_style(Some(true));
-            config.set_region(settings.region().cloned().or(Some(Region::from_static("us-east-1"))));
-            if var("AWS_REQUEST_CHECKSUM_CALCULATION").is_err() {
-                config.set_request_checksum_calculation(Some(RequestChecksumCalculation::WhenRequired));
-            }
-            if var("AWS_RESPONSE_CHECKSUM_VALIDATION").is_err() {
-                config.set_response_checksum_validation(Some(ResponseChecksumValidation::WhenRequired));
-            }
-        }
-        let unsigned_payload = endpoint.is_none_or(|url| url.starts_with("https:"));
-        Ok(S3Store { unsigned_payload, ..S3Store::new(Client::from_conf(config.build()), bucket) })
-    }
-
-    /// With a client of the caller's own making. Bodies are signed.
-    pub fn new(client: Client, bucket: &str) -> S3Store {
-        S3Store { client: answers::check_answers(&client), bucket: bucket.to_owned(), unsigned_payload: false }
-    }
-
-    /// One list request of one entry: proves credentials, region and bucket before a client has to find out.
-    pub async fn check(&self) -> anyhow::Result<()> {
-        match self.list(ListRequest { prefix: &Key::default(), folded: false, after: None, limit: 1 }).await {
-            // A set-up that may only put is a valid one.
-            Err(StoreError::Forbidden(why)) => log::warn!("clients will see no directories: {why}"),
-            Err(StoreError::NoSuchBucket) => {
-                return Err(anyhow!("there is no such bucket: create it, or correct --store"));
-            }
-            Err(error) => return Err(anyhow!("{error}: check the AWS_* settings, the endpoint and the region")),
-            Ok(_) => {}
-        }
-        Ok(())
-    }
-
     /// Multipart uploads in progress, whoever began them.
     async fn uploads(&self, prefix: &Key) -> Result<Vec<MultipartUpload>> {
         let (mut all, mut key, mut id) = (Vec::new(), None, None);

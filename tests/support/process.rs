@@ -358,6 +358,15 @@ impl Gateway {
         });
     }
 
+    /// Makes multipart uploads in progress that old, which the fake alone can do; else false.
+    pub fn age_uploads(&self, age: Duration) -> bool {
+        match &self.fake {
+            Some(fake) => fake.age_uploads(age),
+            None => eprintln!("skipped: no server makes uploads older than they are"),
+        }
+        self.fake.is_some()
+    }
+
     /// Keys of multipart uploads in progress: what a client that vanished must not leave behind.
     pub fn uploads(&self) -> Vec<String> {
         let list = self.s3.list_multipart_uploads().bucket(&self.bucket);

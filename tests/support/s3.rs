@@ -193,6 +193,32 @@ impl FakeS3 {
         self.store.lock().faults.clear();
     }
 
+    /// Bodies that came unsigned, since the start.
+    pub fn unsigned_bodies(&self) -> usize {
+        self.store.lock().unsigned_bodies
+    }
+
+    /// Requests that came with a checksum of the newer kind, since the start.
+    pub fn checksums(&self) -> usize {
+        self.store.lock().checksums
+    }
+
+    /// Makes all multipart uploads in progress, and their parts, that old.
+    pub fn age_uploads(&self, age: Duration) {
+        let then = SystemTime::now() - age;
+        for upload in self.store.lock().uploads.values_mut() {
+            upload.started = then.into();
+            for part in upload.parts.values_mut() {
+                part.modified = then.into();
+            }
+        }
+    }
+
+    /// From now on GET sends whatever there is, as rclone's `serve s3` does.
+    pub fn ignore_if_match(&self) {
+        self.store.lock().ignores_if_match = true;
+    }
+
     /// The largest source that `CopyObject` accepts, 5 GiB unless set.
     pub fn set_copy_limit(&self, bytes: u64) {
         self.store.lock().copy_limit = bytes;
@@ -253,6 +279,7 @@ impl Request {
 /// The HTTP service: logs a request, then hands it to `s3s` or to a fault.
 async fn serve(store: Store, s3: S3Service, request: hyper::Request<Incoming>) -> Result<HttpResponse, HttpError> {
     let mut request = request.map(Body::from);
+    store.lock().look_at_headers(&request);
     let fault = store.lock().arrival(Request::identify(&request));
     match fault {
         None => call(&s3, request).await,
@@ -422,6 +449,9 @@ struct State {
     hanging: watch::Sender<usize>,
     min_part: usize,
     copy_limit: u64,
+    ignores_if_match: bool,
+    unsigned_bodies: usize,
+    checksums: usize,
 }
 
 /// An object, or a part of one to be.
@@ -485,6 +515,12 @@ impl Object {
 }
 
 impl State {
+    fn look_at_headers(&mut self, request: &HttpRequest) {
+        let payload = request.headers().get("x-amz-content-sha256").and_then(|value| value.to_str().ok());
+        self.unsigned_bodies += usize::from(payload.is_some_and(|payload| payload.contains("UNSIGNED-PAYLOAD")));
+        self.checksums += usize::from(request.headers().contains_key("x-amz-sdk-checksum-algorithm"));
+    }
+
     fn arrival(&mut self, request: Request) -> Option<Fault> {
         let mut struck = None;
         for (op, when, fault, seen) in &mut self.faults {
@@ -630,8 +666,12 @@ impl S3 for Store {
 
     async fn get_object(&self, r: In<GetObjectInput>) -> Out<GetObjectOutput> {
         let i = r.input;
-        let o = self.lock().object(&i.key)?.clone();
-        o.check(i.if_match.as_ref(), i.if_none_match.as_ref())?;
+        let (o, ignores_if_match) = {
+            let state = self.lock();
+            (state.object(&i.key)?.clone(), state.ignores_if_match)
+        };
+        let like = i.if_match.as_ref().filter(|_| !ignores_if_match);
+        o.check(like, i.if_none_match.as_ref())?;
         let (size, mut body, mut range) = (o.body.len() as u64, o.body.clone(), None);
         if let Some(wanted) = i.range {
             let part = wanted.check(size)?;

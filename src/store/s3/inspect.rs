@@ -1,18 +1,10 @@
 //! What `sftpd doctor` wants to know of a bucket, beyond what a [`Store`] does.
 
 use super::*;
-use aws_sdk_s3::config::ProvideCredentials;
+use aws_sdk_s3::config::RequestChecksumCalculation;
 use aws_sdk_s3::types::ExpirationStatus;
 
 impl S3Store {
-    /// The id of the access key that the SDK finds, which is no secret, or why it finds none.
-    pub async fn access_key() -> anyhow::Result<String> {
-        let settings = aws_config::load_defaults(BehaviorVersion::v2026_01_12()).await;
-        let provider = settings.credentials_provider().ok_or_else(|| anyhow!("there is no source of credentials"))?;
-        let found = provider.provide_credentials().await.map_err(|error| anyhow!("{}", sentence(&error)))?;
-        Ok(found.access_key_id().to_owned())
-    }
-
     /// The region that requests go to, and the one that the bucket is in, where S3 says so (HeadBucket).
     pub async fn regions(&self) -> (String, Option<String>) {
         let ours = self.client.config().region().map(|region| region.as_ref().to_owned()).unwrap_or_default();
@@ -24,6 +16,16 @@ impl S3Store {
             }
         };
         (ours, theirs)
+    }
+
+    /// Does the store refuse a GET for another version than the key has (`If-Match`)? Downloads rely on it.
+    pub async fn honours_if_match(&self, key: &Key, outdated: &str) -> Result<bool> {
+        let request = self.client.get_object().bucket(&self.bucket).key(key.as_str()).if_match(outdated);
+        match request.send().await {
+            Ok(_) => Ok(false),
+            Err(error) if status(&error) == Some(412) => Ok(true),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// Does a lifecycle rule remove incomplete multipart uploads (GetBucketLifecycleConfiguration)?

@@ -1,0 +1,263 @@
+//! Opens a store: from the AWS settings of the environment to a client of the SDK, and how long each kind of request
+//! may take.
+//!
+//! Called by the binary, once. The endpoint that is found here is handed back to the SDK, so that what follows from it
+//! (signed bodies, path-style addresses, checksums) and where requests go can't disagree.
+
+use super::answers::check_answers;
+use super::errors::sentence;
+use super::{S3Store, StartError};
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
+use aws_sdk_s3::config::{ConfigBag, Credentials, Intercept, ProvideCredentials, RuntimeComponents, SharedHttpClient};
+use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::error::BoxError;
+use aws_smithy_http_client::{ConnectorBuilder, proxy::ProxyConfig, tls};
+use aws_smithy_runtime_api::client::interceptors::context::BeforeSerializationInterceptorContextRef;
+use aws_smithy_runtime_api::client::{interceptors::dyn_dispatch_hint, orchestrator::Metadata};
+use aws_smithy_types::base64;
+use aws_types::service_config::ServiceConfigKey;
+use hyper::Uri;
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use std::time::Duration;
+
+/// The version of the SDK's defaults.
+const DEFAULTS: fn() -> BehaviorVersion = BehaviorVersion::v2026_01_12;
+/// First try included; the SDK waits longer each time, and slows down on SlowDown.
+pub(super) const ATTEMPTS: u32 = 5;
+/// A dead address is given up after this and tried again.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For one try of a request that has nothing to send and that S3 answers from its index: HEAD, DELETE, the first byte
+/// of a GET. S3 takes tens of milliseconds, and advises another try after 2 seconds
+/// ([S3: timeouts and retries](https://docs.aws.amazon.com/whitepapers/latest/s3-optimizing-performance-best-practices/timeouts-and-retries-for-latency-sensitive-applications.html));
+/// five times as long leaves room for slower stores.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a list request: stores walk over deleted keys before they find one to list.
+pub const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+/// From a request, its body included, to the first byte of its answer: enough for a part of 64 MiB at 370 kB/s, and for
+/// one of 5 MiB at 30. S3 sends white space while a long CompleteMultipartUpload or CopyObject is at work, so this
+/// needn't cover them.
+const BODY_TIMEOUT: Duration = Duration::from_secs(3 * 60);
+/// For one try of any other request as a whole, which for a copy is all that ends a connection that dies in the white
+/// space. Parts of 5 GiB that S3 copies inside take minutes.
+pub const WORK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// Where requests to a server without regions are said to go; they are signed with it.
+const NO_REGION: Region = Region::from_static("us-east-1");
+/// In bytes, the lengths of bucket names: S3 has at most 63, older buckets and other stores up to 255
+/// ([S3: bucket naming rules](https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html)).
+const BUCKET_NAME_LENGTH: std::ops::RangeInclusive<usize> = 3..=255;
+
+impl S3Store {
+    /// Opens a bucket with the AWS settings of the environment. Asks the source of the credentials, not yet the store.
+    pub async fn open(bucket: &str) -> Result<S3Store, StartError> {
+        check_bucket_name(bucket)?;
+        let settings = load_settings().await?;
+        let endpoint = find_endpoint(&settings)?;
+        let region = settings.region().filter(|region| !region.as_ref().is_empty());
+        if endpoint.is_none() && region.is_none() {
+            return Err(StartError::NoRegion { profile: profile_name() });
+        }
+        find_credentials(&settings).await?;
+        let mut config = aws_sdk_s3::config::Builder::from(&settings);
+        config = config.interceptor(super::meter::Meter).interceptor(AnswerTimeouts);
+        // The SDK's own bucket stops all retries of the process when a hundred are under way.
+        let tries = RetryPartition::custom("sftpd").token_bucket(TokenBucket::unlimited());
+        config.set_retry_partition(Some(tries.build()));
+        config.set_endpoint_url(endpoint.as_ref().map(|endpoint| endpoint.url.clone()));
+        if endpoint.is_some() {
+            // Servers other than AWS rarely have a host name per bucket, and not all know the newer checksums.
+            config.set_force_path_style(Some(true));
+            config.set_region(Some(region.cloned().unwrap_or(NO_REGION)));
+            if settings.request_checksum_calculation().is_none() {
+                config.set_request_checksum_calculation(Some(RequestChecksumCalculation::WhenRequired));
+            }
+            if settings.response_checksum_validation().is_none() {
+                config.set_response_checksum_validation(Some(ResponseChecksumValidation::WhenRequired));
+            }
+        }
+        let unsigned_payload = endpoint.is_none_or(|endpoint| endpoint.over_tls);
+        Ok(S3Store { unsigned_payload, ..S3Store::new(Client::from_conf(config.build()), bucket) })
+    }
+
+    /// Takes a client of the caller's own making, with its timeouts and retries. Bodies are signed.
+    pub fn new(client: Client, bucket: &str) -> S3Store {
+        S3Store { client: check_answers(&client), bucket: bucket.to_owned(), unsigned_payload: false }
+    }
+
+    /// The id of the access key that the SDK finds, which is no secret.
+    pub async fn access_key() -> Result<String, StartError> {
+        let credentials = find_credentials(&load_settings().await?).await?;
+        Ok(credentials.access_key_id().to_owned())
+    }
+}
+
+/// Refuses what no store takes for a bucket; S3 itself tells of the rest.
+fn check_bucket_name(bucket: &str) -> Result<(), StartError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
+    if BUCKET_NAME_LENGTH.contains(&bucket.len()) && bucket.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(StartError::BucketName { bucket: bucket.to_owned() })
+}
+
+async fn load_settings() -> Result<SdkConfig, StartError> {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(BODY_TIMEOUT)
+        .operation_attempt_timeout(WORK_TIMEOUT);
+    let loader = aws_config::defaults(DEFAULTS())
+        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+        .timeout_config(timeouts.build());
+    let loader = match find_ca_bundle().await {
+        Some(file) => loader.http_client(trusting_client(&file)?),
+        None => loader,
+    };
+    Ok(loader.load().await)
+}
+
+/// A setting from the variable, or else from the profile, as the SDK itself looks for it: first the one for S3
+/// (`AWS_…_S3`, the profile's `services` section), then the one for all services. An empty one counts as unset.
+fn find_setting(settings: &SdkConfig, variable: &str, key: &str) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id("S3").env(variable).profile(key).build().ok()?;
+    let found = settings.service_config()?.load_config(key)?;
+    (!found.is_empty()).then_some(found)
+}
+
+/// An S3 server other than AWS.
+struct Endpoint {
+    url: String,
+    over_tls: bool,
+}
+
+/// The endpoint that the settings name, if they name one and don't say to ignore it.
+fn find_endpoint(settings: &SdkConfig) -> Result<Option<Endpoint>, StartError> {
+    let Some(url) = find_setting(settings, "AWS_ENDPOINT_URL", "endpoint_url") else { return Ok(None) };
+    let parsed: Option<Uri> = url.parse().ok();
+    match parsed.as_ref().and_then(Uri::scheme_str) {
+        Some("http") => Ok(Some(Endpoint { url, over_tls: false })),
+        Some("https") => Ok(Some(Endpoint { url, over_tls: true })),
+        _ => Err(StartError::Endpoint { endpoint: url }),
+    }
+}
+
+/// The file with the certificates to trust, if the settings name one. It is needed before the settings can be loaded,
+/// as roles are asked for over TLS too.
+async fn find_ca_bundle() -> Option<String> {
+    let files = aws_config::defaults(DEFAULTS()).region(NO_REGION).no_credentials().load().await;
+    find_setting(&files, "AWS_CA_BUNDLE", "ca_bundle")
+}
+
+/// The HTTP client of the SDK, but for the certificates that it trusts.
+fn trusting_client(file: &str) -> Result<SharedHttpClient, StartError> {
+    let trusted = tls::TlsContext::builder().with_trust_store(read_ca_bundle(file)?).build();
+    let trusted = trusted.map_err(|error| unusable_bundle(file, &error))?;
+    Ok(aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = ConnectorBuilder::default()
+            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+            .tls_context(trusted.clone());
+        connector.set_connector_settings(settings.cloned());
+        if let Some(components) = components {
+            connector.set_sleep_impl(components.sleep_impl());
+        }
+        connector.set_proxy_config(Some(ProxyConfig::from_env()));
+        connector.build()
+    }))
+}
+
+/// The certificates of the file, instead of the system's. The SDK panics over one that can't be used, so these are left
+/// out here.
+fn read_ca_bundle(file: &str) -> Result<tls::TrustStore, StartError> {
+    let bytes = std::fs::read(file).map_err(|error| unusable_bundle(file, &error))?;
+    let mut trusted = tls::TrustStore::empty();
+    let mut usable = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&bytes) {
+        let certificate = certificate.map_err(|error| unusable_bundle(file, &error))?;
+        let encoded = base64::encode(&certificate);
+        match usable.add(certificate) {
+            Ok(()) => {
+                let pem = format!("-----BEGIN CERTIFICATE-----\n{encoded}\n-----END CERTIFICATE-----\n");
+                trusted.add_pem_certificate(pem);
+            }
+            Err(error) => log::warn!("a certificate in {file} can't be used and is not trusted: {error}"),
+        }
+    }
+    match usable.is_empty() {
+        true => Err(StartError::CaBundle { file: file.to_owned(), why: "it holds no certificate".to_owned() }),
+        false => Ok(trusted),
+    }
+}
+
+fn unusable_bundle(file: &str, error: &dyn std::error::Error) -> StartError {
+    StartError::CaBundle { file: file.to_owned(), why: error.to_string() }
+}
+
+async fn find_credentials(settings: &SdkConfig) -> Result<Credentials, StartError> {
+    let Some(provider) = settings.credentials_provider() else {
+        return Err(StartError::NoCredentials { profile: profile_name() });
+    };
+    provider.provide_credentials().await.map_err(|error| credentials_error(&error))
+}
+
+/// What came of asking for credentials.
+pub(super) fn credentials_error(error: &CredentialsError) -> StartError {
+    let why = sentence(error);
+    match error {
+        CredentialsError::CredentialsNotLoaded(_) => StartError::NoCredentials { profile: profile_name() },
+        CredentialsError::InvalidConfiguration(_) => StartError::CredentialSettings { profile: profile_name(), why },
+        // A role's server, or a command of the profile, that may be well again in a while.
+        _ => StartError::CredentialsUnavailable { why },
+    }
+}
+
+/// The profile that the SDK looks into.
+pub(super) fn profile_name() -> String {
+    match std::env::var("AWS_PROFILE") {
+        Ok(name) if !name.is_empty() => name,
+        _ => "default".to_owned(),
+    }
+}
+
+/// Gives up a try of a request that should have been answered by now, so that the next one is made: without it, each
+/// waits as long as the upload of a large part may take.
+///
+/// Only whole tries are limited here: the SDK keeps a pool of connections for each read timeout.
+#[derive(Debug)]
+pub struct AnswerTimeouts;
+
+/// How long one try of an operation may take; `None` for those that send a body, or that S3 works on for minutes, which
+/// are left to the timeouts of the client.
+fn attempt_timeout(operation: &str) -> Option<Duration> {
+    match operation {
+        "HeadObject" | "HeadBucket" | "GetObject" | "DeleteObject" => Some(ANSWER_TIMEOUT),
+        "CreateMultipartUpload" | "AbortMultipartUpload" => Some(ANSWER_TIMEOUT),
+        "GetBucketLifecycleConfiguration" => Some(ANSWER_TIMEOUT),
+        "ListObjectsV2" | "ListMultipartUploads" | "ListParts" => Some(LIST_TIMEOUT),
+        // PutObject, UploadPart; CompleteMultipartUpload, CopyObject, UploadPartCopy.
+        _ => None,
+    }
+}
+
+#[dyn_dispatch_hint]
+impl Intercept for AnswerTimeouts {
+    fn name(&self) -> &'static str {
+        "AnswerTimeouts"
+    }
+
+    fn read_before_serialization(
+        &self,
+        _: &BeforeSerializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let timeout = bag.load::<Metadata>().and_then(|metadata| attempt_timeout(metadata.name()));
+        if let Some(timeout) = timeout {
+            let of_client = bag.load::<TimeoutConfig>().cloned().unwrap_or_else(TimeoutConfig::disabled);
+            let timeouts = of_client.into_builder().operation_attempt_timeout(timeout).build();
+            bag.interceptor_state().store_put(timeouts);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,443 @@
+//! How `sftpd serve` starts: what it makes of the AWS settings, which mistakes end it with which exit status, and how
+//! long it waits for S3.
+
+// A panic is how a test fails.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use aws_sdk_s3::config::{AsyncSleep, Sleep};
+use aws_sdk_s3::config::{retry::RetryConfig, timeout::TimeoutConfig};
+use sftpd::store::s3::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
+use sftpd::store::{Condition, Key, ListRequest, MIN_PART, PartSource, Store};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use support::binary::{Process, sftpd};
+use support::s3::{FakeS3, Fault, When};
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio_util::task::AbortOnDropHandle;
+
+/// What became of a server, and its log up to then.
+#[derive(Debug)]
+enum Outcome {
+    Serves(String),
+    Exits(i32, String),
+}
+
+impl Outcome {
+    fn exits(self) -> (i32, String) {
+        match self {
+            Outcome::Exits(status, log) => (status, log),
+            Outcome::Serves(log) => panic!("it serves: {log}"),
+        }
+    }
+
+    fn serves(self) -> String {
+        match self {
+            Outcome::Serves(log) => log,
+            Outcome::Exits(status, log) => panic!("it exits with {status}: {log}"),
+        }
+    }
+}
+
+/// What a start has that others have not.
+#[derive(Clone, Debug, Default)]
+struct Setup {
+    variables: Vec<(String, String)>,
+    unset: Vec<&'static str>,
+    files: Vec<(&'static str, String)>,
+    args: Vec<String>,
+}
+
+impl Setup {
+    fn with(mut self, variable: &str, value: &str) -> Setup {
+        self.variables.push((variable.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn without(mut self, variable: &'static str) -> Setup {
+        self.unset.push(variable);
+        self
+    }
+
+    fn file(mut self, name: &'static str, content: &str) -> Setup {
+        self.files.push((name, content.to_owned()));
+        self
+    }
+
+    fn args(mut self, args: &[&str]) -> Setup {
+        self.args.extend(args.iter().map(|arg| arg.to_string()));
+        self
+    }
+}
+
+fn with(variable: &str, value: &str) -> Setup {
+    Setup::default().with(variable, value)
+}
+
+/// Runs `sftpd serve` on the S3 of the tests until it listens or ends. Nothing of the machine's own AWS settings gets in.
+async fn serve(s3: &FakeS3, setup: Setup) -> Outcome {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = sftpd(":", s3, folder.path(), "serve");
+    for name in ["AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "AWS_ENDPOINT_URL_S3"] {
+        command.env_remove(name);
+    }
+    command.env("HOME", folder.path()).env("AWS_EC2_METADATA_DISABLED", "true").args(["--listen", "127.0.0.1:0"]);
+    command.envs(setup.variables).args(setup.args);
+    for name in setup.unset {
+        command.env_remove(name);
+    }
+    std::fs::write(folder.path().join("users.json"), r#"{"users": {}}"#).unwrap();
+    for (name, content) in setup.files {
+        std::fs::write(folder.path().join(name), content).unwrap();
+    }
+    let run = move || {
+        let _folder = folder;
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = String::new();
+        for line in BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok) {
+            log.push_str(&line);
+            log.push('\n');
+            if line.contains("listening on ") {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                return Outcome::Serves(log);
+            }
+        }
+        Outcome::Exits(child.wait().unwrap().code().unwrap(), log)
+    };
+    tokio::task::spawn_blocking(run).await.unwrap()
+}
+
+/// A server that gives every request the same answer.
+struct OneAnswer {
+    endpoint: String,
+    _accept: AbortOnDropHandle<()>,
+}
+
+impl OneAnswer {
+    async fn start(status: u16, headers: &str, body: &str) -> OneAnswer {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let length = body.len();
+        let answer = format!(
+            "HTTP/1.1 {status} X\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\nConnection: close\r\n\
+             {headers}\r\n{body}"
+        );
+        let accept = async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.is_ok_and(|read| read > 0) {}
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        };
+        OneAnswer { endpoint, _accept: AbortOnDropHandle::new(tokio::spawn(accept)) }
+    }
+
+    /// An error as S3 words it.
+    async fn error(status: u16, code: &str, message: &str) -> OneAnswer {
+        let body = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
+        OneAnswer::start(status, "", &body).await
+    }
+}
+
+/// Each with the words that say what to correct.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_operator_has_to_correct_exits_with_2() {
+    let unset = Setup::default().without("AWS_SECRET_ACCESS_KEY");
+    let cases: [(Setup, &[&str]); 17] = [
+        (Setup::default().without("AWS_ENDPOINT_URL").without("AWS_REGION"), &["AWS_REGION"]),
+        (unset.clone().without("AWS_ACCESS_KEY_ID"), &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "\"default\""]),
+        (unset.with("AWS_PROFILE", "sales"), &["AWS_SECRET_ACCESS_KEY", "\"sales\""]),
+        (with("AWS_ENDPOINT_URL", "localhost:9000"), &["\"localhost:9000\"", "https://"]),
+        (with("AWS_ENDPOINT_URL_S3", "s3://x"), &["\"s3://x\"", "https://"]),
+        (with("SFTPD_STORE", "s3://my bucket"), &["\"my bucket\"", "--store"]),
+        (with("SFTPD_STORE", "s3://ab"), &["\"ab\"", "--store"]),
+        (with("SFTPD_STORE", "s3://elsewhere"), &["\"elsewhere\"", "create it"]),
+        (with("SFTPD_STORE", "s3://"), &["--store"]),
+        (with("AWS_SECRET_ACCESS_KEY", "wrong"), &["AWS_SECRET_ACCESS_KEY", "SignatureDoesNotMatch"]),
+        (with("AWS_ACCESS_KEY_ID", "unknown"), &["AWS_ACCESS_KEY_ID"]),
+        (with("AWS_CA_BUNDLE", "none.pem"), &["\"none.pem\"", "AWS_CA_BUNDLE"]),
+        (with("AWS_CA_BUNDLE", "empty.pem").file("empty.pem", "text"), &["\"empty.pem\"", "no certificate"]),
+        (Setup::default().file("users.json", "{"), &["users.json"]),
+        (Setup::default().args(&["--users", "elsewhere/users.json"]), &["elsewhere/users.json"]),
+        (Setup::default().file("host_keys", "no folder"), &["host_keys"]),
+        (Setup::default().args(&["--abandoned-after", "59m"]), &["--abandoned-after 59m", "1h"]),
+    ];
+    let s3 = FakeS3::start().await;
+    for (setup, words) in cases {
+        let (status, log) = serve(&s3, setup).await.exits();
+        assert_eq!(status, 2, "{words:?}: {log}");
+        let sentence = log.lines().last().unwrap();
+        assert!(
+            sentence.starts_with("sftpd: ") && words.iter().all(|word| sentence.contains(word)),
+            "{words:?}: {log}"
+        );
+    }
+}
+
+/// S3's codes, and Garage's words for what it has no code for.
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_credentials_are_no_drop_box() {
+    let refused = [
+        (403, "InvalidAccessKeyId", "", "AWS_ACCESS_KEY_ID"),
+        (403, "SignatureDoesNotMatch", "", "AWS_SECRET_ACCESS_KEY"),
+        (403, "AccessDenied", "Forbidden: Invalid signature", "AWS_SECRET_ACCESS_KEY"),
+        (403, "AccessDenied", "Forbidden: No such key: GK1", "AWS_ACCESS_KEY_ID"),
+        (400, "ExpiredToken", "", "AWS_SESSION_TOKEN"),
+        (400, "InvalidToken", "", "AWS_SESSION_TOKEN"),
+        (403, "RequestTimeTooSkewed", "", "clock"),
+        (403, "AllAccessDisabled", "", "account"),
+        (400, "AuthorizationHeaderMalformed", "", "AWS_REGION"),
+        (400, "InvalidBucketName", "", "--store"),
+        (404, "NoSuchBucket", "", "create it"),
+    ];
+    let s3 = FakeS3::start().await;
+    for (status, code, message, word) in refused {
+        let answers = OneAnswer::error(status, code, message).await;
+        let (exit, log) = serve(&s3, with("AWS_ENDPOINT_URL", &answers.endpoint)).await.exits();
+        assert_eq!(exit, 2, "{code} {message}: {log}");
+        assert!(log.contains(word), "{code} {message}: {log}");
+    }
+    let body = "<Error><Code>PermanentRedirect</Code></Error>";
+    let elsewhere = OneAnswer::start(301, "x-amz-bucket-region: eu-north-1\r\n", body).await;
+    let (exit, log) = serve(&s3, with("AWS_ENDPOINT_URL", &elsewhere.endpoint)).await.exits();
+    assert!(exit == 2 && log.contains("set AWS_REGION=eu-north-1"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_box_serves_with_a_warning() {
+    let s3 = FakeS3::start().await;
+    s3.fault("ListObjectsV2", When::Every, Fault::Status(403, "AccessDenied"));
+    let log = serve(&s3, Setup::default()).await.serves();
+    assert!(log.contains("WARN") && log.contains("clients will see no directories"), "{log}");
+}
+
+/// Credentials may be limited to the prefix.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_look_at_the_start_is_limited_to_the_prefix() {
+    let s3 = FakeS3::start().await;
+    let log = serve(&s3, with("SFTPD_STORE", "s3://test/inbox/today")).await.serves();
+    let lists: Vec<_> = s3.requests().into_iter().filter(|request| request.op == "ListObjectsV2").collect();
+    assert_eq!(lists.iter().map(|request| &*request.key).collect::<Vec<_>>(), ["inbox/today/"]);
+    assert!(!log.contains("WARN"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_pass_exits_with_1() {
+    let s3 = FakeS3::start().await;
+    let failing = FakeS3::start().await;
+    failing.fault("ListObjectsV2", When::Every, Fault::Status(500, "InternalError"));
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = format!("http://{}", closed.local_addr().unwrap());
+    drop(closed);
+    let outcomes = tokio::join!(
+        serve(&s3, Setup::default().args(&["--metrics", &address])),
+        serve(&failing, Setup::default()),
+        serve(&s3, with("AWS_ENDPOINT_URL", &nobody)),
+    );
+    for (outcome, word) in
+        [(outcomes.0, "can't listen"), (outcomes.1, "InternalError"), (outcomes.2, "does not answer")]
+    {
+        let (status, log) = outcome.exits();
+        assert!(status == 1 && log.contains(word), "{status}: {log}");
+    }
+}
+
+/// A part and a small file, with the endpoint named in each way that the SDK knows: over plain HTTP bodies are signed,
+/// and carry no checksum unless the settings say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_are_signed_wherever_the_plain_endpoint_is_named() {
+    let services = "[default]\nservices = local\n[services local]\ns3 =\n  endpoint_url = ENDPOINT\n";
+    let section = "[default]\nendpoint_url = ENDPOINT\n";
+    let checksums = "[default]\nendpoint_url = ENDPOINT\nrequest_checksum_calculation = when_supported\n";
+    let cases = [
+        ("export AWS_ENDPOINT_URL_S3=ENDPOINT", "", false),
+        ("export AWS_ENDPOINT_URL=ENDPOINT", "", false),
+        ("export AWS_ENDPOINT_URL=https://127.0.0.1:1 AWS_ENDPOINT_URL_S3=ENDPOINT", "", false),
+        (":", services, false),
+        (":", section, false),
+        (":", checksums, true),
+    ];
+    for (variables, profile, with_checksums) in cases {
+        let s3 = FakeS3::start().await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config");
+        std::fs::write(&file, profile.replace("ENDPOINT", &s3.endpoint)).unwrap();
+        let variables = variables.replace("ENDPOINT", &s3.endpoint);
+        let setting =
+            format!("unset AWS_ENDPOINT_URL AWS_PROFILE && export AWS_CONFIG_FILE='{}' && {variables}", file.display());
+        let server = Process::start_after(&setting, &s3, &[]);
+        let client = server.server.client().await;
+        client.put("/small", &noise(1000, 1)).await.unwrap();
+        client.put("/large", &noise(6 * MIB, 2)).await.unwrap();
+        assert_eq!(s3.objects(), ["alice/large", "alice/small"], "{setting} {profile}");
+        assert_eq!(s3.unsigned_bodies(), 0, "{setting} {profile}");
+        assert_eq!(s3.checksums() > 0, with_checksums, "{setting} {profile}");
+    }
+}
+
+/// The profile can take back what it or a variable names.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ignored_endpoint_is_not_asked() {
+    let s3 = FakeS3::start().await;
+    let ignore = with("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true").without("AWS_REGION");
+    let (status, log) = serve(&s3, ignore).await.exits();
+    assert!(status == 2 && log.contains("AWS_REGION"), "{log}");
+    assert_eq!(s3.requests(), []);
+}
+
+/// In front of an S3 server, with the certificate for 127.0.0.1 that `ca.pem` signed.
+async fn terminate_tls(s3: &FakeS3) -> (String, AbortOnDropHandle<()>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/tls");
+    let certificate = CertificateDer::from_pem_file(folder.join("server.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(folder.join("server.key")).unwrap();
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("https://{}", listener.local_addr().unwrap());
+    let behind = s3.endpoint.trim_start_matches("http://").to_owned();
+    let accept = async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (acceptor, behind) = (acceptor.clone(), behind.clone());
+            tokio::spawn(async move {
+                let Ok(mut client) = acceptor.accept(stream).await else { return };
+                let mut server = TcpStream::connect(behind).await.unwrap();
+                let _ = copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    };
+    (endpoint, AbortOnDropHandle::new(tokio::spawn(accept)))
+}
+
+fn certificate(name: &str) -> String {
+    format!("{}/tests/support/tls/{name}.pem", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_of_ones_own_is_trusted_where_the_settings_name_it() {
+    let s3 = FakeS3::start().await;
+    let (endpoint, _tls) = terminate_tls(&s3).await;
+    let there = with("AWS_ENDPOINT_URL", &endpoint);
+    let untrusted = there.clone().with("SSL_CERT_FILE", &certificate("other-ca"));
+    let (status, log) = serve(&s3, untrusted.clone()).await.exits();
+    assert!(status == 2 && log.contains("unknown issuer") && log.contains("AWS_CA_BUNDLE"), "{log}");
+    serve(&s3, there.with("SSL_CERT_FILE", &certificate("ca"))).await.serves();
+    serve(&s3, untrusted.clone().with("AWS_CA_BUNDLE", &certificate("ca"))).await.serves();
+    let profile = format!("[profile own]\nca_bundle = {}\n", certificate("ca"));
+    let own = untrusted.file("config", &profile).with("AWS_CONFIG_FILE", "config").with("AWS_PROFILE", "own");
+    serve(&s3, own).await.serves();
+}
+
+/// Over TLS bodies need no signature. Certificates that can't be used are passed over.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_are_not_signed_over_tls() {
+    let s3 = FakeS3::start().await;
+    let (endpoint, _tls) = terminate_tls(&s3).await;
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("bundle.pem");
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    std::fs::write(&bundle, format!("{broken}{}", std::fs::read_to_string(certificate("ca")).unwrap())).unwrap();
+    let setting = format!("export AWS_ENDPOINT_URL={endpoint} AWS_CA_BUNDLE='{}'", bundle.display());
+    let server = Process::start_after(&setting, &s3, &[]);
+    server.server.client().await.put("/small", b"x").await.unwrap();
+    assert_eq!((s3.count("PutObject"), s3.unsigned_bodies()), (1, 1));
+    assert_eq!(server.logged("can't be used and is not trusted"), 1);
+}
+
+/// What a client of the SDK has for requests without a timeout of their own.
+const LONG: Duration = Duration::from_secs(15 * 60);
+
+/// The SDK's sleep: remembers the timeouts, and lets one end as soon as one more request hangs.
+#[derive(Clone, Debug)]
+struct Hurry {
+    hanging: watch::Receiver<usize>,
+    asked: Arc<Mutex<Vec<Duration>>>,
+}
+
+impl AsyncSleep for Hurry {
+    fn sleep(&self, time: Duration) -> Sleep {
+        if ![ANSWER_TIMEOUT, LIST_TIMEOUT, LONG].contains(&time) {
+            // Between two tries, and to see whether a stream has stalled.
+            return Sleep::new(tokio::time::sleep(time));
+        }
+        self.asked.lock().unwrap().push(time);
+        let mut hanging = self.hanging.clone();
+        let before = *hanging.borrow();
+        Sleep::new(async move { drop(hanging.wait_for(|now| *now > before).await) })
+    }
+}
+
+/// A store that tries twice, with this timeout for whatever has none of its own, and what it asks for.
+fn hurried(s3: &FakeS3, others: Duration) -> (Arc<dyn Store>, Hurry) {
+    let hurry = Hurry { hanging: s3.hanging(), asked: Arc::default() };
+    let sleep = hurry.clone();
+    let pause = Duration::from_millis(1);
+    let store = s3_store_with(s3, |config| {
+        let retry = RetryConfig::standard().with_max_attempts(2).with_initial_backoff(pause).with_max_backoff(pause);
+        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(others).disable_read_timeout().build();
+        config.retry_config(retry).timeout_config(timeouts).interceptor(AnswerTimeouts).sleep_impl(sleep)
+    });
+    (store, hurry)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_not_answered_is_soon_made_again() {
+    let s3 = FakeS3::start().await;
+    s3.put("f", "content");
+    let key = Key::new("f").unwrap();
+    let (store, hurry) = hurried(&s3, LONG);
+    s3.fault("HeadObject", When::Nth(1), Fault::Hang);
+    assert_eq!(store.head(&key).await.unwrap().size, 7);
+    assert_eq!(s3.count("HeadObject"), 2);
+    let asked = hurry.asked.lock().unwrap();
+    assert_eq!(asked.iter().filter(|time| **time == ANSWER_TIMEOUT).count(), 2, "{asked:?}");
+}
+
+/// The longest that each operation asks to wait for its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_bodies_and_long_work_have_the_long_timeouts() {
+    let s3 = FakeS3::start().await;
+    s3.put("f", "content");
+    s3.put("large", noise(6 * MIB, 1));
+    let (key, large, copy) = (Key::new("f").unwrap(), Key::new("large").unwrap(), Key::new("copy").unwrap());
+    let (store, hurry) = hurried(&s3, LONG);
+    let longest = || hurry.asked.lock().unwrap().drain(..).max();
+    let etag = store.head(&large).await.unwrap().etag;
+    assert_eq!(longest(), Some(ANSWER_TIMEOUT));
+    store.get(&large, 0..5, &etag).await.unwrap();
+    assert_eq!(longest(), Some(ANSWER_TIMEOUT));
+    store.list(ListRequest { prefix: &Key::default(), folded: false, after: None, limit: 1 }).await.unwrap();
+    assert_eq!(longest(), Some(LIST_TIMEOUT));
+    store.put(&key, "other".into(), Condition::None).await.unwrap();
+    assert_eq!(longest(), Some(LONG));
+    store.copy(&key, &copy).await.unwrap();
+    assert_eq!(longest(), Some(LONG));
+    store.delete(&copy).await.unwrap();
+    assert_eq!(longest(), Some(ANSWER_TIMEOUT));
+    let id = store.create_upload(&key).await.unwrap();
+    assert_eq!(longest(), Some(ANSWER_TIMEOUT));
+    let part = store.upload_part(&key, &id, 1, "part".into()).await.unwrap();
+    assert_eq!(longest(), Some(LONG));
+    store.copy_part(&key, &id, 2, PartSource { key: &large, etag: &etag, range: 0..MIN_PART }).await.unwrap();
+    assert_eq!(longest(), Some(LONG));
+    store.complete(&key, &id, &[part], Condition::None).await.unwrap();
+    assert_eq!(longest(), Some(LONG));
+    let id = store.create_upload(&key).await.unwrap();
+    longest();
+    store.abort(&key, &id).await.unwrap();
+    assert_eq!(longest(), Some(ANSWER_TIMEOUT));
+}
