@@ -260,13 +260,13 @@ async fn what_may_pass_exits_with_1() {
 /// and carry no checksum unless the settings say so.
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_are_signed_wherever_the_plain_endpoint_is_named() {
-    let services = "[default]\nservices = local\n[services local]\ns3 =\n  endpoint_url = ENDPOINT\n";
-    let section = "[default]\nendpoint_url = ENDPOINT\n";
-    let checksums = "[default]\nendpoint_url = ENDPOINT\nrequest_checksum_calculation = when_supported\n";
+    let services = "[default]\nservices = local\n[services local]\ns3 =\n  endpoint_url = <plain>\n";
+    let section = "[default]\nendpoint_url = <plain>\n";
+    let checksums = "[default]\nendpoint_url = <plain>\nrequest_checksum_calculation = when_supported\n";
     let cases = [
-        ("export AWS_ENDPOINT_URL_S3=ENDPOINT", "", false),
-        ("export AWS_ENDPOINT_URL=ENDPOINT", "", false),
-        ("export AWS_ENDPOINT_URL=https://127.0.0.1:1 AWS_ENDPOINT_URL_S3=ENDPOINT", "", false),
+        ("export AWS_ENDPOINT_URL_S3=<plain>", "", false),
+        ("export AWS_ENDPOINT_URL=<plain>", "", false),
+        ("export AWS_ENDPOINT_URL=https://127.0.0.1:1 AWS_ENDPOINT_URL_S3=<plain>", "", false),
         (":", services, false),
         (":", section, false),
         (":", checksums, true),
@@ -275,8 +275,8 @@ async fn bodies_are_signed_wherever_the_plain_endpoint_is_named() {
         let s3 = FakeS3::start().await;
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config");
-        std::fs::write(&file, profile.replace("ENDPOINT", &s3.endpoint)).unwrap();
-        let variables = variables.replace("ENDPOINT", &s3.endpoint);
+        std::fs::write(&file, profile.replace("<plain>", &s3.endpoint)).unwrap();
+        let variables = variables.replace("<plain>", &s3.endpoint);
         let setting =
             format!("unset AWS_ENDPOINT_URL AWS_PROFILE && export AWS_CONFIG_FILE='{}' && {variables}", file.display());
         let server = Process::start_after(&setting, &s3, &[]);

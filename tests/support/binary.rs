@@ -54,10 +54,11 @@ impl Process {
             before.push(line);
             before.last()?.split_once("listening on ").map(|(_, address)| address.parse().unwrap())
         });
+        let ready = ready.unwrap_or_else(|| panic!("it does not serve:\n{}", before.join("\n")));
         let log = Arc::new(Mutex::new(before));
         let shared = log.clone();
         std::thread::spawn(move || lines.for_each(|line| shared.lock().unwrap().push(line)));
-        Process { child, server: Server::elsewhere(ready.unwrap()), log, folder }
+        Process { child, server: Server::elsewhere(ready), log, folder }
     }
 
     /// Where its users.json is.
