@@ -335,8 +335,8 @@ impl Checkup<'_> {
             Ok(false) => self.report.add(
                 "conditional get",
                 Grade::Warning,
-                "the store ignores If-Match: it sends other content than asked for when a file is replaced during a \
-                 download; don't replace files while clients read them",
+                "the store ignores If-Match: that a file was replaced during a download is only noticed by the ETag of \
+                 each answer; the download then fails",
             ),
             Err(error) => {
                 self.report.add("conditional get", Grade::Failed, format!("{error}: {}", advice(&error)));

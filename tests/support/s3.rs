@@ -514,11 +514,16 @@ impl Object {
     }
 }
 
+/// `x-amz-checksum-crc32` and the like; what names the algorithm comes without a checksum too.
+fn is_checksum(header: &hyper::header::HeaderName) -> bool {
+    header.as_str().starts_with("x-amz-checksum-") || header == "x-amz-trailer"
+}
+
 impl State {
     fn look_at_headers(&mut self, request: &HttpRequest) {
         let payload = request.headers().get("x-amz-content-sha256").and_then(|value| value.to_str().ok());
         self.unsigned_bodies += usize::from(payload.is_some_and(|payload| payload.contains("UNSIGNED-PAYLOAD")));
-        self.checksums += usize::from(request.headers().contains_key("x-amz-sdk-checksum-algorithm"));
+        self.checksums += usize::from(request.headers().keys().any(is_checksum));
     }
 
     fn arrival(&mut self, request: Request) -> Option<Fault> {

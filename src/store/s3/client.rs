@@ -71,10 +71,11 @@ impl S3Store {
             // Servers other than AWS rarely have a host name per bucket, and not all know the newer checksums.
             config.set_force_path_style(Some(true));
             config.set_region(Some(region.cloned().unwrap_or(NO_REGION)));
-            if settings.request_checksum_calculation().is_none() {
+            let unset = |variable, key| find_setting(&settings, variable, key).is_none();
+            if unset("AWS_REQUEST_CHECKSUM_CALCULATION", "request_checksum_calculation") {
                 config.set_request_checksum_calculation(Some(RequestChecksumCalculation::WhenRequired));
             }
-            if settings.response_checksum_validation().is_none() {
+            if unset("AWS_RESPONSE_CHECKSUM_VALIDATION", "response_checksum_validation") {
                 config.set_response_checksum_validation(Some(ResponseChecksumValidation::WhenRequired));
             }
         }
