@@ -298,7 +298,8 @@ async fn a_client_is_known_by_its_own_address_on_a_socket_for_all() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hangup_drains_unless_it_is_ignored() {
     let s3 = FakeS3::start().await;
-    let mut server = Process::start(&s3, &[]);
+    // The tests themselves may run under nohup.
+    let mut server = Process::start_after(r#"exec env --default-signal=HUP "$0" "$@""#, &s3, &[]);
     let client = server.server.client().await;
     let handle = client.open("/f", PUT).await.unwrap();
     server.signal("HUP");

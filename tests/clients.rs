@@ -567,6 +567,32 @@ fn paramiko(gateway: &Gateway, script: &str, args: &[&str]) -> String {
     gateway.run(&mut gateway.python(&format!("{PARAMIKO}{script}client.close()\n"), args))
 }
 
+/// Characters that XML can't carry, and that URLs have their own ideas about: stored, listed, fetched, renamed, removed.
+#[test]
+fn paramiko_uses_every_character_in_names() {
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
+    let script = r#"
+left_out = sys.argv[4]
+characters = [chr(n) for n in range(1, 32)] + ["\ufffe", "\x7f", "\u0085", "  ", "%", "%41", "+", "&", "<", ">"]
+names = ["x" + character + "y" for character in characters if character != left_out]
+sftp.mkdir("d")
+for name in names:
+    with sftp.open("d/" + name, "wb") as file:
+        file.write(name.encode())
+assert sorted(sftp.listdir("d")) == sorted(names), sorted(sftp.listdir("d"))
+sftp.posix_rename("d", "e")
+for name in names:
+    with sftp.open("e/" + name) as file:
+        assert file.read() == name.encode(), name
+    sftp.posix_rename("e/" + name, "e/moved " + name)
+    sftp.remove("e/moved " + name)
+assert sftp.listdir("e") == []
+"#;
+    let left_out = if gateway.has(Deviation::NoLineFeed) { "\n" } else { "" };
+    paramiko(&gateway, script, &[left_out]);
+    assert_eq!(gateway.keys(), [""; 0]);
+}
+
 #[test]
 fn paramiko_puts_and_gets() {
     let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };

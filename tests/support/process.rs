@@ -46,6 +46,8 @@ const DEVIATIONS: &[(&str, Deviation)] = &[
     ("SeaweedFS", Deviation::EmptyPrefixesLinger),
     ("SeaweedFS", Deviation::NoBackslash),
     ("SeaweedFS", Deviation::NoLongNames),
+    // moto's.
+    ("Werkzeug", Deviation::NoLineFeed),
 ];
 
 /// See [`DEVIATIONS`].
@@ -59,6 +61,8 @@ pub enum Deviation {
     NoBackslash,
     /// Between two slashes of a key there is room for 255 bytes.
     NoLongNames,
+    /// A key with a line feed is refused.
+    NoLineFeed,
 }
 
 /// A file's bytes, which a failed assertion does not print by the million.
