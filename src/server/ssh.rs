@@ -24,7 +24,7 @@ pub enum Algorithms {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
     /// Versions in wide use lack encrypt-then-MAC, AES-GCM or X25519: libssh2 before 1.11 (2023; curl and PHP on
-    /// Debian 12), JSch 0.1 and SSH.NET before 2024.
+    /// Debian 12), JSch 0.1, SSH.NET before 2024 and phpseclib 2.
     Old,
     /// libssh looks for the signature algorithms that EXT_INFO names before its first request, and finds them only if
     /// EXT_INFO arrives together with NEWKEYS.
@@ -36,10 +36,11 @@ pub enum Client {
 }
 
 /// How the identification strings of such clients begin.
-const CLIENTS: [(&[u8], Client); 5] = [
+const CLIENTS: [(&[u8], Client); 6] = [
     (b"SSH-2.0-libssh2_", Client::Old),
     (b"SSH-2.0-JSCH-", Client::Old),
     (b"SSH-2.0-Renci.SshNet", Client::Old),
+    (b"SSH-2.0-phpseclib_2.", Client::Old),
     (b"SSH-2.0-libssh_", Client::Libssh),
     (b"SSH-2.0-paramiko_", Client::Paramiko),
 ];

@@ -135,7 +135,7 @@ impl Gateway {
     /// `None`, with the reason printed, when a client isn't installed. With `SFTPD_TEST_ALL_CLIENTS=1`
     /// that is a failure.
     ///
-    /// A client is a command, the path of a file, `python3:MODULE`, `ruby:LIBRARY`, or `curl:sftp`.
+    /// A client is a command, the path of a file, `python3:MODULE`, `ruby:LIBRARY`, `node:MODULE`, or `curl:sftp`.
     pub fn start(clients: &[&str]) -> Option<Gateway> {
         Gateway::start_with(clients, &[])
     }
@@ -309,6 +309,11 @@ impl Gateway {
     pub fn put_object(&self, path: &str, bytes: impl AsRef<[u8]>) {
         let put = self.s3.put_object().bucket(&self.bucket).key(Self::full_key(path));
         self.runtime.block_on(put.body(bytes.as_ref().to_vec().into()).send()).expect("PUT");
+    }
+
+    pub fn remove_object(&self, path: &str) {
+        let delete = self.s3.delete_object().bucket(&self.bucket).key(Self::full_key(path));
+        self.runtime.block_on(delete.send()).expect("DELETE");
     }
 
     /// Every key in the bucket; those outside of the user's home as they are.
@@ -550,6 +555,7 @@ fn is_installed(client: &str) -> bool {
     };
     match client.split_once(':') {
         Some(("python3", module)) => succeeds("python3", &["-c", &format!("import {module}")]).is_some(),
+        Some(("node", module)) => succeeds("node", &["-r", module, "-e", ""]).is_some(),
         Some(("ruby", library)) => succeeds("ruby", &["-r", library, "-e", ""]).is_some(),
         Some((program, feature)) => succeeds(program, &["--version"])
             .is_some_and(|output| String::from_utf8_lossy(&output.stdout).contains(feature)),
