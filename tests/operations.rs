@@ -485,7 +485,7 @@ async fn requests_that_change_or_fail_leave_a_line() {
         ": rmdir \"/d\"",
         ": open \"/none\" failed: No such file",
         ": list \"/none\" failed: No such file",
-        "long\" failed: Failure: File name too long",
+        "\" failed: Failure: File name too long",
         ": remove \"/kept\" failed: Permission denied: the store refused access: AccessDenied: Set by the test",
     ];
     for line in lines {

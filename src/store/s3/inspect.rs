@@ -20,7 +20,8 @@ impl S3Store {
 
     /// Does the store refuse a GET for another version than the key has (`If-Match`)? Downloads rely on it.
     pub async fn honours_if_match(&self, key: &Key, outdated: &str) -> Result<bool> {
-        let request = self.client.get_object().bucket(&self.bucket).key(key.as_str()).if_match(outdated);
+        let request =
+            self.client.get_object().bucket(&self.bucket).key(key.as_str()).if_match(outdated).range("bytes=0-0");
         match request.send().await {
             Ok(_) => Ok(false),
             Err(error) if status(&error) == Some(412) => Ok(true),
