@@ -76,6 +76,35 @@ impl S3Store {
         Ok(us)
     }
 
+    /// One GetObject of what is missing in `body`.
+    async fn get_missing(&self, key: &Key, etag: &str, body: &mut RangeBody) -> Result<Reading> {
+        let Range { start, end } = body.missing;
+        let request = self.client.get_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
+        let mut out = request.range(format!("bytes={start}-{}", end - 1)).send().await.map_err(failed)?;
+        // Not every store keeps If-Match.
+        if out.e_tag.as_deref().map(quoted) != Some(quoted(etag)) {
+            return Err(StoreError::Precondition);
+        }
+        match content_range(out.content_range.as_deref()) {
+            Some(found) if found.range == (start..end) => {}
+            Some(_) | None => return Ok(Reading::BrokenOff("another range than was asked for".to_owned())),
+        }
+        while let Some(chunk) = out.body.next().await {
+            match chunk {
+                Ok(chunk) if body.missing.start + chunk.len() as u64 <= end => {
+                    body.missing.start += chunk.len() as u64;
+                    body.pieces.push(chunk);
+                }
+                Ok(_) => return Err(StoreError::Other("more bytes than asked for".to_owned())),
+                Err(error) => return Ok(Reading::BrokenOff(sentence(&error))),
+            }
+        }
+        if body.missing.is_empty() {
+            return Ok(Reading::Done);
+        }
+        Ok(Reading::BrokenOff("the body ended early".to_owned()))
+    }
+
     /// The object as a list of one tells it, where the answer to HEAD is in doubt.
     async fn look_up(&self, key: &Key) -> Result<Object> {
         let page = self.list(ListRequest { prefix: key, folded: false, after: None, limit: 1 }).await?;
@@ -108,33 +137,17 @@ impl Store for S3Store {
     }
 
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
-        let mut pieces = Joined::default();
-        let mut from = range.start;
+        let mut body = RangeBody { pieces: Joined::default(), missing: range };
         // The SDK retries a request, not a body that breaks off: go on where it did.
         let mut pauses = (0..ATTEMPTS - 1).map(|attempt| Duration::from_millis(200 << attempt));
         loop {
-            let request = self.client.get_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
-            let mut out = request.range(format!("bytes={from}-{}", range.end - 1)).send().await.map_err(failed)?;
-            // Not every store keeps If-Match.
-            if !out.e_tag.as_deref().is_some_and(|found| quoted(found) == quoted(etag)) {
-                return Err(StoreError::Precondition);
-            }
-            let broken = match content_range(out.content_range.as_deref()) {
-                Some(found) if found.range == (from..range.end) => loop {
-                    match out.body.next().await {
-                        Some(Ok(chunk)) if from + chunk.len() as u64 <= range.end => {
-                            from += chunk.len() as u64;
-                            pieces.push(chunk);
-                        }
-                        Some(Ok(_)) => return Err(StoreError::Other("more bytes than asked for".into())),
-                        Some(Err(error)) => break sentence(&error),
-                        None if from == range.end => return Ok(pieces.finish()),
-                        None => break "the body ended early".to_owned(),
-                    }
+            match self.get_missing(key, etag, &mut body).await? {
+                Reading::Done => return Ok(body.pieces.finish()),
+                Reading::BrokenOff(why) => match pauses.next() {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => return Err(StoreError::Other(why)),
                 },
-                Some(_) | None => "another range than was asked for".to_owned(),
-            };
-            tokio::time::sleep(pauses.next().ok_or(StoreError::Other(broken))?).await;
+            }
         }
     }
 
@@ -297,6 +310,19 @@ impl Store for S3Store {
         }
         Ok(stale)
     }
+}
+
+/// A range of an object on its way.
+struct RangeBody {
+    pieces: Joined,
+    missing: Range<u64>,
+}
+
+/// How one request for a range ended.
+enum Reading {
+    Done,
+    /// In the middle, with the reason; the rest can be asked for again.
+    BrokenOff(String),
 }
 
 /// What an answer's body came in: large pieces as they are, small ones together, as thousands of them would take more
