@@ -123,6 +123,7 @@ impl Kind {
     /// `end` is where a write without an offset goes.
     fn of(command: &Command, end: u64) -> Kind {
         match command {
+            Command::Write(_, data) if data.iter().all(Bytes::is_empty) => Kind::Other,
             Command::Write(offset, _) => Kind::Write { offset: offset.unwrap_or(end) },
             Command::Close => Kind::Close,
             Command::Read(..) | Command::Truncate(_) => Kind::Other,
@@ -335,8 +336,8 @@ impl Work {
         }
         if closed.is_none() {
             self.failed.get_or_insert_with(cut_off);
-            self.release();
         }
+        self.release_all();
         let (bytes, parts) = (self.received, self.done.len() as u32);
         self.discard().await;
         let result = closed.as_ref().map(|(result, _)| result.clone().map(drop));
@@ -355,7 +356,7 @@ impl Work {
         match timeout(HOLD_TIME, inbox.recv()).await {
             Ok(next) => next,
             Err(_silent) => {
-                self.held.drain(..).for_each(|(_, reply)| reply(Ok(Bytes::new())));
+                self.release_all();
                 inbox.recv().await
             }
         }
@@ -381,6 +382,16 @@ impl Work {
             match &self.failed {
                 Some(error) => reply(Err(error.clone())),
                 None if self.is_far_ahead(offset) => self.held.push_back((offset, reply)),
+                None => reply(Ok(Bytes::new())),
+            }
+        }
+    }
+
+    /// Gives all answers, whatever gap is open.
+    fn release_all(&mut self) {
+        for (_, reply) in std::mem::take(&mut self.held) {
+            match &self.failed {
+                Some(error) => reply(Err(error.clone())),
                 None => reply(Ok(Bytes::new())),
             }
         }
