@@ -5,13 +5,16 @@
 
 mod support;
 
+use aws_credential_types::provider::{ProvideCredentials, future};
+use aws_sdk_s3::config::Credentials;
 use bytes::Bytes;
 use sftpd::store::memory::MemoryStore;
 use sftpd::store::{Condition, Entry, Key, ListRequest, Page, Part, PartSource, Store, StoreError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use support::s3::{FakeS3, Fault, When};
-use support::{MIB, noise, s3_store};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use support::s3::{self, FakeS3, Fault, When};
+use support::{MIB, noise, s3_store, s3_store_with};
 
 fn key(text: &str) -> Key {
     Key::new(text).unwrap()
@@ -229,4 +232,37 @@ async fn refusals_and_lost_answers_are_told_apart() {
     let put = store.put(&key("f"), "x".into(), Condition::None).await;
     assert!(matches!(&put, Err(StoreError::Unknown(why)) if !why.contains("DispatchFailure(")), "{put:?}");
     assert_eq!(s3.objects(), [""; 0]);
+}
+
+/// Where credentials come from; counts how often it was asked.
+#[derive(Clone, Debug, Default)]
+struct Source(Arc<AtomicUsize>);
+
+impl ProvideCredentials for Source {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        future::ProvideCredentials::ready(Ok(Credentials::new(s3::ACCESS_KEY, s3::SECRET_KEY, None, None, "test")))
+    }
+}
+
+#[tokio::test]
+async fn credentials_that_have_expired_are_asked_for_anew() {
+    let s3 = FakeS3::start().await;
+    let source = Source::default();
+    let store = s3_store_with(&s3, |config| config.credentials_provider(source.clone()));
+    store.put(&key("a"), "x".into(), Condition::None).await.unwrap();
+    store.put(&key("b"), "x".into(), Condition::None).await.unwrap();
+    assert_eq!(source.0.load(Ordering::Relaxed), 1);
+    s3.fault("PutObject", When::Nth(1), Fault::Status(400, "ExpiredToken"));
+    store.put(&key("c"), "x".into(), Condition::None).await.unwrap();
+    assert_eq!(source.0.load(Ordering::Relaxed), 2);
+    s3.clear_faults();
+    // Where there are no others, the store's words are told.
+    s3.fault("PutObject", When::Every, Fault::Status(400, "ExpiredToken"));
+    let put = store.put(&key("d"), "x".into(), Condition::None).await;
+    assert!(matches!(&put, Err(StoreError::Other(why)) if why.starts_with("ExpiredToken: ")), "{put:?}");
+    assert_eq!(s3.objects(), ["a", "b", "c"]);
 }

@@ -5,6 +5,7 @@
 mod answers;
 mod client;
 mod errors;
+mod identity;
 mod inspect;
 mod meter;
 mod start;

@@ -4,6 +4,7 @@
 //!
 //! Every client of this store gets these checks from [`S3Store::new`](super::S3Store::new).
 
+use super::identity::RenewableIdentities;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::AfterDeserializationInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -20,8 +21,9 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
 
 /// The same client, with the checks of this module.
 pub fn check_answers(client: &Client) -> Client {
-    let config = client.config().to_builder().interceptor(CheckAnswers).retry_classifier(RetryDoubtful);
-    Client::from_conf(config.build())
+    let identities = RenewableIdentities::new();
+    let config = client.config().to_builder().interceptor(CheckAnswers).identity_cache(identities.clone());
+    Client::from_conf(config.retry_classifier(RetryDoubtful { identities }).build())
 }
 
 /// A success that S3 did not write.
@@ -108,9 +110,11 @@ impl Intercept for CheckAnswers {
 }
 
 /// What is worth another try beside what the SDK takes for that: answers and refusals that S3 did not write, and 429,
-/// which proxies and S3's imitators say where S3 says 503.
+/// which proxies and S3's imitators say where S3 says 503. And credentials that have expired: with new ones.
 #[derive(Debug)]
-struct RetryDoubtful;
+struct RetryDoubtful {
+    identities: RenewableIdentities,
+}
 
 impl ClassifyRetry for RetryDoubtful {
     fn name(&self) -> &'static str {
@@ -126,6 +130,10 @@ impl ClassifyRetry for RetryDoubtful {
         match (response.status().as_u16(), retry_after(response)) {
             (429, Some(delay)) => RetryAction::retryable_error_with_explicit_delay(ErrorKind::ThrottlingError, delay),
             (429, None) => RetryAction::throttling_error(),
+            (400, _) if says_expired(response) => {
+                self.identities.renew();
+                RetryAction::transient_error()
+            }
             (300..=499, _) if !is_refusal_of_s3(response) => RetryAction::transient_error(),
             (_, _) => RetryAction::NoActionIndicated,
         }
@@ -136,6 +144,11 @@ impl ClassifyRetry for RetryDoubtful {
 fn is_refusal_of_s3(response: &HttpResponse) -> bool {
     let body = String::from_utf8_lossy(response.body().bytes().unwrap_or_default());
     body.is_empty() || holds_document(&body, "Error")
+}
+
+fn says_expired(response: &HttpResponse) -> bool {
+    let body = String::from_utf8_lossy(response.body().bytes().unwrap_or_default());
+    body.contains("<Code>ExpiredToken</Code>")
 }
 
 /// How long the server asks us to wait, where it says so in seconds
