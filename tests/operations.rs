@@ -469,6 +469,9 @@ async fn requests_that_change_or_fail_leave_a_line() {
     client.get("/none").await.unwrap_err();
     client.list("/none").await.unwrap_err();
     client.sftp.remove(format!("/{}", "long".repeat(1000))).await.unwrap_err();
+    (0..1001).for_each(|n| s3.put(&format!("alice/many/{n:04}"), ""));
+    s3.fault("ListObjectsV2", When::Nth(2), Fault::Status(403, "AccessDenied"));
+    client.list("/many").await.unwrap_err();
     s3.fault("DeleteObject", When::Every, Fault::Status(403, "AccessDenied"));
     client.put("/kept", b"x").await.unwrap();
     client.sftp.remove("/kept").await.unwrap_err();
@@ -485,6 +488,7 @@ async fn requests_that_change_or_fail_leave_a_line() {
         ": rmdir \"/d\"",
         ": open \"/none\" failed: No such file",
         ": list \"/none\" failed: No such file",
+        ": list \"/many\" failed: Permission denied: the store refused access: AccessDenied: Set by the test",
         "\" failed: Failure: File name too long",
         ": remove \"/kept\" failed: Permission denied: the store refused access: AccessDenied: Set by the test",
     ];

@@ -7,15 +7,15 @@
 //! The rule that keeps every client moving: the loop here waits for the store, never for the client.
 
 mod attributes;
-mod deeds;
 mod reads;
 mod replies;
+mod request_log;
 mod requests;
 mod wire;
 
 pub use replies::Sink;
 
-use crate::tree::{Listing, Tree, TreeError};
+use crate::tree::{Listing, Path, Tree, TreeError};
 use crate::upload::{Upload, UploadError};
 use crate::{download::Download, store::StoreError, users::Access};
 use attributes::View;
@@ -81,7 +81,10 @@ pub enum End {
 
 /// A file or directory that is open.
 enum Handle {
-    Directory(Listing),
+    Directory {
+        listing: Listing,
+        path: Path,
+    },
     Reader(Download),
     Writer {
         upload: Upload,

@@ -1,7 +1,7 @@
 //! One function a request: parse, act, one reply.
 
-use super::deeds::Deed;
 use super::reads::QueuedReads;
+use super::request_log::RequestLine;
 use super::wire::{MAX_DATA, MAX_PACKET, Pieces, Request, string};
 use super::{Answer, End, Failure, Handle, MAX_HANDLES, Session, status_words};
 use crate::metrics::{TRANSFERRED_BYTES, TRANSFERS};
@@ -42,12 +42,12 @@ impl Session {
             _ if !self.version_settled => return Err(End::NoInit),
             Request::Write { handle, offset, data } => self.write(id, &handle, offset, data).await,
             Request::Packet(packet) => {
-                let deed = Deed::of(&packet);
+                let line = RequestLine::of(&packet, |handle| self.directory(handle));
                 let answer = match caught(self.packet(id, packet)).await {
                     Ok(answer) => answer,
                     Err(panic) => Err(Failure::new(StatusCode::Failure, panic)),
                 };
-                deed.log(&self.settings.who, &answer);
+                line.log(&self.settings.who, &answer);
                 answer
             }
             Request::Malformed => Err(Failure::new(StatusCode::BadMessage, "malformed request")),
@@ -60,6 +60,14 @@ impl Session {
         }
         self.replies.reply(id, answer);
         if self.replies.are_ignored() { Err(End::Ignored) } else { Ok(()) }
+    }
+
+    /// The path of an open directory.
+    fn directory(&self, handle: &str) -> Option<&str> {
+        match self.handles.get(handle) {
+            Some(Handle::Directory { path, .. }) => Some(path.as_str()),
+            Some(Handle::Reader(_) | Handle::Writer { .. }) | None => None,
+        }
     }
 
     async fn packet(&mut self, id: u32, packet: Packet) -> Answer {
@@ -77,8 +85,9 @@ impl Session {
             Packet::SetStat(set) => self.setstat(id, &set).await,
             Packet::FSetStat(set) => self.fsetstat(id, &set.handle, set.attrs.size).await,
             Packet::OpenDir(open) => {
-                let listing = tree.open_directory(&Path::parse(&open.path)?).await?;
-                self.add(id, Handle::Directory(listing))
+                let path = Path::parse(&open.path)?;
+                let listing = tree.open_directory(&path).await?;
+                self.add(id, Handle::Directory { listing, path })
             }
             Packet::ReadDir(read) => self.readdir(id, &read.handle).await,
             Packet::Remove(remove) => done(id, tree.remove(&Path::parse(&remove.filename)?).await),
@@ -175,14 +184,14 @@ impl Session {
                 Ok(None)
             }
             Some(Handle::Reader(_)) => Err(denied(NOT_FOR_WRITING)),
-            Some(Handle::Directory(_)) | None => Err(BAD_HANDLE.into()),
+            Some(Handle::Directory { .. }) | None => Err(BAD_HANDLE.into()),
         }
     }
 
     async fn read(&mut self, id: u32, request: &Read) -> Answer {
         let read = download::Read { id, offset: request.offset, len: request.len.min(MAX_DATA) };
         let is_queued = match self.handles.get_mut(&request.handle) {
-            Some(Handle::Directory(_)) | None => return Err(BAD_HANDLE.into()),
+            Some(Handle::Directory { .. }) | None => return Err(BAD_HANDLE.into()),
             Some(Handle::Writer { .. }) if self.settings.access == Access::WriteOnly => return Err(denied(WRITE_ONLY)),
             // OpenSSH's server answers no bytes with no bytes, wherever they are asked for: Java's streams do, and would
             // take an end of file for the end.
@@ -207,7 +216,7 @@ impl Session {
 
     fn fstat(&self, id: u32, handle: &str) -> Answer {
         let stat = match self.handles.get(handle).ok_or(BAD_HANDLE)? {
-            Handle::Directory(_) => Stat::Directory,
+            Handle::Directory { .. } => Stat::Directory,
             Handle::Reader(download) => Stat::from(download.object()),
             Handle::Writer { upload, .. } => Stat::from(upload.progress()),
         };
@@ -237,7 +246,9 @@ impl Session {
     }
 
     async fn readdir(&mut self, id: u32, handle: &str) -> Answer {
-        let Some(Handle::Directory(listing)) = self.handles.get_mut(handle) else { return Err(BAD_HANDLE.into()) };
+        let Some(Handle::Directory { listing, .. }) = self.handles.get_mut(handle) else {
+            return Err(BAD_HANDLE.into());
+        };
         let mut length = 0;
         let fits = |item: &Item| {
             // The name twice, once in the long line, and what stands around it.

@@ -144,7 +144,7 @@ pub struct Progress {
     size: AtomicU64,
     /// Bytes that the file has after all requests that came, unless one of them fails.
     announced: AtomicU64,
-    /// Requests that came and are not carried out yet.
+    /// Requests that came and are not carried out yet, READs left out.
     waiting: AtomicU64,
     /// When it was opened.
     pub started: SystemTime,
@@ -162,7 +162,7 @@ impl Progress {
         }
     }
 
-    /// Notes a request that will change the size, unless it fails. Requests of one upload come from one task.
+    /// Notes a request that may change the size. Those of one upload come from one task.
     fn announce(&self, change: impl FnOnce(u64) -> u64) {
         self.announced.store(change(self.size()), Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Release);
@@ -241,7 +241,7 @@ impl Upload {
 
     /// A way to read the file that does not keep it open.
     pub fn reader(&self) -> Reader {
-        Reader { commands: self.commands.downgrade(), progress: self.progress.clone() }
+        Reader { commands: self.commands.downgrade() }
     }
 
     /// FSETSTAT with a size.
@@ -265,14 +265,12 @@ impl Upload {
 /// Reads a file that is open for writing. Once that is closed or dropped, every READ fails.
 pub struct Reader {
     commands: mpsc::WeakSender<(Command, Reply<Bytes>)>,
-    progress: Arc<Progress>,
 }
 
 impl Reader {
     /// READ; an empty answer means end of file.
     pub async fn read(&self, offset: u64, len: usize, reply: Reply<Bytes>) {
         let Some(commands) = self.commands.upgrade() else { return reply(Err(cut_off())) };
-        self.progress.announce(|size| size);
         send(&commands, Command::Read(offset, len), reply).await;
     }
 }
@@ -376,13 +374,13 @@ impl Work {
         self.held.push_back((offset, reply));
     }
 
-    /// Gives the answers that no longer lie far beyond a gap; all of them once the upload has failed.
+    /// Gives the answers to writes that no longer lie far beyond a gap; all of them once the upload has failed.
     fn release(&mut self) {
         for (offset, reply) in std::mem::take(&mut self.held) {
-            match &self.failed {
-                Some(error) => reply(Err(error.clone())),
-                None if self.is_far_ahead(offset) => self.held.push_back((offset, reply)),
-                None => reply(Ok(Bytes::new())),
+            if self.failed.is_none() && self.is_far_ahead(offset) {
+                self.held.push_back((offset, reply));
+            } else {
+                self.answer_write(reply);
             }
         }
     }
@@ -390,30 +388,42 @@ impl Work {
     /// Gives all answers, whatever gap is open.
     fn release_all(&mut self) {
         for (_, reply) in std::mem::take(&mut self.held) {
-            match &self.failed {
-                Some(error) => reply(Err(error.clone())),
-                None => reply(Ok(Bytes::new())),
-            }
+            self.answer_write(reply);
+        }
+    }
+
+    fn answer_write(&self, reply: Reply<Bytes>) {
+        match &self.failed {
+            Some(error) => reply(Err(error.clone())),
+            None => reply(Ok(Bytes::new())),
         }
     }
 
     /// One request. The first failure to change the file sticks, and gives back at once what was held.
     async fn carry_out(&mut self, command: Command) -> Result<Bytes> {
-        if let Some(error) = &self.failed {
-            let error = error.clone();
-            self.progress.carried_out(self.len());
-            return Err(error);
+        if matches!(command, Command::Read(..)) {
+            return self.try_out(command).await;
         }
-        let reads = matches!(command, Command::Read(..));
-        let result = caught(self.obey(command)).await.map_err(Refused).flatten();
+        let result = self.try_out(command).await;
         if let Err(error @ (UploadError::Store(_) | Refused(_))) = &result
-            && !reads
+            && self.failed.is_none()
         {
             self.failed = Some(error.clone());
             self.discard().await;
         }
         self.progress.carried_out(self.len());
         result
+    }
+
+    /// One request, unless an earlier one has failed.
+    async fn try_out(&mut self, command: Command) -> Result<Bytes> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        match caught(self.obey(command)).await {
+            Ok(result) => result,
+            Err(panic) => Err(Refused(panic)),
+        }
     }
 
     async fn obey(&mut self, command: Command) -> Result<Bytes> {

@@ -8,8 +8,8 @@ use crate::store::MAX_KEY;
 use bytes::Bytes;
 use russh_sftp::protocol::{Packet, StatusCode};
 
-/// What a request asks for, in words; `None` where its log line is another's.
-pub struct Deed(Option<Description>);
+/// The line of a request; `None` if it has none, or if that is its transfer's.
+pub struct RequestLine(Option<Description>);
 
 struct Description {
     text: String,
@@ -26,12 +26,12 @@ enum Lines {
     FailuresButMissing,
 }
 
-impl Deed {
-    /// Of a request that is not carried out yet.
-    pub fn of(packet: &Packet) -> Deed {
+impl RequestLine {
+    /// Describes a request that is not carried out yet. `directory` tells the path of an open directory.
+    pub fn of<'a>(packet: &Packet, directory: impl FnOnce(&str) -> Option<&'a str>) -> RequestLine {
         let named =
             |verb: &str, path: &str, lines| Some(Description { text: format!("{verb} {}", shown(path)), lines });
-        Deed(match packet {
+        RequestLine(match packet {
             Packet::Remove(remove) => named("remove", &remove.filename, Lines::All),
             Packet::MkDir(mkdir) => named("mkdir", &mkdir.path, Lines::All),
             Packet::RmDir(rmdir) => named("rmdir", &rmdir.path, Lines::All),
@@ -51,8 +51,8 @@ impl Deed {
             Packet::Lstat(stat) => named("stat", &stat.path, Lines::FailuresButMissing),
             Packet::Stat(stat) => named("stat", &stat.path, Lines::FailuresButMissing),
             Packet::Symlink(_) | Packet::ReadLink(_) | Packet::RealPath(_) | Packet::Extended(_) => None,
-            // These name a handle: what fails on it, its transfer's line tells. A listing's pages have no other line.
-            Packet::ReadDir(_) => Some(Description { text: "list".to_owned(), lines: Lines::Failures }),
+            Packet::ReadDir(read) => directory(&read.handle).and_then(|path| named("list", path, Lines::Failures)),
+            // What fails on a handle, its transfer's line tells.
             Packet::Close(_) | Packet::Read(_) | Packet::Write(_) | Packet::Fstat(_) | Packet::FSetStat(_) => None,
             Packet::Init(_)
             | Packet::Version(_)
@@ -65,9 +65,9 @@ impl Deed {
         })
     }
 
-    /// Writes the line, if there is to be one.
+    /// Logs the request with its outcome.
     pub fn log(&self, who: &str, answer: &Answer) {
-        let Deed(Some(Description { text, lines })) = self else { return };
+        let RequestLine(Some(Description { text, lines })) = self else { return };
         match answer {
             Ok(_) if *lines == Lines::All => log::info!("{who}: {text}"),
             Ok(_) => {}
