@@ -125,6 +125,8 @@ async fn serve(settings: &Settings, changed: &[String]) -> anyhow::Result<()> {
     }
     announce(&listener, &config, &shutdown)?;
     server::run(listener, config, shutdown).await;
+    // A server without sessions ends before the task that tells systemd so has run.
+    notify_systemd(NotifyState::Stopping);
     Ok(())
 }
 
@@ -178,20 +180,23 @@ fn announce(listener: &TcpListener, config: &Config, shutdown: &Shutdown) -> any
 
 /// Ready, alive, stopping: nothing where systemd did not start this.
 async fn tell_systemd(shutdown: Shutdown) {
-    // Without a socket to tell it to, nobody asked.
-    let tell = |state| drop(sd_notify::notify(&[state]));
-    tell(NotifyState::Ready);
+    notify_systemd(NotifyState::Ready);
     let alive = async {
         while let Some(patience) = sd_notify::watchdog_enabled() {
-            tell(NotifyState::Watchdog);
+            notify_systemd(NotifyState::Watchdog);
             sleep(patience / 3).await;
         }
     };
     let stopping = async {
         shutdown.drain.cancelled().await;
-        tell(NotifyState::Stopping);
+        notify_systemd(NotifyState::Stopping);
     };
     tokio::join!(alive, stopping);
+}
+
+fn notify_systemd(state: NotifyState<'_>) {
+    // Without a socket to tell it to, nobody asked.
+    let _ = sd_notify::notify(&[state]);
 }
 
 /// The first SIGTERM, SIGINT or SIGHUP drains, the second cuts. They are caught from here on, before anyone is told that
