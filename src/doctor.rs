@@ -166,7 +166,7 @@ fn users(report: &mut Report, settings: &Settings) {
         Ok(UsersFile { users }) => report.add("users", Grade::Ok, format!("{} in {file}", users.len())),
         Err(error) => report.add("users", Grade::Failed, format!("{error:#}")),
     }
-    modes(report, "users file mode", vec![settings.users.clone()]);
+    modes(report, "users file mode", vec![settings.users.clone()], NOT_EVERYONE);
 }
 
 fn host_keys(report: &mut Report, settings: &Settings) {
@@ -188,25 +188,37 @@ fn host_keys(report: &mut Report, settings: &Settings) {
             private.push(file);
         }
     }
-    modes(report, "host key modes", private);
+    modes(report, "host key modes", private, OWNER_ONLY);
 }
 
-/// Private keys and password hashes must be readable by their owner only.
-fn modes(report: &mut Report, check: &'static str, files: Vec<PathBuf>) {
+/// Who may read a file, and with which mode.
+struct Readers {
+    /// Bits that the mode must not have.
+    refused: u32,
+    words: &'static str,
+    advice: &'static str,
+}
+
+/// For private keys.
+const OWNER_ONLY: Readers = Readers { refused: 0o077, words: "readable by the owner only", advice: "chmod 600" };
+/// For password hashes, which the group of the service may read.
+const NOT_EVERYONE: Readers = Readers { refused: 0o007, words: "not readable by everyone", advice: "chmod o-rwx" };
+
+fn modes(report: &mut Report, check: &'static str, files: Vec<PathBuf>, readers: Readers) {
     let mut open = Vec::new();
     let mut found = false;
     for file in files {
         let Ok(metadata) = file.metadata() else { continue };
         found = true;
         let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
+        if mode & readers.refused != 0 {
             open.push(format!("{} has mode {mode:o}", file.display()));
         }
     }
     match (found, open.is_empty()) {
         (false, _) => {}
-        (true, true) => report.add(check, Grade::Ok, "readable by the owner only"),
-        (true, false) => report.add(check, Grade::Warning, format!("{}: chmod 600", open.join(", "))),
+        (true, true) => report.add(check, Grade::Ok, readers.words),
+        (true, false) => report.add(check, Grade::Warning, format!("{}: {}", open.join(", "), readers.advice)),
     }
 }
 

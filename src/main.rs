@@ -50,7 +50,7 @@ enum Command {
         #[arg(long, env = "SFTPD_LISTEN", default_value = "127.0.0.1:2222", value_name = "HOST:PORT")]
         listen: ListenAddress,
     },
-    /// Add, remove and list users. A running server sees the change at the next login.
+    /// Add, change, remove and list users. A running server sees the change at the next login.
     Users {
         /// The users file.
         #[arg(long, env = "SFTPD_USERS", default_value = "users.json", value_name = "FILE", global = true)]

@@ -63,8 +63,8 @@ pub struct Settings {
     /// Open transfers may finish for this time after SIGTERM, SIGINT or SIGHUP; a second signal cuts them.
     #[arg(long, env = "SFTPD_DRAIN_TIMEOUT", default_value = "60s", value_parser = parse_time, value_name = "TIME")]
     drain_timeout: Duration,
-    /// Multipart uploads that a server which died left in the store are aborted after so long.
-    #[arg(long, env = "SFTPD_ABANDONED_AFTER", default_value = "24h", value_parser = humantime::parse_duration, value_name = "TIME")]
+    /// Multipart uploads that a server which died left in the store are aborted after this time, at least 1h.
+    #[arg(long, env = "SFTPD_ABANDONED_AFTER", default_value = "24h", value_parser = parse_time, value_name = "TIME")]
     abandoned_after: Duration,
     /// What SSH offers.
     #[arg(long, env = "SFTPD_ALGORITHMS", default_value = "modern", value_name = "KIND")]
