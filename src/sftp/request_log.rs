@@ -73,6 +73,10 @@ impl RequestLine {
             Ok(_) => {}
             Err(Failure { code: StatusCode::Eof, .. }) => {}
             Err(Failure { code: StatusCode::NoSuchFile, .. }) if *lines == Lines::FailuresButMissing => {}
+            // The client's own affair, and no reason for an operator to look.
+            Err(failure @ Failure { code: StatusCode::NoSuchFile, .. }) => {
+                log::info!("{who}: {text} failed: {}", failure.text());
+            }
             Err(failure) => log::warn!("{who}: {text} failed: {}", failure.text()),
         }
     }

@@ -157,9 +157,7 @@ impl Assembler {
         self.check_offset(offset)?;
         self.number()?;
         let is_early = offset > end;
-        let room = (self.start + self.part_size()).saturating_sub(offset);
-        let inside = data.len().min(usize::try_from(room).unwrap_or(usize::MAX));
-        let (inside, behind) = data.split_at(inside);
+        let (inside, behind) = data.split_at(self.len_inside(offset, data.len()));
         if is_early {
             self.check_memory(behind.len())?;
         }
@@ -169,6 +167,12 @@ impl Assembler {
         }
         self.keep_early(offset + inside.len() as u64, Bytes::copy_from_slice(behind));
         Ok(data.len())
+    }
+
+    /// How many of `len` bytes at this offset belong to the part being filled; the others lie behind it.
+    fn len_inside(&self, offset: u64, len: usize) -> usize {
+        let room = (self.start + self.part_size()).saturating_sub(offset);
+        len.min(usize::try_from(room).unwrap_or(usize::MAX))
     }
 
     fn check_offset(&self, offset: u64) -> Result<(), String> {
@@ -254,8 +258,7 @@ impl Assembler {
         self.parts += 1;
         self.early_memory = 0;
         for EarlyWrite { offset, data } in std::mem::take(&mut self.early) {
-            let room = (self.start + self.part_size()).saturating_sub(offset);
-            let inside = data.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            let inside = self.len_inside(offset, data.len());
             self.fill(offset, data.get(..inside).unwrap_or_default())?;
             self.keep_early(offset + inside as u64, data.slice(inside..));
         }
@@ -389,6 +392,13 @@ mod tests {
         assert_eq!((body.len() as u64, Some(body.as_ptr())), (MIN_PART, at));
         assert_eq!(assembler.write(MIN_PART, b"x"), Ok(1));
         assert_eq!(&body[..2], [1, 1]);
+    }
+
+    #[test]
+    fn gaps_are_bounded() {
+        let mut assembler = Assembler::new(PartSizes::default(), Budget::new(0));
+        let taken = (0..2 * MAX_GAPS as u64).take_while(|n| assembler.write(1 + 2 * n, b"x").is_ok()).count();
+        assert_eq!((taken, assembler.written.len()), (MAX_GAPS, MAX_GAPS));
     }
 
     #[test]

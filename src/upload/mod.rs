@@ -654,3 +654,39 @@ impl Work {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use std::sync::atomic::AtomicUsize;
+
+    /// The clock stands still as long as there is something to do, so nothing is answered because of the time.
+    #[tokio::test(start_paused = true)]
+    async fn answers_that_are_held_back_are_bounded() {
+        let context = Arc::new(Context {
+            store: Arc::new(MemoryStore::default()),
+            budget: Budget::new(64 << 20),
+            sizes: PartSizes::default(),
+            tasks: TaskTracker::new(),
+        });
+        let key = Key::new("f").unwrap();
+        let target = Target { key, base: None, condition: Condition::None, on_end: Box::new(drop) };
+        let upload = Upload::open(context, target);
+        let answered = Arc::new(AtomicUsize::new(0));
+        for _ in 0..MAX_HELD + 10 {
+            let answered = answered.clone();
+            let reply = Box::new(move |result: Result<()>| {
+                assert!(result.is_ok());
+                answered.fetch_add(1, Ordering::Relaxed);
+            });
+            upload.write(Some(ANSWERED_AHEAD + 1), vec![Bytes::from_static(b"x")], reply).await;
+        }
+        while upload.progress.waiting.load(Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+        // The answer to the last one is held after it is counted.
+        tokio::task::yield_now().await;
+        assert_eq!(answered.load(Ordering::Relaxed), 10);
+    }
+}
