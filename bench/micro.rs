@@ -17,7 +17,6 @@ use sftpd::users::Access;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 use std::{fs, hint::black_box, sync::Arc};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 const MIB: usize = 1024 * 1024;
 /// One transfer.
@@ -166,8 +165,7 @@ impl Sink for Discard {
 fn session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let store: Arc<dyn Store> = store.clone();
-    let (budget, sizes, tasks) = (Budget::new(256 * MIB as u64), PartSizes::default(), TaskTracker::new());
-    let context = Arc::new(Context { store, budget, sizes, tasks });
+    let context = Arc::new(Context::new(store, Budget::new(256 * MIB as u64), PartSizes::default()));
     let settings = Settings {
         tree: Tree::new(context, Arc::new(Local::default()), Home::new("", "home/").unwrap(), false),
         access: Access::ReadWrite,

@@ -1,8 +1,11 @@
 //! The memory promise: one pool of bytes for the whole server, `--buffer-memory`.
 //!
-//! Invariants: uploads may wait, because what they wait for (parts in flight) ends by itself; downloads
-//! never wait and never hold more than half, because their blocks stay until a client fetches them.
-//! So no number of slow clients can stop an upload, and nobody waits in a circle.
+//! Invariants: whoever waits for the pool waits for what ends by itself, parts in flight. What can last as long as a
+//! client likes, such as blocks that it has not read, has a [`Share`], and all of these leave a quarter of the pool, which
+//! no part is larger than.
+//! A part that grows beyond its upload's own 5 MiB takes memory only if it is free, and leaves early
+//! ([`Budget::wait_for_pressure`]) when another upload waits. So no number of slow clients can stop an upload, and
+//! nobody waits in a circle.
 //!
 //! Parts lie in pages of their own, straight from the system: an allocator that is given back 5 MiB here and there, and
 //! asked for 32 KiB in between, ends up with twice the memory in holes. Pages that were used once are kept, inside
@@ -11,10 +14,23 @@
 use memmap2::MmapMut;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Permits are counted in KiB: a semaphore hands out at most `u32::MAX` at once.
 const UNIT: u64 = 1024;
+
+/// Uses of the pool that are bounded for themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Blocks of files that were fetched and not sent yet: three eighths of the pool.
+    ReadAhead,
+    /// Requests that came and are not carried out yet: an eighth.
+    Requests,
+    /// Parts beyond their upload's own 5 MiB that can't leave early, as a store demands equal parts: a quarter.
+    GrownParts,
+    /// Names in directories that are being renamed: an eighth. Only the store is waited for with these.
+    Renames,
+}
 
 /// See the module. Clones share one pool.
 #[derive(Clone)]
@@ -22,6 +38,11 @@ pub struct Budget {
     units: usize,
     all: Arc<Semaphore>,
     read_ahead: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    grown_parts: Arc<Semaphore>,
+    renames: Arc<Semaphore>,
+    /// Takes that wait.
+    waiting: watch::Sender<usize>,
     // A std lock: never held across an await.
     buffers: Arc<Mutex<Buffers>>,
 }
@@ -33,43 +54,96 @@ struct Buffers {
 }
 
 /// Bytes taken from the pool, given back when dropped.
-pub type Taken = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+#[derive(Debug)]
+pub struct Taken {
+    all: OwnedSemaphorePermit,
+    share: Option<OwnedSemaphorePermit>,
+}
+
+impl Taken {
+    /// Gives back what is above this many bytes, and the share: from now on only the store is waited for.
+    pub fn reduce_to(&mut self, bytes: u64) {
+        self.share = None;
+        let needed = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
+        let excess = self.all.num_permits().saturating_sub(needed);
+        drop(self.all.split(excess));
+    }
+}
 
 impl Budget {
     /// A pool of so many bytes.
     pub fn new(total: u64) -> Budget {
         let units = (total / UNIT) as usize;
-        let [all, read_ahead] = [units, units / 2].map(|units| Arc::new(Semaphore::new(units)));
-        Budget { units, all, read_ahead, buffers: Arc::default() }
+        let semaphore = |units| Arc::new(Semaphore::new(units));
+        Budget {
+            units,
+            all: semaphore(units),
+            read_ahead: semaphore(units * 3 / 8),
+            requests: semaphore(units / 8),
+            grown_parts: semaphore(units / 4),
+            renames: semaphore(units / 8),
+            waiting: watch::Sender::new(0),
+            buffers: Arc::default(),
+        }
     }
 
-    /// Waits its turn for the bytes of one part. `None` when it asks for more than the pool holds.
+    /// Waits its turn for the bytes of one part, which must go to the store at once. `None` when it asks for more than
+    /// the pool holds.
     pub async fn take(&self, bytes: u64) -> Option<Taken> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).ok().filter(|units| *units as usize <= self.units)?;
-        if let Some(taken) = self.claim(bytes) {
-            return Some((taken, None));
+        if let Some(taken) = self.try_take(bytes) {
+            return Some(taken);
         }
-        Some((self.all.clone().acquire_many_owned(units).await.ok()?, None))
+        // From here on no buffer is kept for later, and uploads that can do with less are told.
+        let _waiting = Waiting::begin(self);
+        self.buffers().spare.clear();
+        let all = self.all.clone().acquire_many_owned(units).await.ok()?;
+        Some(Taken { all, share: None })
     }
 
-    /// Takes them if they are free, or only kept for later.
+    /// Takes the bytes if they are free, or only kept for later.
+    pub fn try_take(&self, bytes: u64) -> Option<Taken> {
+        let all = self.claim(bytes)?;
+        Some(Taken { all, share: None })
+    }
+
+    /// As [`Budget::try_take`], within a share.
+    pub fn try_take_share(&self, share: Share, bytes: u64) -> Option<Taken> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
+        let share = self.semaphore(share).clone().try_acquire_many_owned(units).ok()?;
+        Some(Taken { all: self.claim(bytes)?, share: Some(share) })
+    }
+
+    /// As [`Budget::try_take_share`], but waits for others to give the bytes back.
+    pub async fn take_share(&self, share: Share, bytes: u64) -> Option<Taken> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
+        let share = self.semaphore(share).clone().acquire_many_owned(units).await.ok()?;
+        let Taken { all, .. } = self.take(bytes).await?;
+        Some(Taken { all, share: Some(share) })
+    }
+
+    fn semaphore(&self, share: Share) -> &Arc<Semaphore> {
+        match share {
+            Share::ReadAhead => &self.read_ahead,
+            Share::Requests => &self.requests,
+            Share::GrownParts => &self.grown_parts,
+            Share::Renames => &self.renames,
+        }
+    }
+
+    /// Resolves while somebody waits for the pool.
+    pub async fn wait_for_pressure(&self) {
+        // The sender is here, so this can't fail.
+        let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
+    }
+
     fn claim(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        self.try_take(bytes).or_else(|| {
-            self.buffers().spare.clear();
-            self.try_take(bytes)
-        })
-    }
-
-    fn try_take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
+        if let Ok(all) = self.all.clone().try_acquire_many_owned(units) {
+            return Some(all);
+        }
+        self.buffers().spare.clear();
         self.all.clone().try_acquire_many_owned(units).ok()
-    }
-
-    /// Takes the bytes of a read-ahead block if they are free now.
-    pub fn try_read_ahead(&self, bytes: u64) -> Option<Taken> {
-        let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
-        let share = self.read_ahead.clone().try_acquire_many_owned(units).ok()?;
-        Some((self.claim(bytes)?, Some(share)))
     }
 
     /// Memory for a part, which is the caller's to account for. What it holds at first is anything.
@@ -90,6 +164,22 @@ impl Budget {
 
     fn buffers(&self) -> MutexGuard<'_, Buffers> {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A take that waits.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl Waiting<'_> {
+    fn begin(budget: &Budget) -> Waiting<'_> {
+        budget.waiting.send_modify(|waiting| *waiting += 1);
+        Waiting(&budget.waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
     }
 }
 
@@ -123,7 +213,9 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut buffers = self.home.buffers();
         buffers.in_use -= 1;
-        let room = self.home.try_take(self.len() as u64);
+        let is_wanted = *self.home.waiting.borrow() > 0;
+        let units = u32::try_from((self.len() as u64).div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let room = if is_wanted { None } else { self.home.all.clone().try_acquire_many_owned(units).ok() };
         buffers.spare.extend(self.pages.take().zip(room));
         if buffers.in_use == 0 {
             buffers.spare.clear();
@@ -136,12 +228,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn downloads_leave_half_to_uploads() {
+    async fn downloads_leave_more_than_half_to_uploads() {
         let budget = Budget::new(64 * UNIT);
-        let held: Vec<_> = std::iter::from_fn(|| budget.try_read_ahead(10 * UNIT)).collect();
-        assert_eq!(held.len(), 3);
-        assert_eq!(budget.all.available_permits(), 34);
-        let upload = budget.take(34 * UNIT).await.unwrap();
+        let held: Vec<_> = std::iter::from_fn(|| budget.try_take_share(Share::ReadAhead, 10 * UNIT)).collect();
+        assert_eq!(held.len(), 2);
+        assert_eq!(budget.all.available_permits(), 44);
+        let upload = budget.take(44 * UNIT).await.unwrap();
         assert_eq!(budget.all.available_permits(), 0);
         drop((held, upload));
         assert_eq!(budget.all.available_permits(), 64);
@@ -164,10 +256,41 @@ mod tests {
         buffers.extend((0..3).map(|_| budget.buffer(size).unwrap()));
         buffers.truncate(2);
         assert_eq!(state(), (3, 4));
-        assert!(budget.try_read_ahead(10 * UNIT).is_some(), "what is only kept stands in nobody's way");
+        let ahead = budget.try_take_share(Share::ReadAhead, 10 * UNIT);
+        assert!(ahead.is_some(), "what is only kept stands in nobody's way");
+        drop(ahead);
         assert_eq!(budget.used(), 0);
         buffers.clear();
         assert_eq!(state(), (0, 64));
+    }
+
+    #[tokio::test]
+    async fn the_shares_together_leave_a_part() {
+        let budget = Budget::new(64 * UNIT);
+        let mut held = Vec::new();
+        for share in [Share::ReadAhead, Share::Requests, Share::GrownParts] {
+            held.extend(std::iter::from_fn(|| budget.try_take_share(share, UNIT)));
+        }
+        assert_eq!(budget.all.available_permits(), 16);
+    }
+
+    #[tokio::test]
+    async fn who_waits_makes_pressure() {
+        let budget = Budget::new(64 * UNIT);
+        let grown = budget.try_take(40 * UNIT).unwrap();
+        let waiter = tokio::spawn({
+            let budget = budget.clone();
+            async move { budget.take(30 * UNIT).await.is_some() }
+        });
+        budget.wait_for_pressure().await;
+        drop(grown);
+        assert!(waiter.await.unwrap());
+        let mut part = budget.try_take_share(Share::GrownParts, 16 * UNIT).unwrap();
+        assert!(budget.try_take_share(Share::GrownParts, UNIT).is_none());
+        part.reduce_to(5 * UNIT);
+        assert_eq!(budget.all.available_permits(), 59);
+        assert!(budget.try_take_share(Share::GrownParts, 16 * UNIT).is_some());
+        assert_eq!(*budget.waiting.borrow(), 0);
     }
 
     #[tokio::test]

@@ -3,12 +3,12 @@
 //! Every object it makes has a name of its own and is removed again; where that is refused, it says which stay.
 
 use crate::listen::ListenAddress;
-use crate::settings::{Place, Settings, top_key};
+use crate::settings::{Place, Settings, describe_missing, top_key};
 use anyhow::ensure;
 use bytes::Bytes;
 use sftpd::server;
 use sftpd::store::s3::{Listing, S3Store, StartError};
-use sftpd::store::{Condition, Key, MIN_PART, Part, PartSource, Store, StoreError};
+use sftpd::store::{Attributes, Condition, CopySource, Key, MIN_PART, Part, PartSource, Store, StoreError, etag_of};
 use sftpd::users::{UsersFile, random};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -301,7 +301,7 @@ impl Checkup<'_> {
     async fn objects(&mut self) {
         let (Ok(key), Ok(copy)) = (self.key(""), self.key("-copy")) else { return };
         let (store, before) = (self.store, SystemTime::now());
-        let put = store.put(&key, Bytes::from_static(CONTENT), Condition::None).await;
+        let put = store.put(&key, Bytes::from_static(CONTENT), &Attributes::default(), &Condition::None).await;
         if self.report.tried("put", put, "small files can be stored", None).is_none() {
             return;
         }
@@ -320,24 +320,41 @@ impl Checkup<'_> {
                 self.conditional_get(&key, &object.etag).await;
             }
         }
-        match store.put(&key, Bytes::new(), Condition::Absent).await {
-            Err(StoreError::Precondition) => self.report.add("conditional put", Grade::Ok, "If-None-Match is kept"),
-            _ => self.report.add(
-                "conditional put",
-                Grade::Warning,
-                "the store ignores If-None-Match: of two clients \
-                that create the same file exclusively at once, both may succeed",
-            ),
-        }
-        let copied = store.copy(&key, &copy).await;
+        self.conditions().await;
+        let etag = match store.head(&key).await {
+            Ok(object) => object.etag,
+            Err(_) => etag_of(CONTENT),
+        };
+        let source = CopySource { key: &key, etag: &etag, storage_class: None };
+        let copied = store.copy(source, &copy, &Condition::None).await;
         let copied = self.report.tried("copy", copied, "files can be renamed", Some("nobody can rename"));
         let keys = if copied.is_some() { vec![key, copy] } else { vec![key] };
         self.remove("delete", keys).await;
     }
 
+    /// What several gateways on one bucket rely on.
+    async fn conditions(&mut self) {
+        let kept = self.store.try_all_conditions(&self.base).await;
+        match kept.map(|kept| describe_missing(&kept)) {
+            Ok(None) => self.report.add("conditions", Grade::Ok, "all kept: several gateways can serve the same files"),
+            Ok(Some(missing)) => {
+                let text = format!(
+                    "the store does not keep {missing}: with one gateway all is right, of several that change the \
+                     same files at once one may lose what the other has stored"
+                );
+                self.report.add("conditions", Grade::Warning, text);
+            }
+            Err(error) => {
+                let text = format!("can't be tried ({error}): serve the bucket from one gateway only");
+                self.report.add("conditions", Grade::Warning, text);
+            }
+        }
+    }
+
     /// Replaces the object, and asks for what it was before.
     async fn conditional_get(&mut self, key: &Key, outdated: &str) {
-        let replaced = self.store.put(key, Bytes::from_static(NEWER_CONTENT), Condition::None).await;
+        let replaced =
+            self.store.put(key, Bytes::from_static(NEWER_CONTENT), &Attributes::default(), &Condition::None).await;
         let kept = match replaced {
             Ok(_) => self.store.honours_if_match(key, outdated).await,
             Err(error) => Err(error),
@@ -373,7 +390,7 @@ impl Checkup<'_> {
     async fn remove(&mut self, check: &'static str, keys: Vec<Key>) {
         let mut removed = Ok(());
         for key in &keys {
-            removed = removed.and(self.store.delete(key).await);
+            removed = removed.and(self.store.delete(key, &Condition::None).await);
         }
         let left: Vec<_> = keys.iter().map(Key::as_str).collect();
         let without = format!("nobody can remove or rename, and these test objects stay: {}", left.join(", "));
@@ -397,14 +414,14 @@ impl Checkup<'_> {
     }
 
     async fn upload(&self, key: &Key, sizes: [u64; 3]) -> Result<String, StoreError> {
-        let id = self.store.create_upload(key).await?;
+        let id = self.store.create_upload(key, &Attributes::default()).await?;
         let made = async {
             let mut parts: Vec<Part> = Vec::new();
             for (number, size) in (1..).zip(sizes) {
                 let body = Bytes::from(vec![b'.'; size as usize]);
                 parts.push(self.store.upload_part(key, &id, number, body).await?);
             }
-            self.store.complete(key, &id, &parts, Condition::None).await
+            self.store.complete(key, &id, &parts, &Condition::None).await
         };
         let made = made.await;
         if made.is_err() {
@@ -416,7 +433,7 @@ impl Checkup<'_> {
     /// Copies a part of what is there into an upload that is given up.
     async fn abort(&mut self, key: &Key) {
         let store = self.store;
-        let Ok(id) = store.create_upload(key).await else { return };
+        let Ok(id) = store.create_upload(key, &Attributes::default()).await else { return };
         if let Ok(object) = store.head(key).await {
             let source = PartSource { key, etag: &object.etag, range: 0..MIN_PART };
             let copied = store.copy_part(key, &id, 1, source).await;
@@ -431,8 +448,11 @@ impl Checkup<'_> {
         let without = "what a server that was killed leaves behind stays until a lifecycle rule removes it";
         match self.store.initiator(&self.base).await {
             Ok(us) => {
-                let us = us.filter(|us| !us.is_empty()).map_or(String::new(), |us| format!(", to whom this is {us}"));
-                self.report.add("clean-up", Grade::Ok, format!("abandoned uploads can be found{us}"));
+                let (grade, text) = match us {
+                    Some(us) => (Grade::Ok, format!("abandoned uploads can be found, to whom this is {us}")),
+                    None => (Grade::Warning, format!("the store does not say who began an upload: {without}")),
+                };
+                self.report.add("clean-up", grade, text);
             }
             Err(error) => self.report.add("clean-up", Grade::Warning, format!("{error}: {without}")),
         }

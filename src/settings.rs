@@ -7,7 +7,7 @@ use clap::{ArgAction, Args};
 use ipnet::IpNet;
 use sftpd::server::{self, Algorithms, Config};
 use sftpd::store::s3::{Listing, S3Store, StartError};
-use sftpd::store::{Key, MIN_PART, Store, memory::MemoryStore};
+use sftpd::store::{KeptConditions, Key, MIN_PART, Store, memory::MemoryStore};
 use sftpd::tree::{Home, Path, TreeError};
 use sftpd::upload::PartSizes;
 use sftpd::users::{FileAuth, commands::Usage};
@@ -225,7 +225,39 @@ async fn open_bucket(bucket: &str, top: &Key) -> Result<S3Store, StartError> {
         // A set-up that may only put is a valid one.
         Listing::Refused(why) => log::warn!("clients will see no directories: {why}"),
     }
-    Ok(store)
+    Ok(find_conditions(store, top).await)
+}
+
+/// Finds out what the store keeps of what is promised between clients, and says what it doesn't.
+async fn find_conditions(store: S3Store, top: &Key) -> S3Store {
+    match store.find_conditions(top).await {
+        Ok(kept) => {
+            if let Some(missing) = describe_missing(&kept) {
+                log::info!("the store does not keep {missing}: serve its keys from one gateway only");
+            }
+            store.with_conditions(kept)
+        }
+        // Credentials that may only read, for example.
+        Err(error) => {
+            log::warn!("can't find out which conditions the store keeps, so none is relied on: {error}");
+            store.with_conditions(KeptConditions::NONE)
+        }
+    }
+}
+
+/// The conditions that a store does not keep, in S3's words; `None` if it keeps them all.
+pub fn describe_missing(kept: &KeptConditions) -> Option<String> {
+    let all = [
+        (kept.put_absent, "If-None-Match on PutObject"),
+        (kept.put_unchanged, "If-Match on PutObject"),
+        (kept.complete_absent, "If-None-Match on CompleteMultipartUpload"),
+        (kept.complete_unchanged, "If-Match on CompleteMultipartUpload"),
+        (kept.copy_absent, "If-None-Match on CopyObject"),
+        (kept.copy_source, "x-amz-copy-source-if-match on CopyObject"),
+        (kept.delete_unchanged, "If-Match on DeleteObject"),
+    ];
+    let missing: Vec<_> = all.iter().filter(|(kept, _)| !kept).map(|(_, name)| *name).collect();
+    if missing.is_empty() { None } else { Some(missing.join(", ")) }
 }
 
 /// Exit status 2 says that the operator has to change something before another try.

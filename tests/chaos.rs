@@ -16,7 +16,8 @@ use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::budget::Budget;
 use sftpd::sftp::{End, Settings};
 use sftpd::store::{
-    Condition, Key, ListRequest, Object, Page, Part, PartSource, Store, StoreError, memory::MemoryStore,
+    Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource, Store, StoreError,
+    memory::MemoryStore,
 };
 use sftpd::tree::{Home, Tree};
 use sftpd::upload::{Context, PartSizes};
@@ -32,7 +33,7 @@ use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 const KIB: usize = 1024;
 const HELLO: &[u8] = b"SSH-2.0-test\r\n";
@@ -330,8 +331,7 @@ async fn one_byte_at_a_time_is_no_way_to_stay_without_a_login() {
 /// A session whose clock may be paused: there is no socket.
 fn settings(idle_timeout: Duration) -> (Arc<MemoryStore>, Settings) {
     let store = Arc::new(MemoryStore::default());
-    let (budget, tasks) = (Budget::new(64 << 20), TaskTracker::new());
-    let context = Arc::new(Context { store: store.clone(), budget, sizes: PartSizes::default(), tasks });
+    let context = Arc::new(Context::new(store.clone(), Budget::new(64 << 20), PartSizes::default()));
     let settings = Settings {
         tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap(), false),
         access: Access::ReadWrite,
@@ -438,20 +438,26 @@ impl Store for Fragile {
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>, StoreError> {
         self.at("get").get(key, range, etag).await
     }
-    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<String, StoreError> {
-        self.at("put").put(key, body, condition).await
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<String, StoreError> {
+        self.at("put").put(key, body, attributes, condition).await
     }
-    async fn delete(&self, key: &Key) -> Result<(), StoreError> {
-        self.at("delete").delete(key).await
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<(), StoreError> {
+        self.at("delete").delete(key, condition).await
     }
-    async fn copy(&self, from: &Key, to: &Key) -> Result<String, StoreError> {
-        self.at("copy").copy(from, to).await
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String, StoreError> {
+        self.at("copy").copy(from, to, condition).await
     }
     async fn list(&self, request: ListRequest<'_>) -> Result<Page, StoreError> {
         self.at("list").list(request).await
     }
-    async fn create_upload(&self, key: &Key) -> Result<String, StoreError> {
-        self.at("create_upload").create_upload(key).await
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String, StoreError> {
+        self.at("create_upload").create_upload(key, attributes).await
     }
     async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part, StoreError> {
         self.at("upload_part").upload_part(key, upload_id, number, body).await
@@ -470,7 +476,7 @@ impl Store for Fragile {
         key: &Key,
         upload_id: &str,
         parts: &[Part],
-        condition: Condition,
+        condition: &Condition,
     ) -> Result<String, StoreError> {
         self.at("complete").complete(key, upload_id, parts, condition).await
     }

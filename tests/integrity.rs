@@ -6,7 +6,7 @@
 mod support;
 
 use aws_sdk_s3::config::RequestChecksumCalculation;
-use sftpd::store::{Key, Store};
+use sftpd::store::{Attributes, Condition, Key, Store};
 use std::time::Duration;
 use support::binary::Process;
 use support::s3::{FakeS3, Fault, When};
@@ -33,17 +33,17 @@ async fn parts_carry_checksums_and_complete_repeats_them() {
 async fn an_object_of_another_size_is_refused_by_the_store() {
     let s3 = FakeS3::start().await;
     let (store, key) = (s3_store(&s3), Key::new("k").unwrap());
-    let id = store.create_upload(&key).await.unwrap();
+    let id = store.create_upload(&key, &Attributes::default()).await.unwrap();
     let mut part = store.upload_part(&key, &id, 1, noise(1000, 1)).await.unwrap();
     part.size += 1;
-    store.complete(&key, &id, &[part], sftpd::store::Condition::None).await.unwrap_err();
+    store.complete(&key, &id, &[part], &Condition::None).await.unwrap_err();
     assert_eq!(s3.objects(), [""; 0]);
 }
 
 /// An upload to this key that was begun and never ended.
 async fn left(store: &dyn Store, key: &str, parts: &[(u32, usize)]) -> String {
     let key = Key::new(key).unwrap();
-    let id = store.create_upload(&key).await.unwrap();
+    let id = store.create_upload(&key, &Attributes::default()).await.unwrap();
     for (number, size) in parts {
         store.upload_part(&key, &id, *number, noise(*size, 1)).await.unwrap();
     }
@@ -59,7 +59,7 @@ async fn only_our_own_old_uploads_are_aborted() {
     left(store.as_ref(), "inbox/alice/no-part", &[]).await;
     left(store.as_ref(), "outbox/elsewhere", &[(1, 5 * MIB)]).await;
     // Of a server that ended while it asked for its own name.
-    left(store.as_ref(), "inbox/.sftpd-probe", &[]).await;
+    left(store.as_ref(), "inbox/.sftpd-probe-0123456789abcdef", &[]).await;
     s3.give_away(&left(store.as_ref(), "inbox/alice/theirs", &[(1, 5 * MIB)]).await);
     let young = Server::with(store.clone(), |config| config.prefix = "inbox".to_owned()).await;
     young.client().await.put("/f", &noise(6 * MIB, 1)).await.unwrap();

@@ -21,7 +21,6 @@ use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 async fn memory() -> Server {
     Server::start(Arc::new(MemoryStore::default())).await
@@ -479,12 +478,8 @@ impl sftpd::sftp::Sink for Deaf {
 }
 
 fn settings() -> Settings {
-    let context = Arc::new(Context {
-        store: Arc::new(MemoryStore::default()),
-        budget: Budget::new(64 << 20),
-        sizes: PartSizes::default(),
-        tasks: TaskTracker::new(),
-    });
+    let store = Arc::new(MemoryStore::default());
+    let context = Arc::new(Context::new(store, Budget::new(64 << 20), PartSizes::default()));
     Settings {
         tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap(), false),
         access: Access::ReadWrite,

@@ -9,7 +9,7 @@ mod support;
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use sftpd::upload::{MAX_EARLY, PartSizes, REORDER_WINDOW};
+use sftpd::upload::{MAX_EARLY, MAX_HOLES, PartSizes, REORDER_WINDOW};
 use std::time::Duration;
 use support::s3::{FakeS3, Fault, When};
 use support::*;
@@ -104,14 +104,10 @@ async fn a_far_early_write_is_answered_in_the_end() {
     assert_object(&s3, "alice/f", &data);
 }
 
-/// What is written out of order is bounded, by offset and by what it takes in memory.
+/// What is written out of order is bounded by what it takes in memory.
 #[tokio::test]
 async fn what_comes_early_is_bounded() {
     let (s3, _server, client) = world().await;
-    let handle = client.open("/f", PUT).await.unwrap();
-    let beyond = REORDER_WINDOW + 1;
-    assert_eq!(code(client.write(&handle, beyond, b"x").await), StatusCode::Failure);
-    assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
     // The same block again and again, for a part that is not begun.
     let handle = client.open("/f", PUT).await.unwrap();
     let block = vec![7; 200_000];
@@ -155,16 +151,43 @@ async fn bytes_that_left_are_refused_for_good() {
     assert_object(&s3, "alice/f", b"old");
 }
 
+/// A sparse file, as asyncssh and `cp --sparse` send it.
 #[tokio::test]
-async fn a_gap_is_never_filled() {
+async fn holes_are_zeros() {
+    let (s3, _server, client) = world().await;
+    let block = noise(1000, 1);
+    for offsets in [vec![0, 5000], vec![3], vec![0, 12 << 20], vec![20 << 20, 40 << 20], vec![0, REORDER_WINDOW + 1001]]
+    {
+        let handle = client.open("/f", PUT).await.unwrap();
+        let mut want = Vec::new();
+        for offset in offsets {
+            client.write(&handle, offset, &block).await.unwrap();
+            want.resize(offset as usize, 0);
+            want.extend(&block);
+        }
+        client.close(&handle).await.unwrap();
+        assert_object(&s3, "alice/f", &want);
+    }
+    // The old bytes are no hole; what is behind them is one.
+    s3.put("alice/f", "0123456789");
+    let handle = client.open("/f", EDIT).await.unwrap();
+    client.write(&handle, 12, b"x").await.unwrap();
+    client.sftp.fsetstat(&handle, size(15)).await.unwrap();
+    assert_eq!(client.sftp.fstat(&handle).await.unwrap().attrs.size, Some(15));
+    client.close(&handle).await.unwrap();
+    assert_object(&s3, "alice/f", b"0123456789\0\0x\0\0");
+    assert_clean(&s3);
+}
+
+/// Every 5 MiB of zeros are a part to send.
+#[tokio::test]
+async fn holes_are_bounded() {
     let (s3, _server, client) = world().await;
     let handle = client.open("/f", PUT).await.unwrap();
-    client.write(&handle, 0, b"abc").await.unwrap();
-    client.write(&handle, 5, b"def").await.unwrap();
-    let failed = client.close(&handle).await.unwrap_err();
-    assert!(failed.1.contains("offset 3"), "{}", failed.1);
-    let handle = client.open("/f", PUT).await.unwrap();
-    assert_eq!(code(client.write(&handle, 9 << 20, b"far ahead").await), StatusCode::Failure);
+    let beyond = client.sftp.fsetstat(&handle, size(MAX_HOLES + 1)).await;
+    assert_eq!(code(beyond), StatusCode::OpUnsupported);
+    let far = MAX_HOLES + REORDER_WINDOW + 1;
+    assert_eq!(code(client.write(&handle, far, b"x").await), StatusCode::Failure);
     assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
     assert_eq!(s3.objects(), [""; 0]);
     assert_clean(&s3);
@@ -310,8 +333,6 @@ async fn truncation() {
     let (s3, _server, client) = world().await;
     let handle = client.open("/f", PUT).await.unwrap();
     client.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
-    let beyond = client.sftp.fsetstat(&handle, size(7 << 20)).await;
-    assert_eq!(code(beyond), StatusCode::OpUnsupported);
     assert_eq!(code(client.sftp.fsetstat(&handle, size(10)).await), StatusCode::OpUnsupported, "that has left RAM");
     client.sftp.fsetstat(&handle, size(6 << 20)).await.unwrap();
     client.sftp.fsetstat(&handle, size(0)).await.unwrap();

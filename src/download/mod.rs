@@ -10,7 +10,7 @@ mod window;
 pub use queue::{Read, ReadQueue};
 pub use window::{FIRST_BLOCK, Window};
 
-use crate::budget::Taken;
+use crate::budget::{Share, Taken};
 use crate::store::{Key, Object, StoreError, cut};
 use crate::upload::Context;
 use bytes::Bytes;
@@ -60,7 +60,7 @@ impl From<Object> for Beginning {
 impl Beginning {
     /// One GET, which is all that a small file needs; or a HEAD where there is no memory for more.
     pub async fn ask(context: &Context, key: &Key) -> Result<Beginning, StoreError> {
-        let Some(memory) = context.budget.try_read_ahead(FIRST_BLOCK) else {
+        let Some(memory) = context.budget.try_take_share(Share::ReadAhead, FIRST_BLOCK) else {
             return Ok(context.store.head(key).await?.into());
         };
         let (object, bytes) = context.store.open(key, FIRST_BLOCK).await?;
@@ -213,7 +213,7 @@ impl Fetcher {
     /// READ needs comes anyway, but then no more than that.
     fn fetch(&mut self, needed: u64) {
         while let Some(mut range) = self.window.wanted(needed) {
-            let memory = self.context.budget.try_read_ahead(range.end - range.start);
+            let memory = self.context.budget.try_take_share(Share::ReadAhead, range.end - range.start);
             if memory.is_none() {
                 range.end = range.end.min(needed);
             }

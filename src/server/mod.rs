@@ -121,7 +121,7 @@ struct Shared {
 /// Serves until told to stop, and returns once every session has ended and every unfinished upload is aborted.
 pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
     let (store, budget) = (config.store.clone(), Budget::new(config.buffer_memory));
-    let context = Arc::new(Context { store, budget, sizes: config.part_sizes, tasks: TaskTracker::new() });
+    let context = Arc::new(Context::new(store, budget, config.part_sizes));
     let door = Arc::new(Door::new(config.max_sessions));
     let shared = Arc::new(Shared { config, door, context, local: Arc::default(), shutdown });
     let (connections, tasks) = (TaskTracker::new(), &shared.context.tasks);
@@ -139,6 +139,7 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
         log::warn!("{} sessions are cut off", connections.len());
     }
     stop.cancel();
+    shared.context.stop.cancel();
     tasks.close();
     let ended = async {
         connections.wait().await;

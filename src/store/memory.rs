@@ -17,8 +17,13 @@ pub struct MemoryStore {
 struct State {
     /// Bytes as they came, part by part: a GiB sent in parts is never copied together.
     objects: BTreeMap<String, (Vec<Bytes>, Object)>,
-    uploads: HashMap<String, HashMap<u32, Bytes>>,
+    uploads: HashMap<String, Upload>,
     next_upload: u64,
+}
+
+struct Upload {
+    attributes: Arc<Attributes>,
+    parts: HashMap<u32, Bytes>,
 }
 
 impl MemoryStore {
@@ -34,14 +39,21 @@ impl MemoryStore {
 }
 
 impl State {
-    fn insert(&mut self, key: &Key, content: Vec<Bytes>, etag: String, condition: Condition) -> Result<String> {
-        if condition == Condition::Absent && self.objects.contains_key(key.as_str()) {
-            return Err(StoreError::Precondition);
-        }
+    fn insert(&mut self, key: &Key, content: Vec<Bytes>, etag: String, attributes: Arc<Attributes>) -> String {
         let size = content.iter().map(|piece| piece.len() as u64).sum();
-        let object = Object { size, etag: etag.clone(), modified: SystemTime::now() };
+        let storage_class = attributes.storage_class.clone();
+        let modified = SystemTime::now();
+        let object = Object { size, etag: etag.clone(), modified, storage_class, attributes: Some(attributes) };
         self.objects.insert(key.as_str().to_owned(), (content, object));
-        Ok(etag)
+        etag
+    }
+
+    fn check(&self, key: &Key, condition: &Condition) -> Result<()> {
+        match (condition, self.objects.get(key.as_str())) {
+            (Condition::None, _) | (Condition::Absent, None) => Ok(()),
+            (Condition::Unchanged(etag), Some((_, object))) if object.etag == *etag => Ok(()),
+            (Condition::Absent, Some(_)) | (Condition::Unchanged(_), _) => Err(StoreError::Precondition),
+        }
     }
 
     fn find(&self, key: &Key) -> Result<&(Vec<Bytes>, Object)> {
@@ -73,23 +85,36 @@ impl Store for MemoryStore {
         }
     }
 
-    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<String> {
+    async fn put(&self, key: &Key, body: Bytes, attributes: &Attributes, condition: &Condition) -> Result<String> {
         let etag = etag_of(&body);
-        self.state().insert(key, vec![body], etag, condition)
+        let mut state = self.state();
+        state.check(key, condition)?;
+        Ok(state.insert(key, vec![body], etag, Arc::new(attributes.clone())))
     }
 
-    async fn delete(&self, key: &Key) -> Result<()> {
-        self.state().objects.remove(key.as_str());
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
+        let mut state = self.state();
+        if *condition != Condition::None {
+            state.find(key)?;
+        }
+        state.check(key, condition)?;
+        state.objects.remove(key.as_str());
         Ok(())
     }
 
-    async fn copy(&self, from: &Key, to: &Key) -> Result<String> {
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
         let mut state = self.state();
-        let (content, object) = state.find(from)?.clone();
+        let (content, object) = state.find(from.key)?.clone();
+        if object.etag != from.etag {
+            return Err(StoreError::Precondition);
+        }
         if object.size > MAX_COPY {
             return Err(StoreError::TooLarge);
         }
-        state.insert(to, content, object.etag, Condition::None)
+        state.check(to, condition)?;
+        let mut attributes = object.attributes.as_deref().cloned().unwrap_or_default();
+        attributes.storage_class = from.storage_class.map(str::to_owned);
+        Ok(state.insert(to, content, object.etag, Arc::new(attributes)))
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
@@ -111,18 +136,20 @@ impl Store for MemoryStore {
                 }
                 None => {
                     from = format!("{key}\0");
-                    page.entries.push(Entry::Object(key.clone(), object.clone()));
+                    let listed = Object { attributes: None, ..object.clone() };
+                    page.entries.push(Entry::Object(key.clone(), listed));
                 }
             }
         }
         Ok(page)
     }
 
-    async fn create_upload(&self, _key: &Key) -> Result<String> {
+    async fn create_upload(&self, _key: &Key, attributes: &Attributes) -> Result<String> {
         let mut state = self.state();
         state.next_upload += 1;
         let id = state.next_upload.to_string();
-        state.uploads.insert(id.clone(), HashMap::new());
+        let upload = Upload { attributes: Arc::new(attributes.clone()), parts: HashMap::new() };
+        state.uploads.insert(id.clone(), upload);
         Ok(id)
     }
 
@@ -130,7 +157,7 @@ impl Store for MemoryStore {
         let etag = part_etag(upload_id, number, &body);
         let part = Part { number, size: body.len() as u64, etag, checksum: None };
         let mut state = self.state();
-        state.uploads.get_mut(upload_id).ok_or_else(no_such_upload)?.insert(number, body);
+        state.uploads.get_mut(upload_id).ok_or_else(no_such_upload)?.parts.insert(number, body);
         Ok(part)
     }
 
@@ -139,23 +166,24 @@ impl Store for MemoryStore {
         self.upload_part(key, upload_id, number, body.concat().into()).await
     }
 
-    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<String> {
+    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: &Condition) -> Result<String> {
         let mut state = self.state();
-        let sent = state.uploads.get(upload_id).ok_or_else(no_such_upload)?;
+        let upload = state.uploads.get(upload_id).ok_or_else(no_such_upload)?;
+        let attributes = upload.attributes.clone();
         let mut pieces = Vec::with_capacity(parts.len());
-        let mut before = None;
+        let mut before: Option<&Part> = None;
         for part in parts {
-            let rules_hold = before.is_none_or(|p: &Part| p.number < part.number && p.size >= MIN_PART);
-            match sent
-                .get(&part.number)
-                .filter(|body| rules_hold && part.etag == part_etag(upload_id, part.number, body))
-            {
-                Some(body) => pieces.push(body.clone()),
-                None => return Err(StoreError::Other(format!("part {} is invalid", part.number))),
+            let in_order = before.is_none_or(|before| before.number < part.number && before.size >= MIN_PART);
+            match upload.parts.get(&part.number) {
+                Some(body) if in_order && part.etag == part_etag(upload_id, part.number, body) => {
+                    pieces.push(body.clone());
+                }
+                Some(_) | None => return Err(StoreError::Other(format!("part {} is invalid", part.number))),
             }
             before = Some(part);
         }
-        let etag = state.insert(key, pieces, format!("\"{upload_id}-{}\"", parts.len()), condition)?;
+        state.check(key, condition)?;
+        let etag = state.insert(key, pieces, format!("\"{upload_id}-{}\"", parts.len()), attributes);
         state.uploads.remove(upload_id);
         Ok(etag)
     }

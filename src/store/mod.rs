@@ -4,12 +4,15 @@
 //! of the S3 SDK shows in a signature, so an application can plug in a store of its own.
 //! One conformance suite (`tests/store.rs`) runs against every store.
 
+pub mod change;
 pub mod memory;
 pub mod s3;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use md5::{Digest, Md5};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::{fmt, ops::Range, time::SystemTime};
 
 /// Longest key in bytes of UTF-8 ([S3: object keys](https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html)).
@@ -58,15 +61,107 @@ pub struct Object {
     pub etag: String,
     /// When it was stored, to the second.
     pub modified: SystemTime,
+    /// As `x-amz-storage-class` names it; `None` is the standard class.
+    pub storage_class: Option<String>,
+    /// What is stored beside the bytes. `None` in a listing, which does not tell.
+    pub attributes: Option<Arc<Attributes>>,
 }
 
-/// What must hold for a put, complete or copy to take place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+impl Object {
+    /// The id of the write that made it, if that was one of ours or a copy of such an object.
+    pub fn write_id(&self) -> Option<&str> {
+        let metadata = &self.attributes.as_ref()?.metadata;
+        metadata.get(WRITE_ID).map(String::as_str)
+    }
+}
+
+/// The key of user metadata (`x-amz-meta-…`) that holds the random id of a write. Whether a write whose answer was lost
+/// took place is decided by it. A copy carries the id of its source.
+pub const WRITE_ID: &str = "sftpd-write-id";
+
+/// What is stored with an object beside its bytes
+/// ([S3: object metadata](https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html)). Tags and access
+/// lists are not among it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// `Content-Type`.
+    pub content_type: Option<String>,
+    /// `Cache-Control`.
+    pub cache_control: Option<String>,
+    /// `Content-Disposition`.
+    pub content_disposition: Option<String>,
+    /// `Content-Encoding`.
+    pub content_encoding: Option<String>,
+    /// `Content-Language`.
+    pub content_language: Option<String>,
+    /// The storage class to write to, as [`Object::storage_class`].
+    pub storage_class: Option<String>,
+    /// User metadata, without `x-amz-meta-` before the names.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Attributes {
+    /// The same with a fresh write id, which is returned too.
+    pub fn with_new_write_id(&self) -> (Attributes, WriteId) {
+        let id = WriteId(format!("{:032x}", rand::random::<u128>()));
+        let mut attributes = self.clone();
+        attributes.metadata.insert(WRITE_ID.to_owned(), id.0.clone());
+        (attributes, id)
+    }
+}
+
+/// Tells one write from all others: 128 random bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriteId(String);
+
+/// What must hold for a change of a key to take place.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// Nothing: the last writer wins, as everywhere in S3.
     None,
     /// No object has this key yet (`If-None-Match: *`).
     Absent,
+    /// The object at this key has this ETag (`If-Match`).
+    Unchanged(String),
+}
+
+/// Which conditions a store keeps. One that doesn't know a condition may do as if it was not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptConditions {
+    /// [`Condition::Absent`] on PutObject.
+    pub put_absent: bool,
+    /// [`Condition::Unchanged`] on PutObject.
+    pub put_unchanged: bool,
+    /// [`Condition::Absent`] on CompleteMultipartUpload.
+    pub complete_absent: bool,
+    /// [`Condition::Unchanged`] on CompleteMultipartUpload.
+    pub complete_unchanged: bool,
+    /// [`Condition::Absent`] on CopyObject.
+    pub copy_absent: bool,
+    /// The version of a CopyObject's source (`x-amz-copy-source-if-match`).
+    pub copy_source: bool,
+    /// [`Condition::Unchanged`] on DeleteObject.
+    pub delete_unchanged: bool,
+}
+
+impl KeptConditions {
+    /// As S3 documents them
+    /// ([S3: conditional requests](https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html)).
+    pub const ALL: KeptConditions = KeptConditions::same(true);
+    /// A store that ignores them.
+    pub const NONE: KeptConditions = KeptConditions::same(false);
+
+    const fn same(kept: bool) -> KeptConditions {
+        KeptConditions {
+            put_absent: kept,
+            put_unchanged: kept,
+            complete_absent: kept,
+            complete_unchanged: kept,
+            copy_absent: kept,
+            copy_source: kept,
+            delete_unchanged: kept,
+        }
+    }
 }
 
 /// A part that the store has confirmed.
@@ -125,7 +220,7 @@ pub enum StoreError {
     /// The credentials don't allow this (403).
     #[error("the store refused access: {0}")]
     Forbidden(String),
-    /// `If-Match` or [`Condition::Absent`] did not hold (412, or 409 for two at once).
+    /// A [`Condition`] or the version asked for did not hold (412, or 409 for two at once).
     #[error("the object was changed or made by someone else meanwhile")]
     Precondition,
     /// The source is larger than [`MAX_COPY`].
@@ -158,23 +253,28 @@ pub trait Store: Send + Sync + 'static {
         let bytes = if first.is_empty() { Vec::new() } else { self.get(key, first, &object.etag).await? };
         Ok((object, bytes.concat().into()))
     }
-    /// PutObject: the object's ETag. `Unknown` when the answer was lost: the caller decides by [`settle`].
-    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<String>;
-    /// DeleteObject; a missing object is no error, whatever became of the answer.
-    async fn delete(&self, key: &Key) -> Result<()>;
-    /// CopyObject of at most [`MAX_COPY`] bytes, replacing the target: the copy's ETag. Errors: `NotFound`, `TooLarge`,
-    /// `Unknown`.
-    async fn copy(&self, from: &Key, to: &Key) -> Result<String>;
+    /// Which conditions hold in this store. Those that don't are looked at before the request by [`change`].
+    fn conditions(&self) -> KeptConditions {
+        KeptConditions::ALL
+    }
+    /// PutObject: the object's ETag. `Unknown` when the answer was lost: [`change::put`] finds out.
+    async fn put(&self, key: &Key, body: Bytes, attributes: &Attributes, condition: &Condition) -> Result<String>;
+    /// DeleteObject. Without a condition a missing object is no error, whatever became of the answer. Under
+    /// [`Condition::Unchanged`] the errors are `NotFound` and `Precondition`.
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()>;
+    /// CopyObject of at most [`MAX_COPY`] bytes with its attributes: the copy's ETag. Errors: `NotFound`, `Precondition`
+    /// (of the source's version or of the target), `TooLarge`, `Unknown`.
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String>;
     /// ListObjectsV2.
     async fn list(&self, request: ListRequest<'_>) -> Result<Page>;
     /// CreateMultipartUpload: the upload id.
-    async fn create_upload(&self, key: &Key) -> Result<String>;
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String>;
     /// UploadPart.
     async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part>;
     /// UploadPartCopy of a range of at most [`MAX_COPY`] bytes of the version `etag` of `from`.
     async fn copy_part(&self, key: &Key, upload_id: &str, number: u32, from: PartSource<'_>) -> Result<Part>;
     /// CompleteMultipartUpload: the object's ETag. `Unknown` as for [`Store::put`].
-    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<String>;
+    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: &Condition) -> Result<String>;
     /// AbortMultipartUpload; an upload that is gone is no error.
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()>;
     /// ListMultipartUploads and ListParts: multipart uploads to keys below `prefix` that were begun with the
@@ -195,6 +295,17 @@ pub struct StaleUpload {
     pub parts: Vec<Part>,
 }
 
+/// The version of an object that is copied.
+#[derive(Clone, Copy, Debug)]
+pub struct CopySource<'a> {
+    /// The object.
+    pub key: &'a Key,
+    /// Its version.
+    pub etag: &'a str,
+    /// The storage class that the copy gets: without it, the standard one.
+    pub storage_class: Option<&'a str>,
+}
+
 /// Bytes of an existing object that become a part.
 #[derive(Clone, Debug)]
 pub struct PartSource<'a> {
@@ -204,6 +315,24 @@ pub struct PartSource<'a> {
     pub etag: &'a str,
     /// Which bytes of it.
     pub range: Range<u64>,
+}
+
+/// How the name of a key begins that only serves to try out what a store can do.
+const PROBE_NAME: &str = ".sftpd-probe-";
+
+/// A key below this prefix that nobody else uses, to try something out.
+pub(crate) fn probe_key(prefix: &Key) -> Result<Key> {
+    let id: u64 = rand::random();
+    Key::new(format!("{prefix}{PROBE_NAME}{id:016x}")).ok_or(StoreError::NotFound)
+}
+
+/// Is this one of [`probe_key`]'s?
+pub(crate) fn is_probe(key: &Key) -> bool {
+    let name = key.as_str().rsplit('/').next().unwrap_or_default();
+    match name.strip_prefix(PROBE_NAME) {
+        Some(id) => id.len() == 16 && id.bytes().all(|digit| digit.is_ascii_hexdigit()),
+        None => false,
+    }
 }
 
 /// The bytes of a range, without a copy.
@@ -218,39 +347,11 @@ pub fn cut(pieces: &[Bytes], range: Range<u64>) -> impl Iterator<Item = Bytes> {
     cut.filter(|piece| !piece.is_empty())
 }
 
-/// Decides a lost answer to [`Store::put`] or [`Store::complete`], or a refusal that may be the echo of our own success,
-/// by what is there now. Returns the object's ETag.
-pub async fn settle(
-    store: &dyn Store,
-    key: &Key,
-    made: Result<String>,
-    size: u64,
-    expected_etag: impl FnOnce() -> Option<String>,
-) -> Result<String> {
-    let Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) = made else { return made };
-    match store.head(key).await {
-        Ok(object) if object.size == size && expected_etag().as_ref() == Some(&object.etag) => Ok(object.etag),
-        Ok(_) | Err(_) => Err(doubt),
-    }
-}
-
 /// ETag that S3 gives an object sent in one piece: the quoted MD5 of its bytes
 /// ([S3: object integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html)).
 /// Not so under SSE-KMS or SSE-C.
 pub fn etag_of(body: &[u8]) -> String {
     format!("\"{}\"", hex(&Md5::digest(body)))
-}
-
-/// ETag that S3 gives an object made of these parts: MD5 over the parts' binary MD5s, and their number.
-/// `None` when a part's ETag is no MD5.
-pub fn etag_of_parts(parts: &[Part]) -> Option<String> {
-    let mut all = Md5::new();
-    for part in parts {
-        let digits = part.etag.trim_matches('"');
-        let md5 = (digits.len() == 32).then(|| u128::from_str_radix(digits, 16).ok()).flatten()?;
-        all.update(md5.to_be_bytes());
-    }
-    Some(format!("\"{}-{}\"", hex(&all.finalize()), parts.len()))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -4,6 +4,7 @@
 
 mod answers;
 mod client;
+mod conditions;
 mod errors;
 mod identity;
 mod inspect;
@@ -15,15 +16,17 @@ pub use start::{Listing, StartError};
 
 use super::*;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{
-    ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, EncodingType, Initiator, MultipartUpload,
+    ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, EncodingType, Initiator, MultipartUpload, StorageClass,
 };
 use bytes::BytesMut;
 use client::ATTEMPTS;
 use errors::{failed, sentence, status, uncertain};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// In bytes: what fills an SSH packet is not worth a copy.
@@ -35,6 +38,10 @@ pub struct S3Store {
     bucket: String,
     /// Over TLS the connection protects the body, so that its SHA-256 need not be in the signature.
     unsigned_payload: bool,
+    /// AWS itself: no other endpoint is set.
+    is_aws: bool,
+    /// Conditions that the store is known to keep; others are not sent.
+    conditions: KeptConditions,
 }
 
 impl S3Store {
@@ -61,20 +68,13 @@ impl S3Store {
     /// Who we are to S3, which can only be learned from an upload of our own: begun, looked up and aborted. Some stores
     /// have no name for it.
     pub async fn initiator(&self, prefix: &Key) -> Result<Option<String>> {
-        let probe = Key::new(format!("{prefix}.sftpd-probe")).ok_or(StoreError::NotFound)?;
-        let id = self.create_upload(&probe).await?;
+        let probe = probe_key(prefix)?;
+        let id = self.create_upload(&probe, &Attributes::default()).await?;
         let found = self.uploads(&probe).await;
         self.abort(&probe, &id).await?;
-        let mut us = None;
-        for upload in found? {
-            match upload.upload_id() {
-                Some(ours) if ours == id => us = upload.initiator().map(principal),
-                // Of a server that ended just here.
-                Some(older) if upload.key() == Some(probe.as_str()) => self.abort(&probe, older).await?,
-                _ => {}
-            }
-        }
-        Ok(us)
+        let ours = found?.into_iter().find(|upload| upload.upload_id() == Some(id.as_str()));
+        let initiator = ours.as_ref().and_then(MultipartUpload::initiator).map(principal);
+        Ok(initiator.filter(|name| !name.is_empty()))
     }
 
     /// One GetObject of what is missing in `body`.
@@ -125,7 +125,7 @@ impl S3Store {
 impl Store for S3Store {
     async fn head(&self, key: &Key) -> Result<Object> {
         let error = match self.client.head_object().bucket(&self.bucket).key(key.as_str()).send().await {
-            Ok(out) => return object(out.content_length, out.e_tag, out.last_modified),
+            Ok(out) => return described(out),
             Err(error) => error,
         };
         // S3 gives no reason for a refused HEAD, so anything in between could have said this.
@@ -164,7 +164,8 @@ impl Store for S3Store {
         if found.range != (0..most) {
             return Err(StoreError::Other("the store answered another range than was asked for".to_owned()));
         }
-        let object = object(i64::try_from(found.size).ok(), out.e_tag, out.last_modified)?;
+        let class = out.storage_class.take();
+        let object = object(i64::try_from(found.size).ok(), out.e_tag.take(), out.last_modified, class)?;
         let most = most as usize;
         let mut bytes = BytesMut::with_capacity(most);
         // What a body that breaks off did not bring is asked for again, as the rest of the object is.
@@ -177,26 +178,47 @@ impl Store for S3Store {
         Ok((object, bytes.freeze()))
     }
 
-    async fn put(&self, key: &Key, body: Bytes, condition: Condition) -> Result<String> {
+    fn conditions(&self) -> KeptConditions {
+        self.conditions
+    }
+
+    async fn put(&self, key: &Key, body: Bytes, attributes: &Attributes, condition: &Condition) -> Result<String> {
         let request = self.client.put_object().bucket(&self.bucket).key(key.as_str()).body(body.into());
-        let request = request.set_if_none_match(star(condition)).customize();
+        let request = request
+            .set_content_type(attributes.content_type.clone())
+            .set_cache_control(attributes.cache_control.clone())
+            .set_content_disposition(attributes.content_disposition.clone())
+            .set_content_encoding(attributes.content_encoding.clone())
+            .set_content_language(attributes.content_language.clone())
+            .set_storage_class(attributes.storage_class.as_deref().map(StorageClass::from))
+            .set_metadata(metadata(attributes));
+        let kept = self.conditions;
+        let request = request
+            .set_if_none_match(if_none_match(condition, kept.put_absent))
+            .set_if_match(if_match(condition, kept.put_unchanged))
+            .customize();
         let request = if self.unsigned_payload { request.disable_payload_signing() } else { request };
-        let out = request.send().await.map_err(uncertain)?;
+        let out = request.send().await.map_err(|error| uncertain_under(condition, error))?;
         etag(out.e_tag)
     }
 
-    async fn delete(&self, key: &Key) -> Result<()> {
-        let request = self.client.delete_object().bucket(&self.bucket).key(key.as_str());
-        match request.send().await.map_err(uncertain) {
-            Err(doubt @ StoreError::Unknown(_)) if self.head(key).await != Err(StoreError::NotFound) => Err(doubt),
-            Err(StoreError::Unknown(_)) | Ok(_) => Ok(()),
-            Err(error) => Err(error),
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
+        match condition {
+            Condition::None => self.delete_any(key).await,
+            Condition::Absent => Ok(()),
+            Condition::Unchanged(etag) => self.delete_version(key, etag).await,
         }
     }
 
-    async fn copy(&self, from: &Key, to: &Key) -> Result<String> {
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
+        let kept = self.conditions;
         let request = self.client.copy_object().bucket(&self.bucket).key(to.as_str());
-        match request.copy_source(self.copy_source(from)).send().await {
+        let request = request
+            .copy_source(self.copy_source(from.key))
+            .set_copy_source_if_match(kept.copy_source.then(|| from.etag.to_owned()))
+            .set_if_none_match(if_none_match(condition, kept.copy_absent))
+            .set_storage_class(from.storage_class.map(StorageClass::from));
+        match request.send().await {
             Ok(out) => etag(out.copy_object_result.and_then(|copy| copy.e_tag)),
             Err(error) => match error.code() {
                 // AWS says InvalidRequest for a source over 5 GiB, others EntityTooLarge.
@@ -217,7 +239,8 @@ impl Store for S3Store {
         let mut entries = Vec::with_capacity(out.contents().len() + out.common_prefixes().len());
         for found in out.contents.unwrap_or_default() {
             if let Some(key) = found.key {
-                let object = object(found.size, found.e_tag, found.last_modified)?;
+                let class = found.storage_class.map(|class| StorageClass::from(class.as_str()));
+                let object = object(found.size, found.e_tag, found.last_modified, class)?;
                 entries.push(Entry::Object(names.decode(key)?, object));
             }
         }
@@ -228,8 +251,16 @@ impl Store for S3Store {
         Ok(Page { entries, next })
     }
 
-    async fn create_upload(&self, key: &Key) -> Result<String> {
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
         let out = self.client.create_multipart_upload().bucket(&self.bucket).key(key.as_str());
+        let out = out
+            .set_content_type(attributes.content_type.clone())
+            .set_cache_control(attributes.cache_control.clone())
+            .set_content_disposition(attributes.content_disposition.clone())
+            .set_content_encoding(attributes.content_encoding.clone())
+            .set_content_language(attributes.content_language.clone())
+            .set_storage_class(attributes.storage_class.as_deref().map(StorageClass::from))
+            .set_metadata(metadata(attributes));
         // S3 wants to know beforehand that parts will come with checksums, and hears them again at the end.
         out.set_checksum_algorithm(self.checksums().then_some(ChecksumAlgorithm::Crc32))
             .send()
@@ -258,7 +289,7 @@ impl Store for S3Store {
         part(number, size, result.e_tag, result.checksum_crc32)
     }
 
-    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: Condition) -> Result<String> {
+    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: &Condition) -> Result<String> {
         let sent = |part: &Part| {
             let sent = CompletedPart::builder().part_number(part.number as i32).e_tag(part.etag.clone());
             sent.set_checksum_crc32(part.checksum.clone()).build()
@@ -266,10 +297,15 @@ impl Store for S3Store {
         let (list, size) = (parts.iter().map(sent), parts.iter().map(|part| part.size).sum::<u64>());
         let list = CompletedMultipartUpload::builder().set_parts(Some(list.collect())).build();
         let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(key.as_str());
-        let request = request.upload_id(upload_id).multipart_upload(list).set_if_none_match(star(condition));
-        // S3 refuses to make an object of any other size.
-        let request = request.mpu_object_size(size as i64);
-        let out = request.send().await.map_err(uncertain)?;
+        let kept = self.conditions;
+        let request = request
+            .upload_id(upload_id)
+            .multipart_upload(list)
+            .set_if_none_match(if_none_match(condition, kept.complete_absent))
+            .set_if_match(if_match(condition, kept.complete_unchanged))
+            // S3 refuses to make an object of any other size.
+            .mpu_object_size(size as i64);
+        let out = request.send().await.map_err(|error| uncertain_under(condition, error))?;
         etag(out.e_tag)
     }
 
@@ -291,8 +327,10 @@ impl Store for S3Store {
         if begun.is_empty() {
             return Ok(stale);
         }
-        let us = self.initiator(prefix).await?;
-        for upload in begun.iter().filter(|upload| upload.initiator().map(principal) == us) {
+        // Where uploads have no initiator, those of other programs can't be told apart.
+        let Some(us) = self.initiator(prefix).await? else { return Ok(stale) };
+        let is_ours = |upload: &&MultipartUpload| upload.initiator().map(principal).as_ref() == Some(&us);
+        for upload in begun.iter().filter(is_ours) {
             let Some((key, id)) = upload.key().and_then(Key::new).zip(upload.upload_id()) else { continue };
             let parts = self.client.list_parts().bucket(&self.bucket).key(key.as_str()).upload_id(id);
             let parts: std::result::Result<Vec<_>, _> = parts.into_paginator().items().send().collect().await;
@@ -354,8 +392,36 @@ impl Joined {
 /// All but RFC 3986's unreserved characters and the slash.
 const NOT_IN_A_URL_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
-fn star(condition: Condition) -> Option<String> {
-    (condition == Condition::Absent).then(|| "*".to_owned())
+/// The header `If-None-Match` of a condition that the store keeps.
+fn if_none_match(condition: &Condition, kept: bool) -> Option<String> {
+    match condition {
+        Condition::Absent if kept => Some("*".to_owned()),
+        Condition::None | Condition::Absent | Condition::Unchanged(_) => None,
+    }
+}
+
+/// The header `If-Match` of a condition that the store keeps.
+fn if_match(condition: &Condition, kept: bool) -> Option<String> {
+    match condition {
+        Condition::Unchanged(etag) if kept => Some(etag.clone()),
+        Condition::None | Condition::Absent | Condition::Unchanged(_) => None,
+    }
+}
+
+/// As [`uncertain`]. Under `If-Match` 404 says that the object is gone.
+fn uncertain_under<E>(condition: &Condition, error: SdkError<E>) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    match (condition, error.code()) {
+        (Condition::Unchanged(_), Some("NoSuchKey")) => StoreError::Precondition,
+        (_, _) => uncertain(error),
+    }
+}
+
+fn metadata(attributes: &Attributes) -> Option<HashMap<String, String>> {
+    let metadata: HashMap<_, _> = attributes.metadata.clone().into_iter().collect();
+    if metadata.is_empty() { None } else { Some(metadata) }
 }
 
 fn missing(what: &str) -> StoreError {
@@ -372,10 +438,35 @@ fn part(number: u32, size: u64, etag: Option<String>, checksum: Option<String>) 
     Ok(Part { number, size, etag: etag.ok_or_else(|| missing("ETag"))?, checksum })
 }
 
-fn object(size: Option<i64>, e_tag: Option<String>, modified: Option<DateTime>) -> Result<Object> {
+/// What an answer tells of an object, without its attributes.
+fn object(
+    size: Option<i64>,
+    e_tag: Option<String>,
+    modified: Option<DateTime>,
+    class: Option<StorageClass>,
+) -> Result<Object> {
     let size = size.and_then(|size| u64::try_from(size).ok()).ok_or_else(|| missing("size"))?;
     let modified = modified.and_then(|time| SystemTime::try_from(time).ok()).unwrap_or(SystemTime::UNIX_EPOCH);
-    Ok(Object { size, etag: etag(e_tag)?, modified })
+    let storage_class = match class {
+        None | Some(StorageClass::Standard) => None,
+        Some(class) => Some(class.as_str().to_owned()),
+    };
+    Ok(Object { size, etag: etag(e_tag)?, modified, storage_class, attributes: None })
+}
+
+/// What HEAD tells of an object.
+fn described(out: HeadObjectOutput) -> Result<Object> {
+    let mut object = object(out.content_length, out.e_tag, out.last_modified, out.storage_class)?;
+    object.attributes = Some(Arc::new(Attributes {
+        content_type: out.content_type,
+        cache_control: out.cache_control,
+        content_disposition: out.content_disposition,
+        content_encoding: out.content_encoding,
+        content_language: out.content_language,
+        storage_class: object.storage_class.clone(),
+        metadata: out.metadata.unwrap_or_default().into_iter().collect(),
+    }));
+    Ok(object)
 }
 
 fn etag(found: Option<String>) -> Result<String> {

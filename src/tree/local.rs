@@ -2,7 +2,7 @@
 //!
 //! Both are keyed by full key, so users whose homes overlap see the same. Held in RAM: a restart forgets it.
 
-use super::{Place, Result, Stat, TreeError, fail_if};
+use super::{Result, Stat, TreeError, fail_if};
 use crate::{store::Key, upload::Progress};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -104,13 +104,6 @@ impl Local {
     pub fn upload(&self, file: &Key) -> Option<Arc<Progress>> {
         let all = (file.to_string(), 0)..=(file.to_string(), u64::MAX);
         self.slots().range(all).next_back().and_then(|(_, known)| known.upload.clone())
-    }
-
-    /// An upload to this file, or into this directory, that is being closed.
-    pub fn closing(&self, place: &Place) -> Option<Arc<Progress>> {
-        let slots = self.slots();
-        let mut here = below(&slots, &place.file).filter(|(name, _)| name.is_empty() || name.starts_with('/'));
-        here.find_map(|(_, known)| known.upload.clone().filter(|upload| upload.is_closing()))
     }
 }
 

@@ -11,8 +11,10 @@ mod rename;
 pub use listing::{Item, Listing};
 pub use local::Local;
 pub use path::{Home, Path, Place};
+pub(crate) use rename::PIECE as RENAME_PIECE;
 
 use crate::download::{self, Answers, Beginning, Download};
+use crate::locks::{LockedName, NameLock};
 use crate::store::*;
 use crate::upload::{self, Context, Target, Upload};
 use bytes::Bytes;
@@ -110,14 +112,19 @@ impl Tree {
         Tree { context, local, home, markers }
     }
 
-    /// The keys of a path, after uploads to or below it that are being closed, in whatever session. What is asked
-    /// after a CLOSE must see its outcome, even if nobody waited for the reply (sshfs doesn't).
+    /// The keys of a path, after all changes to or below it that were asked for before, in whatever session. What is
+    /// asked after a CLOSE must see its outcome, even if nobody waited for the reply (sshfs doesn't).
     async fn settled(&self, path: &Path) -> Result<Place> {
         let place = self.home.place(path)?;
-        while let Some(upload) = self.local.closing(&place) {
-            upload.ended().await;
-        }
+        self.context.locks.wait_for_earlier(&LockedName::with_subtree(&place.file)).await;
         Ok(place)
+    }
+
+    /// The keys of a path, which nobody else changes until the lock is dropped; what is inside of it, everybody may.
+    async fn lock(&self, path: &Path) -> Result<(Place, NameLock)> {
+        let place = self.home.place(path)?;
+        let lock = self.context.locks.lock(vec![LockedName::alone(&place.file)]).await;
+        Ok((place, lock))
     }
 
     /// Nothing if known here, else HEAD, else a list of one.
@@ -186,7 +193,7 @@ impl Tree {
 
     /// One list request, to see that the name is free. The directory itself is kept in RAM, or put as a marker.
     pub async fn make_directory(&self, path: &Path) -> Result<()> {
-        let Place { file, directory } = self.home.place(path)?;
+        let (Place { file, directory }, _lock) = self.lock(path).await?;
         fail_if(self.local.upload(&file).is_some() || self.local.is_directory(&directory), EXISTS)?;
         let request = ListRequest { prefix: &file, folded: true, after: None, limit: MAX_PAGE };
         let page = match self.context.store.list(request).await {
@@ -203,13 +210,14 @@ impl Tree {
 
     /// One list request, and a DELETE if there is a `dir/` marker.
     pub async fn remove_directory(&self, path: &Path) -> Result<()> {
-        let Place { directory, .. } = self.home.place(path)?;
+        let Place { file, directory } = self.home.place(path)?;
+        let _lock = self.context.locks.lock(vec![LockedName::with_subtree(&file)]).await;
         fail_if(self.local.any(&directory, |name, _| !name.is_empty()), NOT_EMPTY)?;
         match self.list(&directory, None, 2).await?.entries.as_slice() {
             [] => fail_if(!self.local.is_directory(&directory), TreeError::NotFound)?,
             // Other programs may have put content under a name that ends with a slash.
             [Entry::Object(marker, Object { size: 0, .. })] if marker == directory.as_str() => {
-                self.context.store.delete(&directory).await?;
+                self.context.store.delete(&directory, &Condition::None).await?;
             }
             _ => return Err(NOT_EMPTY),
         }
@@ -220,9 +228,9 @@ impl Tree {
 
     /// HEAD and DELETE.
     pub async fn remove(&self, path: &Path) -> Result<()> {
-        let place = self.settled(path).await?;
+        let (place, _lock) = self.lock(path).await?;
         self.look(&place).await?.ok_or(IS_DIRECTORY)?;
-        self.context.store.delete(&place.file).await?;
+        self.context.store.delete(&place.file, &Condition::None).await?;
         self.keep_parent(path).await;
         Ok(())
     }
@@ -246,14 +254,13 @@ impl Tree {
     /// An object without content, whatever was there before.
     async fn put_empty(&self, key: &Key) -> Result<()> {
         let store = self.context.store.as_ref();
-        let made = store.put(key, Bytes::new(), Condition::None).await;
-        settle(store, key, made, 0, || Some(etag_of(b""))).await?;
+        change::put(store, key, Bytes::new(), &Attributes::default(), &Condition::None).await?;
         Ok(())
     }
 
     /// SETSTAT with a size: 0 empties the file (HEAD and PUT), any other must be what it is (as stat).
     pub async fn set_size(&self, path: &Path, size: u64) -> Result<()> {
-        let Place { file, .. } = self.settled(path).await?;
+        let (Place { file, .. }, _lock) = self.lock(path).await?;
         match self.stat(path).await? {
             Stat::Directory => Err(IS_DIRECTORY),
             Stat::File { size: now, .. } if now == size => Ok(()),
@@ -285,7 +292,16 @@ impl Tree {
     where
         F: FnOnce(upload::Summary) + Send + 'static,
     {
-        let place = self.settled(path).await?;
+        let place = self.home.place(path)?;
+        let name = LockedName::alone(&place.file);
+        // Of two that create it exclusively the second one must see the first one's upload.
+        let _lock = match mode.exclusive {
+            true => Some(self.context.locks.lock(vec![name]).await),
+            false => {
+                self.context.locks.wait_for_earlier(&name).await;
+                None
+            }
+        };
         fail_if(self.local.is_made(&place.directory), IS_DIRECTORY)?;
         let old = match mode {
             // Not even asked for.
@@ -300,13 +316,15 @@ impl Tree {
             },
             WriteMode { create: false, .. } => Some(self.look(&place).await?.ok_or(IS_DIRECTORY)?),
         };
-        let condition = match (&old, mode) {
-            (_, WriteMode { exclusive: true, .. }) => Condition::Absent,
-            // What is to be continued was not there: if that was not so, the tail must not replace it.
-            (None, WriteMode { truncate: false, .. }) => Condition::Absent,
-            (_, _) => Condition::None,
-        };
         let base = old.filter(|_| !mode.truncate);
+        let condition = match (&base, mode) {
+            (_, WriteMode { exclusive: true, .. }) => Condition::Absent,
+            // What is changed must be what was there when it was opened, or changes of others get lost.
+            (Some(base), _) => Condition::Unchanged(base.etag.clone()),
+            // What is to be continued was not there: if that is not so any more, the tail must not replace it.
+            (None, WriteMode { truncate: false, .. }) => Condition::Absent,
+            (None, WriteMode { truncate: true, .. }) => Condition::None,
+        };
         let (local, slot) = (self.local.clone(), self.local.upload_slot(&place.file));
         let shown = slot.clone();
         let on_end = Box::new(move |summary| {

@@ -1,23 +1,50 @@
-//! Rename: S3 has none, so copy, then delete. Invariant: no source goes before every copy is there.
+//! Rename: S3 has none, so copy, look, then delete. Invariants: no source goes before its copy is there; what goes is the
+//! version that was copied; and what is taken back is a copy of our own.
+//!
+//! Runs in a task of its own, which the end of a session does not stop half-way. The end of the server does: then copies
+//! are taken back, as after a failure.
 
 use super::*;
+use crate::budget::{Share, Taken};
+use crate::store::change::Copied;
 use tokio::task::JoinSet;
 
-/// Keys that one rename of a directory moves at most: each is two requests, and the client waits.
+/// Keys that one rename of a directory moves at most: each is three requests, and the client waits.
 const MAX_KEYS: usize = 100_000;
+/// What a key takes in memory beside its name, in bytes: its version, and that of its copy.
+const KEY_OVERHEAD: u64 = 256;
 /// Copies or deletes in flight.
 const AT_ONCE: usize = 16;
 /// Objects over 5 GiB are copied in pieces of this size.
-const PIECE: u64 = 1024 * 1024 * 1024;
+pub(crate) const PIECE: u64 = 1024 * 1024 * 1024;
 /// How often a copy is made that is not there afterwards. A store that orders writes by its clock (Garage, to the
 /// millisecond) may drop a copy that it has confirmed, if the target was written in the same instant.
 const COPY_TRIES: usize = 2;
+/// How often a file is copied that others replace meanwhile.
+const SOURCE_TRIES: usize = 3;
+
+const STOPPED: TreeError = TreeError::Refused("the server is shutting down");
 
 impl Tree {
-    /// A file: Copy, HEAD and Delete, and a stat of the target before them unless it may be replaced
+    /// A file: HEAD, Copy, HEAD and Delete, and a stat of the target before them unless it may be replaced
     /// (posix-rename). A directory: a list, then Copy, HEAD and Delete of every key in it.
     pub async fn rename(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
-        let (source, target) = (self.settled(from).await?, self.settled(to).await?);
+        let (source, target) = (self.home.place(from)?, self.home.place(to)?);
+        let names = vec![LockedName::with_subtree(&source.file), LockedName::with_subtree(&target.file)];
+        let lock = self.context.locks.enqueue(names);
+        let (tree, from, to) = (self.clone(), from.clone(), to.clone());
+        let renaming = self.context.tasks.spawn(async move {
+            lock.wait().await;
+            tree.rename_locked(&from, &to, replace).await
+        });
+        match renaming.await {
+            Ok(renamed) => renamed,
+            Err(_panicked) => Err(TreeError::Refused("internal server error, see the server's log")),
+        }
+    }
+
+    async fn rename_locked(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
+        let (source, target) = (self.home.place(from)?, self.home.place(to)?);
         if !replace {
             self.must_be_free(to).await?;
         }
@@ -26,12 +53,12 @@ impl Tree {
             return self.stat(from).await.map(drop);
         }
         fail_if(self.local.is_made(&target.directory), EXISTS)?;
-        let copied = match self.local.is_made(&source.directory) {
+        let version = match self.local.is_made(&source.directory) {
             true => Err(TreeError::NotFound),
-            false => copy(self.context.store.clone(), source.file.clone(), target.file, !replace).await,
+            false => self.object(&source.file).await,
         };
-        match copied {
-            Ok(_) => self.context.store.delete(&source.file).await?,
+        match version {
+            Ok(version) => self.rename_file(&source.file, version, &target.file, replace).await?,
             Err(TreeError::NotFound) => self.rename_directory(&source.directory, &target.directory, to).await?,
             Err(error) => return Err(error),
         }
@@ -39,36 +66,98 @@ impl Tree {
         Ok(())
     }
 
-    async fn rename_directory(&self, source: &Key, target: &Key, to: &Path) -> Result<()> {
-        // Every key in it, and what it will be called.
-        let (mut moves, mut next) = (Vec::new(), Some(None));
-        while let Some(after) = next {
-            let page = self.list(source, after, MAX_PAGE).await?;
-            for Entry::Object(old, _) | Entry::Prefix(old) in page.entries {
-                let new = old.strip_prefix(source.as_str()).and_then(|name| Key::new(format!("{target}{name}")));
-                let pair = Key::new(old).zip(new);
-                moves.push(pair.ok_or(TreeError::NameTooLong)?);
+    async fn rename_file(&self, source: &Key, mut version: Object, target: &Key, replace: bool) -> Result<()> {
+        let condition = if replace { Condition::None } else { Condition::Absent };
+        for _ in 0..SOURCE_TRIES {
+            let copied = match copy(&self.context, source, &version, target, &condition).await {
+                Err(TreeError::Store(StoreError::Precondition)) => None,
+                copied => Some(copied?),
+            };
+            if let Some(copied) = copied {
+                return self.remove_source(source, &version, target, &copied, replace).await;
             }
-            let many = moves.len() > MAX_KEYS;
-            fail_if(many, TreeError::Refused("the directory holds more than 100,000 files: too many to copy"))?;
-            next = page.next.map(Some);
+            let now = self.object(source).await?;
+            // It is the target that is not as it should be.
+            fail_if(now.etag == version.etag, EXISTS)?;
+            version = now;
         }
-        fail_if(moves.is_empty() && !self.local.is_directory(source), TreeError::NotFound)?;
+        Err(StoreError::Precondition.into())
+    }
+
+    /// The last step of a file's rename.
+    async fn remove_source(
+        &self,
+        source: &Key,
+        version: &Object,
+        target: &Key,
+        copied: &Copied,
+        replace: bool,
+    ) -> Result<()> {
+        let store = self.context.store.as_ref();
+        match change::delete_version(store, source, &version.etag).await {
+            // A newer version that was stored meanwhile stays: it is a new file under the old name.
+            Ok(()) | Err(StoreError::Precondition) => Ok(()),
+            // What the target held is gone already, so that the copy must stay.
+            Err(StoreError::NotFound) if replace => Ok(()),
+            // Another gateway was faster: the file is not ours to have moved.
+            Err(StoreError::NotFound) => {
+                take_back(store, target, copied).await;
+                Err(TreeError::NotFound)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn rename_directory(&self, source: &Key, target: &Key, to: &Path) -> Result<()> {
+        let Moves { list, _memory } = self.list_moves(source, target).await?;
+        fail_if(list.is_empty() && !self.local.is_directory(source), TreeError::NotFound)?;
         let inside = target.as_str().starts_with(source.as_str());
         fail_if(inside, TreeError::Refused("a directory can't be moved into itself"))?;
         fail_if(self.local.any(source, |_, known| known.upload.is_some()), BUSY)?;
         self.must_be_free(to).await?;
-        let store = &self.context.store;
-        let copies = moves.iter().cloned().map(|(old, new)| copy(store.clone(), old, new, true));
-        let (made, copied) = all(copies).await;
-        if copied.is_err() {
-            // A second try must find the name free. What others put there meanwhile stays.
-            let _ = all(made.into_iter().map(|new| delete(store.clone(), new))).await;
-            return copied;
+        let indices = 0..list.len();
+        let (made, result) = run_all(indices, |index| copy_key(&self.context, source, target, &list, index)).await;
+        if result.is_err() {
+            // A second try must find the name free. What others put there stays.
+            let (_done, _never_fails) =
+                run_all(made.into_iter(), |made| take_back_key(&self.context, target, &list, made)).await;
+            return result;
         }
-        all(moves.into_iter().map(|(old, _)| delete(store.clone(), old))).await.1?;
+        run_all(list.iter(), |key| delete_key(&self.context, source, key)).await.1?;
         self.local.rename_directories(source, target);
         Ok(())
+    }
+
+    /// Every key in a directory, after a look that all of them fit below the target.
+    async fn list_moves(&self, source: &Key, target: &Key) -> Result<Moves> {
+        let mut moves = Moves { list: Vec::new(), _memory: Vec::new() };
+        let mut next = Some(None);
+        while let Some(after) = next {
+            let page = self.list(source, after, MAX_PAGE).await?;
+            let mut bytes = 0;
+            for Entry::Object(key, _) | Entry::Prefix(key) in &page.entries {
+                let name = key.strip_prefix(source.as_str()).unwrap_or_default();
+                bytes += name.len() as u64 + KEY_OVERHEAD;
+            }
+            let full = TreeError::Refused("the server has no memory left for the names in it: try again later");
+            moves._memory.push(self.context.budget.try_take_share(Share::Renames, bytes).ok_or(full)?);
+            for entry in page.entries {
+                // Not folded: there are no prefixes.
+                let Entry::Object(key, version) = entry else { continue };
+                let name = key.strip_prefix(source.as_str()).unwrap_or_default();
+                join(target, name)?;
+                moves.list.push(MovedKey {
+                    name: name.into(),
+                    etag: version.etag.into(),
+                    size: version.size,
+                    storage_class: version.storage_class.map(String::into_boxed_str),
+                });
+            }
+            let many = moves.list.len() > MAX_KEYS;
+            fail_if(many, TreeError::Refused("the directory holds more than 100,000 files: too many to copy"))?;
+            next = page.next.map(Some);
+        }
+        Ok(moves)
     }
 
     /// Only a clear "not found" will do: a store in trouble must not cost the target its content.
@@ -80,14 +169,56 @@ impl Tree {
     }
 }
 
-/// Runs the work a few at a time and waits for all that was begun, whatever fails. What was done; the first error.
-async fn all<T: Send + 'static>(
-    mut work: impl Iterator<Item = impl Future<Output = Result<T>> + Send + 'static>,
+/// What the rename of a directory moves, and the memory that this takes.
+struct Moves {
+    list: Vec<MovedKey>,
+    _memory: Vec<Taken>,
+}
+
+/// One key of a directory that is renamed.
+struct MovedKey {
+    /// Behind the directory's prefix.
+    name: Box<str>,
+    etag: Box<str>,
+    size: u64,
+    storage_class: Option<Box<str>>,
+}
+
+impl MovedKey {
+    fn version(&self) -> Object {
+        Object {
+            size: self.size,
+            etag: self.etag.to_string(),
+            modified: SystemTime::UNIX_EPOCH,
+            storage_class: self.storage_class.as_ref().map(ToString::to_string),
+            attributes: None,
+        }
+    }
+}
+
+/// A copy of the key with this index.
+struct MadeCopy {
+    index: usize,
+    copied: Copied,
+}
+
+fn join(directory: &Key, name: &str) -> Result<Key> {
+    Key::new(format!("{directory}{name}")).ok_or(TreeError::NameTooLong)
+}
+
+/// Works on each item, a few at a time, and waits for all that was begun, whatever fails. What was done; the first error.
+async fn run_all<I, T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
+    mut items: impl Iterator<Item = I>,
+    work: impl Fn(I) -> F,
 ) -> (Vec<T>, Result<()>) {
-    let (mut running, mut done, mut result) = (JoinSet::new(), Vec::new(), Ok(()));
+    let mut running = JoinSet::new();
+    let mut done = Vec::new();
+    let mut result = Ok(());
     loop {
-        let room = if result.is_ok() { AT_ONCE - running.len() } else { 0 };
-        work.by_ref().take(room).for_each(|one| drop(running.spawn(one)));
+        while result.is_ok() && running.len() < AT_ONCE {
+            let Some(item) = items.next() else { break };
+            running.spawn(work(item));
+        }
         let Some(joined) = running.join_next().await else { return (done, result) };
         match joined.unwrap_or_else(|error| Err(StoreError::Other(error.to_string()).into())) {
             Ok(one) => done.push(one),
@@ -96,17 +227,89 @@ async fn all<T: Send + 'static>(
     }
 }
 
-async fn delete(store: Arc<dyn Store>, key: Key) -> Result<()> {
-    Ok(store.delete(&key).await?)
+/// Copies one key of a directory.
+fn copy_key(
+    context: &Arc<Context>,
+    source: &Key,
+    target: &Key,
+    list: &[MovedKey],
+    index: usize,
+) -> impl Future<Output = Result<MadeCopy>> + Send + 'static {
+    let key = list.get(index).ok_or(TreeError::NotFound);
+    let wanted = key.and_then(|key| Ok((join(source, &key.name)?, join(target, &key.name)?, key.version())));
+    let context = context.clone();
+    async move {
+        let (from, to, version) = wanted?;
+        fail_if(context.stop.is_cancelled(), STOPPED)?;
+        let copied = copy(&context, &from, &version, &to, &Condition::Absent).await?;
+        Ok(MadeCopy { index, copied })
+    }
 }
 
-/// Copies until the target is the copy, and says which key was made. Only then may the source go: a store may confirm a
-/// copy that changed nothing.
-async fn copy(store: Arc<dyn Store>, from: Key, to: Key, free: bool) -> Result<Key> {
+/// Deletes one key of a directory that has been copied, unless it has changed since.
+fn delete_key(
+    context: &Arc<Context>,
+    source: &Key,
+    key: &MovedKey,
+) -> impl Future<Output = Result<()>> + Send + 'static {
+    let (context, from, etag) = (context.clone(), join(source, &key.name), key.etag.clone());
+    async move {
+        match change::delete_version(context.store.as_ref(), &from?, &etag).await {
+            Ok(()) | Err(StoreError::Precondition | StoreError::NotFound) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn take_back_key(
+    context: &Arc<Context>,
+    target: &Key,
+    list: &[MovedKey],
+    MadeCopy { index, copied }: MadeCopy,
+) -> impl Future<Output = Result<()>> + Send + 'static {
+    let key = list.get(index).ok_or(TreeError::NotFound).and_then(|key| join(target, &key.name));
+    let context = context.clone();
+    async move {
+        take_back(context.store.as_ref(), &key?, &copied).await;
+        Ok(())
+    }
+}
+
+/// Deletes a copy of our own. In doubt, and where somebody else has stored something meanwhile, it stays.
+async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
+    if !copied.is_ours {
+        return;
+    }
+    let removed = match store.head(key).await {
+        Ok(found) if found.write_id() == copied.write_id.as_deref() => {
+            change::delete_version(store, key, &copied.etag).await
+        }
+        // Others' equal content has the same ETag.
+        Ok(_) => return,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed {
+        log::warn!("the copy {:?} of a rename that failed may stay: {error}", key.as_str());
+    }
+}
+
+/// Copies until the target is the copy. Only then may the source go: a store may confirm a copy that changed nothing.
+async fn copy(context: &Context, from: &Key, version: &Object, to: &Key, condition: &Condition) -> Result<Copied> {
+    let store = context.store.as_ref();
     for _ in 0..COPY_TRIES {
-        let etag = copy_once(store.as_ref(), &from, &to, free).await?;
-        match store.head(&to).await {
-            Ok(object) if object.etag == etag => return Ok(to),
+        let copied = match change::copy(store, from, version, to, condition).await {
+            Err(StoreError::NotFound) => return Err(TreeError::NotFound),
+            Err(StoreError::TooLarge) => copy_in_parts(context, from, version, to, condition).await?,
+            copied => copied?,
+        };
+        if !copied.is_ours {
+            return Ok(copied);
+        }
+        match store.head(to).await {
+            Ok(object) if *object.etag == *copied.etag => {
+                let write_id = object.write_id().map(Box::from);
+                return Ok(Copied { write_id, ..copied });
+            }
             Ok(_) | Err(StoreError::NotFound) => {}
             Err(error) => return Err(error.into()),
         }
@@ -114,41 +317,27 @@ async fn copy(store: Arc<dyn Store>, from: Key, to: Key, free: bool) -> Result<K
     Err(TreeError::Refused("the store confirmed a copy that is not there: the source stays"))
 }
 
-/// CopyObject; an object too large for it piece by piece. Returns the copy's ETag. A lost answer is decided by what is
-/// there now: the same ETag is a copy; if only the size is the same, it is taken back where the name was `free`, since
-/// the copy of an object made of parts has another ETag.
-async fn copy_once(store: &dyn Store, from: &Key, to: &Key, free: bool) -> Result<String> {
-    let copied = match store.copy(from, to).await {
-        Err(StoreError::NotFound) => return Err(TreeError::NotFound),
-        Err(StoreError::TooLarge) => copy_in_parts(store, from, to).await,
-        copied => copied,
-    };
-    if matches!(copied, Err(StoreError::Unknown(_)))
-        && let (Ok(old), Ok(new)) = (store.head(from).await, store.head(to).await)
-        && old.size == new.size
-    {
-        if old.etag == new.etag {
-            return Ok(new.etag);
-        }
-        if free {
-            let _ = store.delete(to).await;
-        }
-    }
-    Ok(copied?)
-}
-
-/// UploadPartCopy of the whole object. Returns the copy's ETag.
-async fn copy_in_parts(store: &dyn Store, from: &Key, to: &Key) -> crate::store::Result<String> {
-    let object = store.head(from).await?;
-    let id = store.create_upload(to).await?;
+/// UploadPartCopy of the whole object, with its attributes.
+async fn copy_in_parts(
+    context: &Context,
+    from: &Key,
+    version: &Object,
+    to: &Key,
+    condition: &Condition,
+) -> Result<Copied> {
+    let store = context.store.as_ref();
+    let (attributes, write_id) = version.attributes.as_deref().cloned().unwrap_or_default().with_new_write_id();
+    let id = store.create_upload(to, &attributes).await?;
     let pieces = async {
         let mut parts = Vec::new();
-        for (number, start) in (1..).zip((0..object.size).step_by(PIECE as usize)) {
-            let range = start..object.size.min(start + PIECE);
-            parts.push(store.copy_part(to, &id, number, PartSource { key: from, etag: &object.etag, range }).await?);
+        for (number, start) in (1..).zip((0..version.size).step_by(PIECE as usize)) {
+            let range = start..version.size.min(start + PIECE);
+            let source = PartSource { key: from, etag: &version.etag, range };
+            let copying = store.copy_part(to, &id, number, source);
+            parts.push(context.stop.run_until_cancelled(copying).await.ok_or(STOPPED)??);
         }
-        let made = store.complete(to, &id, &parts, Condition::None).await;
-        settle(store, to, made, object.size, || etag_of_parts(&parts)).await
+        let etag = change::complete(store, to, &id, &parts, &write_id, condition).await?;
+        Ok(Copied { etag: etag.into(), write_id: None, is_ours: true })
     };
     let copied = pieces.await;
     if copied.is_err() {

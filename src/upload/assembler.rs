@@ -16,7 +16,7 @@ pub const REORDER_WINDOW: u64 = 8 * 1024 * 1024;
 /// A write that begins further beyond the contiguous end is answered only once the gap is nearer, in bytes. A client
 /// whose unanswered writes are bounded then stops by itself before it reaches the end of the window.
 pub const ANSWERED_AHEAD: u64 = 1024 * 1024;
-/// What writes for later parts may take in memory, in bytes: the window, one write that begins at its end, and what
+/// What early writes may take in memory, in bytes: the window, one write that begins at its end, and what
 /// thousands of small ones take beside their bytes.
 pub const MAX_EARLY: u64 = REORDER_WINDOW + 1024 * 1024;
 /// What a write for a later part takes beside its bytes.
@@ -65,6 +65,8 @@ pub struct Assembler {
     parts: u32,
     /// First offset still in RAM: everything below is cut into parts.
     start: u64,
+    /// Size in bytes of the part being filled.
+    part_size: u64,
     budget: Budget,
     /// Room for the part being filled.
     buffer: Option<Buffer>,
@@ -85,6 +87,7 @@ impl Assembler {
             sizes,
             parts: 0,
             start: 0,
+            part_size: sizes.of(1),
             budget,
             buffer: None,
             written: BTreeMap::new(),
@@ -114,11 +117,21 @@ impl Assembler {
         self.high
     }
 
-    /// Bytes of the part being filled that lie in memory once `offset..offset + len` is written too, gaps included.
-    pub fn part_extent(&self, offset: u64, len: usize) -> u64 {
-        let written = self.written.last_key_value().map_or(0, |(_, to)| *to as u64);
+    /// Contiguous bytes of the part being filled once `offset..offset + len` is written too, as far as that is in order.
+    pub fn ready_with(&self, offset: u64, len: usize) -> u64 {
+        if offset > self.end() {
+            return self.ready();
+        }
         let added = offset.saturating_add(len as u64).saturating_sub(self.start);
-        written.max(added).min(self.part_size())
+        self.ready().max(added).min(self.part_size)
+    }
+
+    /// Where the first gap ends: the next offset behind [`Assembler::end`] that was written. `None` without a gap.
+    pub fn gap_end(&self) -> Option<u64> {
+        let end = self.end();
+        let inside = self.written.keys().map(|from| self.start + *from as u64).filter(|from| *from > end);
+        let early = self.early.iter().map(|write| write.offset.max(self.start + self.part_size));
+        inside.chain(early).min().filter(|_| self.high > end)
     }
 
     /// Parts cut so far.
@@ -137,7 +150,35 @@ impl Assembler {
 
     /// Size in bytes of the part being filled.
     pub fn part_size(&self) -> u64 {
-        self.sizes.of(self.parts + 1)
+        self.part_size
+    }
+
+    /// Makes the part being filled smaller, so that it can leave now. What it holds behind that belongs to the next one.
+    pub fn shrink_part(&mut self, size: u64) {
+        if size >= self.part_size {
+            return;
+        }
+        self.part_size = size;
+        let size = size as usize;
+        let behind = self.written.split_off(&size);
+        let mut moved: Vec<(usize, usize)> = behind.into_iter().collect();
+        if let Some(mut last) = self.written.last_entry()
+            && *last.get() > size
+        {
+            moved.insert(0, (size, *last.get()));
+            last.insert(size);
+        }
+        let mut data = Vec::new();
+        for (from, to) in moved {
+            let bytes = self.buffer.as_ref().and_then(|buffer| buffer.get(from..to)).unwrap_or_default();
+            data.push((self.start + from as u64, Bytes::copy_from_slice(bytes)));
+        }
+        // Later writes hold: these come first.
+        let later = std::mem::take(&mut self.early);
+        for (offset, bytes) in data {
+            self.keep_early(offset, bytes);
+        }
+        self.early.extend(later);
     }
 
     /// True when the part is complete: [`Assembler::cut`] before more is written.
@@ -159,7 +200,7 @@ impl Assembler {
         let is_early = offset > end;
         let (inside, behind) = data.split_at(self.len_inside(offset, data.len()));
         if is_early {
-            self.check_memory(behind.len())?;
+            self.check_memory(data.len())?;
         }
         self.fill(offset, inside)?;
         if !is_early {
@@ -171,7 +212,7 @@ impl Assembler {
 
     /// How many of `len` bytes at this offset belong to the part being filled; the others lie behind it.
     fn len_inside(&self, offset: u64, len: usize) -> usize {
-        let room = (self.start + self.part_size()).saturating_sub(offset);
+        let room = (self.start + self.part_size).saturating_sub(offset);
         len.min(usize::try_from(room).unwrap_or(usize::MAX))
     }
 
@@ -189,9 +230,9 @@ impl Assembler {
         Ok(())
     }
 
-    /// Is there room for one more early write, whose last `len` bytes belong to later parts?
+    /// Is there room for one more early write of this many bytes?
     fn check_memory(&self, len: usize) -> Result<(), String> {
-        if self.early_memory + len as u64 + EARLY_OVERHEAD > MAX_EARLY {
+        if self.early_memory + self.early_in_part() + len as u64 + EARLY_OVERHEAD > MAX_EARLY {
             let most = format!("more than {MAX_EARLY} bytes came out of order");
             return Err(format!("{most}: the bytes from offset {} on are missing", self.end()));
         }
@@ -199,6 +240,12 @@ impl Assembler {
             return Err(format!("more than {MAX_GAPS} gaps after offset {}", self.end()));
         }
         Ok(())
+    }
+
+    /// Bytes of the part being filled that lie behind a gap.
+    fn early_in_part(&self) -> u64 {
+        let written: usize = self.written.iter().map(|(from, to)| to - from).sum();
+        (written as u64).saturating_sub(self.ready())
     }
 
     /// Copies bytes into the part being filled.
@@ -231,7 +278,7 @@ impl Assembler {
         match self.buffer.take() {
             Some(buffer) => Ok(self.buffer.insert(buffer)),
             None => {
-                let size = self.part_size() as usize;
+                let size = self.sizes.of(self.parts + 1) as usize;
                 let fresh = self.budget.buffer(size).map_err(|error| format!("the server has no memory: {error}"))?;
                 Ok(self.buffer.insert(fresh))
             }
@@ -256,6 +303,7 @@ impl Assembler {
         self.start += size;
         self.high = self.high.max(self.start);
         self.parts += 1;
+        self.part_size = self.sizes.of(self.parts + 1);
         self.early_memory = 0;
         for EarlyWrite { offset, data } in std::mem::take(&mut self.early) {
             let inside = self.len_inside(offset, data.len());

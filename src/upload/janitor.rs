@@ -5,7 +5,8 @@
 //! with our credentials, got nothing for a long time, and has parts cut as this server cuts them; in doubt it stays.
 
 use super::{Context, PartSizes};
-use crate::store::{self, Key, Part};
+use crate::store::{self, Key, MIN_PART, Part};
+use crate::tree::RENAME_PIECE;
 use std::time::{Duration, SystemTime};
 
 impl Context {
@@ -20,7 +21,8 @@ impl Context {
         let before = SystemTime::now().checked_sub(abandoned_after).unwrap_or(SystemTime::UNIX_EPOCH);
         for upload in self.store.stale_uploads(prefix, before).await? {
             let (key, id, parts) = (&upload.key, &upload.id, upload.parts.len());
-            if cuts(&self.sizes, &upload.parts) && super::abort(self.store.as_ref(), key, id).await {
+            let is_ours = store::is_probe(key) || cuts(&self.sizes, &upload.parts);
+            if is_ours && super::abort(self.store.as_ref(), key, id).await {
                 log::info!("aborted the abandoned multipart upload {id} of {:?}, {parts} parts", key.as_str());
             }
         }
@@ -28,12 +30,15 @@ impl Context {
     }
 }
 
-/// Are these parts, of which some may never have arrived, cut in these sizes?
+/// Are these parts, of which some may never have arrived, cut in these sizes? Parts that left early are multiples of
+/// [`MIN_PART`], and a rename copies in large pieces.
 fn cuts(sizes: &PartSizes, parts: &[Part]) -> bool {
     let last = parts.iter().map(|part| part.number).max();
     let fits = |part: &Part| {
         let size = sizes.of(part.number);
-        part.size == size || (Some(part.number) == last && part.size < size)
+        let is_last = Some(part.number) == last;
+        let is_short = sizes.double_every != 0 && part.size < size && part.size % MIN_PART == 0;
+        part.size == size || part.size == RENAME_PIECE || is_short || (is_last && part.size < size)
     };
     last.is_some() && parts.iter().all(fits)
 }

@@ -10,16 +10,17 @@ mod janitor;
 
 pub use assembler::{ANSWERED_AHEAD, Assembler, MAX_EARLY, PartSizes, REORDER_WINDOW};
 
-use crate::budget::{Budget, Taken};
+use crate::budget::{Budget, Share, Taken};
 use crate::caught;
+use crate::locks::{LockedName, NameLock, NameLocks};
 use crate::metrics::{ABORTED_UPLOADS, OPEN_UPLOADS, OneMore};
 use crate::store::{self, *};
 use bytes::{Bytes, BytesMut};
 use metrics::counter;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use std::{collections::VecDeque, ops::Range, sync::Arc};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -34,6 +35,17 @@ const COPY_PIECE: u64 = 512 * 1024 * 1024;
 const MAX_HELD: usize = 1024;
 /// A client that sends nothing for so long, while answers are held back, may be waiting for them before it goes on.
 const HOLD_TIME: Duration = Duration::from_secs(5);
+/// Bytes that a client may leave out of a file altogether, as for a sparse one: they are stored as zeros, part by part.
+pub const MAX_HOLES: u64 = 1024 * 1024 * 1024;
+/// Zeros are written in pieces of this size, in bytes.
+const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+/// Up to this part number a part may leave before it has grown to its size. The later ones of the 10,000 are needed as
+/// large as they can be.
+const MAX_SHORT_PARTS: u32 = 8000;
+/// How long a part that can't leave early waits for memory that other such parts hold, before its upload fails.
+const GROWN_PART_WAIT: Duration = Duration::from_secs(30);
+/// For parts in flight to arrive before their upload is aborted. What arrives afterwards could stay in the store.
+const LAST_PARTS_TIME: Duration = Duration::from_secs(10);
 
 /// What every transfer needs of the server.
 pub struct Context {
@@ -43,8 +55,20 @@ pub struct Context {
     pub budget: Budget,
     /// How large parts are.
     pub sizes: PartSizes,
-    /// Uploads that the server waits for before it ends.
+    /// Names that are being changed.
+    pub locks: NameLocks,
+    /// Work that the server waits for before it ends.
     pub tasks: TaskTracker,
+    /// Cancelled when this work must end soon.
+    pub stop: CancellationToken,
+}
+
+impl Context {
+    /// With nothing under way.
+    pub fn new(store: Arc<dyn Store>, budget: Budget, sizes: PartSizes) -> Context {
+        let (locks, tasks, stop) = (NameLocks::default(), TaskTracker::new(), CancellationToken::new());
+        Context { store, budget, sizes, locks, tasks, stop }
+    }
 }
 
 /// Why a WRITE or CLOSE fails. The first one is remembered: every later request on the handle says the same.
@@ -87,7 +111,7 @@ pub struct Target {
     pub key: Key,
     /// The object that stays underneath where nothing is written (an open without TRUNC).
     pub base: Option<Object>,
-    /// [`Condition::Absent`] under EXCL.
+    /// What must be at the key when the file is closed.
     pub condition: Condition,
     /// Told once how it ended, before CLOSE is answered.
     pub on_end: Box<dyn FnOnce(Summary) + Send>,
@@ -97,7 +121,8 @@ enum Command {
     Write(Option<u64>, Vec<Bytes>),
     Read(u64, usize),
     Truncate(u64),
-    Close,
+    /// With the file's place among the changes of its name.
+    Close(NameLock),
 }
 
 /// Where bytes of a file that is being written are.
@@ -125,7 +150,7 @@ impl Kind {
         match command {
             Command::Write(_, data) if data.iter().all(Bytes::is_empty) => Kind::Other,
             Command::Write(offset, _) => Kind::Write { offset: offset.unwrap_or(end) },
-            Command::Close => Kind::Close,
+            Command::Close(_) => Kind::Close,
             Command::Read(..) | Command::Truncate(_) => Kind::Other,
         }
     }
@@ -136,6 +161,8 @@ pub struct Upload {
     // One command waits while one is carried out: more would be memory without a bound in the promise.
     commands: mpsc::Sender<(Command, Reply<Bytes>)>,
     progress: Arc<Progress>,
+    locks: NameLocks,
+    name: LockedName,
 }
 
 /// What others see of an upload.
@@ -148,7 +175,6 @@ pub struct Progress {
     waiting: AtomicU64,
     /// When it was opened.
     pub started: SystemTime,
-    closing: AtomicBool,
     ended: CancellationToken,
 }
 
@@ -174,11 +200,6 @@ impl Progress {
         self.waiting.fetch_sub(1, Ordering::Release);
     }
 
-    /// CLOSE has come: the outcome is only a matter of the store.
-    pub fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Relaxed)
-    }
-
     /// Comes back once there is an object, or there will be none.
     pub async fn ended(&self) {
         self.ended.cancelled().await;
@@ -195,25 +216,28 @@ impl Upload {
             announced: limit.into(),
             waiting: 0.into(),
             started: SystemTime::now(),
-            closing: false.into(),
             ended: CancellationToken::new(),
         });
+        let (locks, name) = (context.locks.clone(), LockedName::alone(&target.key));
         let work = Work {
             target,
             limit,
+            extended: 0,
+            holes: 0,
             assembler: Assembler::new(context.sizes, context.budget.clone()),
             memory: None,
-            upload_id: None,
+            multipart: None,
             in_flight: JoinSet::new(),
             done: Vec::new(),
             held: VecDeque::new(),
+            writes_on: false,
             received: 0,
             failed: None,
             progress: progress.clone(),
             context: context.clone(),
         };
         context.tasks.spawn(work.run(inbox));
-        Upload { commands, progress }
+        Upload { commands, progress, locks, name }
     }
 
     /// Size and start, for those who ask meanwhile.
@@ -246,15 +270,16 @@ impl Upload {
 
     /// FSETSTAT with a size.
     pub async fn truncate(&self, size: u64, reply: Reply<()>) {
-        self.progress.announce(|before| before.min(size));
+        self.progress.announce(|_| size);
         self.send(Command::Truncate(size), |result| reply(result.map(drop))).await;
     }
 
-    /// CLOSE: the reply comes after the store has said whether the object is there.
+    /// CLOSE: the reply comes after the store has said whether the object is there. Changes of this name that are asked
+    /// for after this call come after it.
     pub async fn close(self, reply: Reply<()>) {
-        self.progress.closing.store(true, Ordering::Relaxed);
+        let lock = self.locks.enqueue(vec![self.name.clone()]);
         self.progress.announce(|size| size);
-        self.send(Command::Close, |result| reply(result.map(drop))).await;
+        self.send(Command::Close(lock), |result| reply(result.map(drop))).await;
     }
 
     async fn send(&self, command: Command, reply: impl FnOnce(Result<Bytes>) + Send + 'static) {
@@ -300,19 +325,32 @@ struct Work {
     target: Target,
     /// So many first bytes of the old object stay where nothing is written; 0 without one.
     limit: u64,
+    /// The client has asked for at least this size in bytes: what is missing at the end are zeros.
+    extended: u64,
+    /// Bytes that the client has left out so far and that were stored as zeros.
+    holes: u64,
     assembler: Assembler,
     /// For the part being filled, taken from the pool: once it is to be sent, or outgrows the first [`MIN_PART`]
     /// bytes, which every upload has for itself.
     memory: Option<Taken>,
-    upload_id: Option<String>,
+    multipart: Option<Multipart>,
     in_flight: JoinSet<store::Result<Part>>,
     done: Vec<Part>,
     /// Answers to writes far beyond a gap, with the offsets of these, in the order in which they came.
     held: VecDeque<(u64, Reply<Bytes>)>,
+    /// The client goes on behind a gap although its answers were held back: no more are, until the gap is closed.
+    writes_on: bool,
     /// Bytes that came in WRITEs.
     received: u64,
     failed: Option<UploadError>,
     progress: Arc<Progress>,
+}
+
+/// A multipart upload that was created.
+#[derive(Clone)]
+struct Multipart {
+    id: String,
+    write_id: WriteId,
 }
 
 impl Work {
@@ -346,22 +384,30 @@ impl Work {
         }
     }
 
-    /// The next request. Answers that are held back are given once the client has been silent for [`HOLD_TIME`].
+    /// The next request. While the client is waited for, answers that are held back are given once it has been silent for
+    /// [`HOLD_TIME`], and a part that has grown leaves as soon as others need its memory.
     async fn next(&mut self, inbox: &mut mpsc::Receiver<(Command, Reply<Bytes>)>) -> Option<(Command, Reply<Bytes>)> {
-        if self.held.is_empty() {
-            return inbox.recv().await;
-        }
-        match timeout(HOLD_TIME, inbox.recv()).await {
-            Ok(next) => next,
-            Err(_silent) => {
-                self.release_all();
-                inbox.recv().await
+        let silence = Instant::now() + HOLD_TIME;
+        loop {
+            let budget = self.context.budget.clone();
+            tokio::select! {
+                biased;
+                next = inbox.recv() => return next,
+                () = budget.wait_for_pressure(), if self.memory.is_some() && self.may_send_early() => {
+                    if let Err(error) = self.send_early().await {
+                        self.fail(error).await;
+                    }
+                }
+                () = sleep_until(silence), if !self.held.is_empty() => {
+                    self.writes_on = true;
+                    self.release_all();
+                }
             }
         }
     }
 
     fn is_far_ahead(&self, offset: u64) -> bool {
-        offset > self.assembler.end() + ANSWERED_AHEAD
+        !self.writes_on && offset > self.assembler.end() + ANSWERED_AHEAD
     }
 
     /// Holds the answer to a write back, until [`Work::release`] gives it.
@@ -405,14 +451,22 @@ impl Work {
             return self.try_out(command).await;
         }
         let result = self.try_out(command).await;
-        if let Err(error @ (UploadError::Store(_) | Refused(_))) = &result
-            && self.failed.is_none()
-        {
-            self.failed = Some(error.clone());
-            self.discard().await;
+        if let Err(error @ (UploadError::Store(_) | Refused(_))) = &result {
+            self.fail(error.clone()).await;
+        }
+        if self.assembler.end() == self.assembler.high() {
+            self.writes_on = false;
         }
         self.progress.carried_out(self.len());
         result
+    }
+
+    /// Remembers the first failure, and gives back what is held.
+    async fn fail(&mut self, error: UploadError) {
+        if self.failed.is_none() {
+            self.failed = Some(error);
+            self.discard().await;
+        }
     }
 
     /// One request, unless an earlier one has failed.
@@ -431,32 +485,41 @@ impl Work {
             Command::Read(offset, len) => return self.read(offset, len).await,
             Command::Write(offset, data) => self.write(offset, data).await?,
             Command::Truncate(size) => self.truncate(size).await?,
-            Command::Close => self.close().await?,
+            Command::Close(lock) => self.close(&lock).await?,
         }
         Ok(Bytes::new())
     }
 
-    /// Back to an empty file. Joins the parts before it aborts: a part that arrives after the abort would stay,
-    /// invisible and billed.
+    /// Back to an empty file. Waits for the parts in flight before it aborts: a part that arrives after the abort would
+    /// stay, invisible and billed.
     async fn discard(&mut self) {
         self.assembler = Assembler::new(self.context.sizes, self.context.budget.clone());
         self.memory = None;
-        while self.in_flight.join_next().await.is_some() {}
+        let parts = async { while self.in_flight.join_next().await.is_some() {} };
+        if timeout(LAST_PARTS_TIME, parts).await.is_err() {
+            // Their requests end in the middle of the body, or without anybody to hear the answer.
+            self.in_flight.shutdown().await;
+        }
         self.done.clear();
-        if let Some(id) = self.upload_id.take() {
+        if let Some(Multipart { id, .. }) = self.multipart.take() {
             abort(self.context.store.as_ref(), &self.target.key, &id).await;
         }
     }
 
     /// Length of the file as it would be if it was closed now.
     fn len(&self) -> u64 {
-        self.assembler.high().max(self.limit)
+        self.assembler.high().max(self.limit).max(self.extended)
     }
 
     async fn write(&mut self, offset: Option<u64>, data: Vec<Bytes>) -> Result<()> {
         self.reap(usize::MAX).await?;
         let mut offset = offset.unwrap_or_else(|| self.len());
+        if data.iter().all(Bytes::is_empty) {
+            return Ok(());
+        }
         self.fill_from_base(offset).await?;
+        // What is still missing that far back does not come any more.
+        self.fill_holes(offset.saturating_sub(REORDER_WINDOW)).await?;
         // Of what comes early, the beginning decides whether it comes too early.
         let is_early = offset > self.assembler.end();
         for piece in if is_early { vec![data.concat().into()] } else { data } {
@@ -472,10 +535,10 @@ impl Work {
             if self.assembler.is_full() {
                 self.send_part(None).await?;
             }
-            if self.assembler.part_extent(offset, data.len()) > MIN_PART {
-                self.take_memory().await?;
-            }
+            self.grow_to(self.assembler.ready_with(offset, data.len())).await?;
             let taken = self.assembler.write(offset, data).map_err(Refused)?;
+            // It may have closed a gap.
+            self.grow_to(self.assembler.ready()).await?;
             offset += taken as u64;
             data = data.get(taken..).unwrap_or_default();
         }
@@ -485,14 +548,65 @@ impl Work {
         Ok(())
     }
 
-    /// All that the part needs at once: no upload waits for more of the pool while it holds some of it.
-    async fn take_memory(&mut self) -> Result<()> {
-        if self.memory.is_none() {
-            let size = self.assembler.part_size();
-            let why = || Refused(format!("the server's --buffer-memory is smaller than one part of {size} bytes"));
-            self.memory = Some(self.context.budget.take(size).await.ok_or_else(why)?);
+    /// Stores zeros where the client has left bytes out, up to `to`.
+    async fn fill_holes(&mut self, to: u64) -> Result<()> {
+        if to.saturating_sub(self.assembler.end()) > MAX_HOLES - self.holes {
+            return Err(Refused(format!("more than {MAX_HOLES} bytes of the file were left out")));
+        }
+        while self.assembler.end() < to {
+            if self.assembler.is_full() {
+                self.send_part(None).await?;
+            }
+            let at = self.assembler.end();
+            let hole = self.assembler.gap_end().unwrap_or(to).min(to) - at;
+            let room = self.assembler.part_size() - self.assembler.ready();
+            let len = hole.min(room).min(ZEROS.len() as u64);
+            self.holes += len;
+            self.append(at, ZEROS.get(..len as usize).unwrap_or_default()).await?;
         }
         Ok(())
+    }
+
+    /// May a part leave before it is full? Not where the store demands equal ones, or most of the parts are used up.
+    fn may_send_early(&self) -> bool {
+        self.context.sizes.double_every != 0 && self.assembler.parts() < MAX_SHORT_PARTS
+    }
+
+    /// Takes the memory of the whole part once more than [`MIN_PART`] contiguous bytes of it are to be held. No client is
+    /// waited for with it that could not be: without memory, or when others need it, the part leaves as it is.
+    async fn grow_to(&mut self, ready: u64) -> Result<()> {
+        let size = self.assembler.part_size();
+        if self.memory.is_some() || ready <= MIN_PART || size <= MIN_PART {
+            return Ok(());
+        }
+        if self.may_send_early() {
+            self.memory = self.context.budget.try_take(size);
+            if self.memory.is_none() {
+                self.assembler.shrink_part(short_part(self.assembler.ready()));
+            }
+            return Ok(());
+        }
+        let taking = self.context.budget.take_share(Share::GrownParts, size);
+        match timeout(GROWN_PART_WAIT, taking).await {
+            Ok(Some(memory)) => self.memory = Some(memory),
+            Ok(None) => return Err(too_small(size)),
+            Err(_elapsed) => {
+                let why = format!("other uploads hold the server's memory for parts of {size} bytes");
+                return Err(Refused(format!("{why}: try again later, or raise --buffer-memory")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the part as it is, so that others can have its memory.
+    async fn send_early(&mut self) -> Result<()> {
+        let ready = self.assembler.ready();
+        if ready < MIN_PART {
+            self.memory = None;
+            return Ok(());
+        }
+        self.assembler.shrink_part(short_part(ready));
+        self.send_part(None).await
     }
 
     /// The next part goes to the store in the background: what is buffered or, of the version with this ETag, bytes
@@ -500,26 +614,43 @@ impl Work {
     /// part has this upload's own.
     async fn send_part(&mut self, copied: Option<(Range<u64>, String)>) -> Result<()> {
         let size = self.assembler.part_size();
-        if self.assembler.is_full() {
-            self.take_memory().await?;
-        }
         let number = self.assembler.number().map_err(Refused)?;
         let most = (BYTES_IN_FLIGHT / size).clamp(2, PARTS_IN_FLIGHT) as usize;
         self.reap(most - 1).await?;
+        let mut memory = self.memory.take();
+        match &mut memory {
+            Some(memory) => memory.reduce_to(size),
+            None if self.assembler.is_full() => {
+                memory = Some(self.context.budget.take(size).await.ok_or_else(|| too_small(size))?);
+            }
+            None => {}
+        }
+        let Multipart { id, .. } = self.begin_multipart().await?;
         let (context, key) = (self.context.clone(), self.target.key.clone());
-        let id = match self.upload_id.take() {
-            Some(id) => id,
-            None => context.store.create_upload(&key).await?,
-        };
-        self.upload_id = Some(id.clone());
         let size = copied.as_ref().map_or(size.min(self.assembler.ready()), |(range, _)| range.end - range.start);
-        let (body, memory) = (self.assembler.cut(size).map_err(Refused)?, self.memory.take());
+        let body = self.assembler.cut(size).map_err(Refused)?;
         self.in_flight.spawn(async move {
             let _memory = memory;
             let Some((range, etag)) = copied else { return context.store.upload_part(&key, &id, number, body).await };
             context.store.copy_part(&key, &id, number, PartSource { key: &key, etag: &etag, range }).await
         });
         Ok(())
+    }
+
+    /// The multipart upload, which is created with its first part.
+    async fn begin_multipart(&mut self) -> Result<Multipart> {
+        if let Some(multipart) = &self.multipart {
+            return Ok(multipart.clone());
+        }
+        let (attributes, write_id) = self.attributes().with_new_write_id();
+        let id = self.context.store.create_upload(&self.target.key, &attributes).await?;
+        Ok(self.multipart.insert(Multipart { id, write_id }).clone())
+    }
+
+    /// Those of the object that is being changed.
+    fn attributes(&self) -> Attributes {
+        let old = self.target.base.as_ref().and_then(|base| base.attributes.as_deref());
+        old.cloned().unwrap_or_default()
     }
 
     /// Notes the parts that are done, and waits while more than `most` are in flight.
@@ -603,28 +734,31 @@ impl Work {
 
     async fn truncate(&mut self, size: u64) -> Result<()> {
         let end = self.len();
-        if size == 0 && self.upload_id.is_some() {
+        if size > end.saturating_add(MAX_HOLES) {
+            return Err(UploadError::Unsupported(format!("more than {MAX_HOLES} bytes of the file would be left out")));
+        }
+        if size == 0 && self.multipart.is_some() {
             self.discard().await;
-        } else if size > end || (size < self.assembler.high() && !self.assembler.truncate(size)) {
+        } else if size < self.assembler.high() && !self.assembler.truncate(size) {
             let why = format!("can't set the size to {size} bytes while {end} were written");
             return Err(UploadError::Unsupported(why));
         }
         self.limit = self.limit.min(size);
+        self.extended = size;
         Ok(())
     }
 
-    async fn close(&mut self) -> Result<()> {
-        let unchanged = |base: &Object| base.size == self.limit && self.assembler.high() == 0;
+    async fn close(&mut self, lock: &NameLock) -> Result<()> {
+        let unchanged =
+            |base: &Object| base.size == self.len() && base.size == self.limit && self.assembler.high() == 0;
         if self.target.base.as_ref().is_some_and(unchanged) {
             return Ok(());
         }
-        if self.assembler.end() < self.assembler.high() {
-            let end = self.assembler.end();
-            return Err(Refused(format!("the bytes from offset {end} on never came, though later ones did")));
-        }
+        // What the old object does not have, and the client has not sent, are zeros.
         self.fill_from_base(u64::MAX).await?;
+        self.fill_holes(self.len()).await?;
         let size = self.assembler.end();
-        if self.upload_id.is_some() {
+        if self.multipart.is_some() {
             if self.assembler.ready() > 0 {
                 self.send_part(None).await?;
             }
@@ -637,22 +771,34 @@ impl Work {
                 return Err(StoreError::Other(format!("{sent} bytes in {parts} parts, {size} received")).into());
             }
         }
-        self.store(size).await
+        lock.wait().await;
+        self.store().await
     }
 
     /// Makes the object from the parts, or from the buffer alone.
-    async fn store(&mut self, size: u64) -> Result<()> {
-        let (store, key, condition) = (&self.context.store, &self.target.key, self.target.condition);
+    async fn store(&mut self) -> Result<()> {
+        let (store, key, condition) = (self.context.store.as_ref(), &self.target.key, &self.target.condition);
         let body = self.assembler.cut(self.assembler.ready()).map_err(Refused)?;
-        let result = match &self.upload_id {
-            Some(id) => store.complete(key, id, &self.done, condition).await,
-            None => store.put(key, body.clone(), condition).await,
-        };
-        let etag = || if self.upload_id.is_some() { etag_of_parts(&self.done) } else { Some(etag_of(&body)) };
-        settle(store.as_ref(), key, result, size, etag).await?;
-        self.upload_id = None;
+        match &self.multipart {
+            Some(Multipart { id, write_id }) => {
+                change::complete(store, key, id, &self.done, write_id, condition).await?;
+            }
+            None => {
+                change::put(store, key, body, &self.attributes(), condition).await?;
+            }
+        }
+        self.multipart = None;
         Ok(())
     }
+}
+
+fn too_small(size: u64) -> UploadError {
+    Refused(format!("the server's --buffer-memory is smaller than one part of {size} bytes"))
+}
+
+/// Size of a part that leaves early: whole multiples of [`MIN_PART`], by which the parts of this server are known.
+fn short_part(ready: u64) -> u64 {
+    (ready / MIN_PART).max(1) * MIN_PART
 }
 
 #[cfg(test)]
@@ -664,12 +810,8 @@ mod tests {
     /// The clock stands still as long as there is something to do, so nothing is answered because of the time.
     #[tokio::test(start_paused = true)]
     async fn answers_that_are_held_back_are_bounded() {
-        let context = Arc::new(Context {
-            store: Arc::new(MemoryStore::default()),
-            budget: Budget::new(64 << 20),
-            sizes: PartSizes::default(),
-            tasks: TaskTracker::new(),
-        });
+        let store = Arc::new(MemoryStore::default());
+        let context = Arc::new(Context::new(store, Budget::new(64 << 20), PartSizes::default()));
         let key = Key::new("f").unwrap();
         let target = Target { key, base: None, condition: Condition::None, on_end: Box::new(drop) };
         let upload = Upload::open(context, target);

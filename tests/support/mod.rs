@@ -37,6 +37,11 @@ pub fn s3_store(s3: &FakeS3) -> Arc<dyn Store> {
 
 /// The same, with other settings of the SDK.
 pub fn s3_store_with(s3: &FakeS3, change: impl FnOnce(Builder) -> Builder) -> Arc<dyn Store> {
+    Arc::new(s3_client(s3, change))
+}
+
+/// The same, as what it is.
+pub fn s3_client(s3: &FakeS3, change: impl FnOnce(Builder) -> Builder) -> S3Store {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .endpoint_url(&s3.endpoint)
@@ -44,7 +49,7 @@ pub fn s3_store_with(s3: &FakeS3, change: impl FnOnce(Builder) -> Builder) -> Ar
         .region(Region::new("us-east-1"))
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .credentials_provider(Credentials::new(s3::ACCESS_KEY, s3::SECRET_KEY, None, None, "test"));
-    Arc::new(S3Store::new(aws_sdk_s3::Client::from_conf(change(config).build()), s3::BUCKET))
+    S3Store::new(aws_sdk_s3::Client::from_conf(change(config).build()), s3::BUCKET)
 }
 
 /// Three users of one home, told apart by what they may do.

@@ -160,6 +160,19 @@ impl FakeS3 {
     }
 
     /// Removes an object without a request.
+    /// As [`FakeS3::put`], with a Content-Type and user metadata.
+    pub fn put_described(&self, key: &str, body: impl Into<Bytes>, content_type: &str, metadata: &[(&str, &str)]) {
+        let metadata = metadata.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let about = (Some(content_type.parse().unwrap()), Some(metadata));
+        self.store.lock().objects.insert(key.into(), Object::new(body.into(), about));
+    }
+
+    /// An object's Content-Type and user metadata.
+    pub fn description(&self, key: &str) -> (Option<String>, Metadata) {
+        let (content_type, metadata) = self.store.lock().objects[key].about.clone();
+        (content_type.map(|kind| kind.to_string()), metadata.unwrap_or_default())
+    }
+
     pub fn remove(&self, key: &str) {
         self.store.lock().objects.remove(key);
     }
@@ -217,6 +230,11 @@ impl FakeS3 {
     /// From now on GET sends whatever there is, as rclone's `serve s3` does.
     pub fn ignore_if_match(&self) {
         self.store.lock().ignores_if_match = true;
+    }
+
+    /// From now on changes are made whatever `If-Match`, `If-None-Match` and `x-amz-copy-source-if-match` say, as by Garage.
+    pub fn ignore_conditions(&self) {
+        self.store.lock().ignores_conditions = true;
     }
 
     /// The largest source that `CopyObject` accepts, 5 GiB unless set.
@@ -450,6 +468,7 @@ struct State {
     min_part: usize,
     copy_limit: u64,
     ignores_if_match: bool,
+    ignores_conditions: bool,
     unsigned_bodies: usize,
     checksums: usize,
 }
@@ -564,7 +583,7 @@ impl State {
         match from {
             CopySource::Bucket { bucket, key, .. } if **bucket == *BUCKET => {
                 let source = self.object(key)?;
-                source.check(like, None)?;
+                source.check(like.filter(|_| !self.ignores_conditions), None)?;
                 Ok(source.clone())
             }
             _ => Err(s3_error!(NoSuchBucket)),
@@ -574,6 +593,7 @@ impl State {
     /// Whether `If-Match` and `If-None-Match` let the key be written.
     fn may_write(&self, key: &str, like: Condition, unlike: Condition) -> S3Result {
         match (like, unlike) {
+            _ if self.ignores_conditions => Ok(()),
             (_, Some(ETagCondition::ETag(_))) => Err(s3_error!(NotImplemented)),
             (_, Some(_)) if self.objects.contains_key(key) => Err(s3_error!(PreconditionFailed)),
             (Some(_), _) => self.object(key)?.check(like, None),

@@ -6,7 +6,7 @@
 
 use super::answers::check_answers;
 use super::errors::sentence;
-use super::{S3Store, StartError};
+use super::{KeptConditions, S3Store, StartError};
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
@@ -79,13 +79,21 @@ impl S3Store {
                 config.set_response_checksum_validation(Some(ResponseChecksumValidation::WhenRequired));
             }
         }
+        let is_aws = endpoint.is_none();
         let unsigned_payload = endpoint.is_none_or(|endpoint| endpoint.over_tls);
-        Ok(S3Store { unsigned_payload, ..S3Store::new(Client::from_conf(config.build()), bucket) })
+        Ok(S3Store { unsigned_payload, is_aws, ..S3Store::new(Client::from_conf(config.build()), bucket) })
     }
 
-    /// Takes a client of the caller's own making, with its timeouts and retries. Bodies are signed.
+    /// Takes a client of the caller's own making, with its timeouts and retries. Bodies are signed, and the store is
+    /// taken to keep all conditions that S3 knows; [`S3Store::find_conditions`] tries them out.
     pub fn new(client: Client, bucket: &str) -> S3Store {
-        S3Store { client: check_answers(&client), bucket: bucket.to_owned(), unsigned_payload: false }
+        S3Store {
+            client: check_answers(&client),
+            bucket: bucket.to_owned(),
+            unsigned_payload: false,
+            is_aws: false,
+            conditions: KeptConditions::ALL,
+        }
     }
 
     /// The id of the access key that the SDK finds, which is no secret.

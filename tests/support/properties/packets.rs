@@ -6,7 +6,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use russh_sftp::protocol::Packet;
 use sftpd::budget::Budget;
 use sftpd::sftp::{End, MAX_HANDLES, Settings, Sink, Source};
-use sftpd::store::{Condition, Entry, Key, ListRequest, MAX_PAGE, Store, memory::MemoryStore};
+use sftpd::store::{Attributes, Condition, Entry, Key, ListRequest, MAX_PAGE, Store, memory::MemoryStore};
 use sftpd::tree::{Home, Tree};
 use sftpd::upload::{Context, MAX_EARLY, PartSizes, REORDER_WINDOW};
 use sftpd::users::Access;
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::{ops::Range, time::Duration};
 use tokio::time::sleep;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 /// Longest packet in bytes, as README says.
 const MAX_PACKET: usize = 256 * 1024;
@@ -40,12 +40,15 @@ pub fn packets(data: &[u8]) {
 
 /// One session over a store with some files, and what is looked at afterwards.
 async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
-    let (store, tasks) = (Arc::new(MemoryStore::default()), TaskTracker::new());
+    let store = Arc::new(MemoryStore::default());
     for (key, size) in [("homer", 1), ("other/secret", 1), ("home/a", 10), ("home/d/b", 300_000), ("home/d/e/f", 0)] {
-        store.put(&Key::new(key).unwrap(), NOISE.slice(..size), Condition::None).await.unwrap();
+        store
+            .put(&Key::new(key).unwrap(), NOISE.slice(..size), &Attributes::default(), &Condition::None)
+            .await
+            .unwrap();
     }
-    let (budget, sizes) = (Budget::new(8 * MIB), PartSizes::default());
-    let context = Arc::new(Context { store: store.clone(), budget, sizes, tasks: tasks.clone() });
+    let context = Arc::new(Context::new(store.clone(), Budget::new(8 * MIB), PartSizes::default()));
+    let tasks = context.tasks.clone();
     let settings = Settings {
         tree: Tree::new(context, Arc::default(), Home::new("", "home").unwrap(), false),
         access: *u.choose(&[Access::ReadWrite, Access::ReadWrite, Access::ReadOnly, Access::WriteOnly])?,

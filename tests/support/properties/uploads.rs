@@ -5,14 +5,14 @@ use arbitrary::Unstructured;
 use async_trait::async_trait;
 use bytes::Bytes;
 use sftpd::budget::Budget;
-use sftpd::store::{Condition, Key, ListRequest, Object, Page, Part, PartSource, Result as Stored, Store, StoreError};
-use sftpd::store::{MAX_PARTS, MIN_PART, etag_of, etag_of_parts};
-use sftpd::upload::{Assembler, Context, PartSizes, REORDER_WINDOW, Reply, Summary, Target, Upload, UploadError};
+use sftpd::store::{Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource};
+use sftpd::store::{MAX_PARTS, MIN_PART, Result as Stored, Store, StoreError, etag_of};
+use sftpd::upload::{Assembler, Context, MAX_HOLES, PartSizes, REORDER_WINDOW, Reply, Summary, Target};
+use sftpd::upload::{Upload, UploadError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::{ops::Range, time::Duration, time::SystemTime};
 use tokio::{sync::oneshot, time::sleep};
-use tokio_util::task::TaskTracker;
 
 /// A file as a plain file system has it.
 #[derive(Default)]
@@ -42,7 +42,18 @@ impl Model {
         self.keep(|hole| [hole.start..hole.end.min(at), hole.start.max(to)..hole.end]);
     }
 
-    fn truncate(&mut self, size: u64) {
+    /// What is missing below this offset is zeros.
+    fn fill(&mut self, to: u64) {
+        self.bytes.resize(self.bytes.len().max(to as usize), 0);
+        self.keep(|hole| [hole.start.max(to)..hole.end, 0..0]);
+    }
+
+    fn set_size(&mut self, size: u64) {
+        if size > self.len() {
+            self.holes.push(self.len()..size);
+            self.bytes.resize(size as usize, 0);
+            return;
+        }
         self.bytes.truncate(size as usize);
         self.keep(|hole| [hole.start..hole.end.min(size), 0..0]);
     }
@@ -73,7 +84,7 @@ fn offset(u: &mut Unstructured, start: u64, end: u64) -> Chosen<u64> {
         17..=23 => u.int_in_range(start..=end)?,
         24..=28 => end + u64::from(u.arbitrary::<u8>()?),
         29 => end + u64::from(u.arbitrary::<u16>()?),
-        // And these are mostly refused.
+        // From here on what is missing is filled with zeros, and the others are refused.
         30 => (end + REORDER_WINDOW + 3).saturating_sub(u.int_in_range(0..=6)?),
         _ => *u.choose(&[0, start.saturating_sub(1), u64::MAX, u64::MAX - REORDER_WINDOW])?,
     })
@@ -103,7 +114,7 @@ fn assemble(u: &mut Unstructured) -> Chosen<()> {
                 let done = assembler.truncate(size);
                 assert_eq!(done, (start..=end).contains(&size), "{size} of {start}..{end}");
                 if done {
-                    model.truncate(size);
+                    model.set_size(size);
                 }
             }
             _ => {
@@ -165,14 +176,18 @@ async fn upload(u: &mut Unstructured<'_>) -> Chosen<()> {
     let base = bucket.object().filter(|_| !over && !exclusive).map(|(_, object)| object);
     let model = Model { bytes: base.as_ref().and(old.clone()).map_or_else(Vec::new, Vec::from), holes: Vec::new() };
 
-    let tasks = TaskTracker::new();
-    let budget = Budget::new(sizes.cap.next_multiple_of(1024) * *u.choose(&[8, 1, 2])?);
-    let context = Arc::new(Context { store: bucket.clone(), budget, sizes, tasks: tasks.clone() });
+    let budget = Budget::new(sizes.cap.next_multiple_of(1024) * *u.choose(&[8, 4, 5])?);
+    let context = Arc::new(Context::new(bucket.clone(), budget, sizes));
+    let tasks = context.tasks.clone();
     let summaries = Arc::new(Mutex::new(Vec::new()));
     let told = summaries.clone();
     let on_end =
         Box::new(move |summary: Summary| told.lock().unwrap().push(summary.result.map(|result| result.is_ok())));
-    let condition = if exclusive { Condition::Absent } else { Condition::None };
+    let condition = match &base {
+        _ if exclusive => Condition::Absent,
+        Some(base) => Condition::Unchanged(base.etag.clone()),
+        None => Condition::None,
+    };
     let upload = Upload::open(context, Target { key: Bucket::key(), base, condition, on_end });
 
     let mut writer = Writer { upload, bucket, model, failed: None };
@@ -199,13 +214,13 @@ async fn upload(u: &mut Unstructured<'_>) -> Chosen<()> {
     assert!(state.upload.is_none() && state.in_flight == 0, "something half-done is left");
     match closed {
         Some(Ok(())) => {
-            assert!(failed.is_none() && model.holes.is_empty(), "{failed:?} {:?}", model.holes);
+            assert!(failed.is_none(), "{failed:?}");
             assert!(state.object.as_ref().is_some_and(|(bytes, _)| *bytes == model.bytes), "other bytes were stored");
         }
         Some(Err(error)) => {
             let why = error.to_string();
             let full = state.parts_begun == MAX_PARTS;
-            assert!(state.struck || full || !model.holes.is_empty() || failed.is_some(), "no reason for: {why}");
+            assert!(state.struck || full || failed.is_some(), "no reason for: {why}");
             assert!(failed.is_none_or(|first| first == why));
             // Where the store's answers were lost for good, nobody can know.
             let in_doubt = bucket.fault.is_some_and(|fault| fault.lasting);
@@ -252,9 +267,12 @@ impl Writer {
         let pieces = vec![rest.split_to(rest.len() / 3), rest];
         let result = ask(|reply| self.upload.write((!append).then_some(at), pieces, reply)).await;
         let state = self.bucket.state();
-        let reason = at < state.sent_ever || at > end + REORDER_WINDOW || state.parts_begun == MAX_PARTS;
+        let filled = at.saturating_sub(REORDER_WINDOW);
+        let too_far = filled.saturating_sub(end) > MAX_HOLES;
+        let reason = at < state.sent_ever || too_far || state.parts_begun == MAX_PARTS;
         drop(state);
         if self.holds(result, reason) && !data.is_empty() {
+            self.model.fill(filled);
             self.model.write(at, &data);
         }
         Ok(())
@@ -279,12 +297,12 @@ impl Writer {
     async fn truncate(&mut self, u: &mut Unstructured<'_>) -> Chosen<()> {
         let (sent, len) = (self.bucket.state().sent, self.model.len());
         let size = if rarely(u, 4)? { 0 } else { u.int_in_range(sent.saturating_sub(2)..=len + 1)? };
-        let must = size == 0 || (sent..=len).contains(&size) && self.model.holes.is_empty();
+        let must = size == 0 || size >= len || size >= sent && self.model.holes.is_empty();
         match ask(|reply| self.upload.truncate(size, reply)).await {
             Err(UploadError::Unsupported(why)) => assert!(!must && self.failed.is_none(), "{why}"),
             result if self.holds(result.clone(), false) => {
-                assert!(size <= len && (size == 0 || size >= sent), "{size} of {sent} to {len}");
-                self.model.truncate(size);
+                assert!(size == 0 || size >= sent, "{size} of {sent} to {len}");
+                self.model.set_size(size);
                 if size == 0 {
                     self.bucket.state().sent_ever = 0;
                 }
@@ -336,6 +354,8 @@ struct Fault {
 struct State {
     object: Option<(Bytes, Object)>,
     upload: Option<BTreeMap<u32, Bytes>>,
+    /// Of the open upload.
+    attributes: Attributes,
     requests: usize,
     /// Parts on their way.
     in_flight: usize,
@@ -350,8 +370,9 @@ struct State {
     is_anothers: bool,
 }
 
-fn object(bytes: Bytes, etag: String) -> (Bytes, Object) {
-    let object = Object { size: bytes.len() as u64, etag, modified: SystemTime::UNIX_EPOCH };
+fn object(bytes: Bytes, etag: String, attributes: &Attributes) -> (Bytes, Object) {
+    let (size, modified, attributes) = (bytes.len() as u64, SystemTime::UNIX_EPOCH, Some(Arc::new(attributes.clone())));
+    let object = Object { size, etag, modified, storage_class: None, attributes };
     (bytes, object)
 }
 
@@ -367,7 +388,7 @@ impl Bucket {
             carried_out: which > 0 && rarely(u, 2)?,
             error: errors[which],
         };
-        let object = old.map(|old| object(old.clone(), etag_of(&old)));
+        let object = old.map(|old| object(old.clone(), etag_of(&old), &Attributes::default()));
         let state = Mutex::new(State { object, ..State::default() });
         Ok(Bucket { sizes, fault: if rarely(u, 2)? { Some(fault) } else { None }, delays: u.arbitrary()?, state })
     }
@@ -428,19 +449,32 @@ impl Bucket {
     }
 
     /// What put and complete have in common.
-    async fn store(&self, bytes: Bytes, etag: String, condition: Condition) -> Stored<String> {
+    async fn store(
+        &self,
+        bytes: Bytes,
+        etag: String,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Stored<String> {
         let answer = etag.clone();
         let fault = self.request(true).await;
         let mut state = self.state();
-        if condition == Condition::Absent && state.object.is_some() {
+        let there = state.object.as_ref().map(|(_, object)| &object.etag);
+        let holds = match condition {
+            Condition::None => true,
+            Condition::Absent => there.is_none(),
+            Condition::Unchanged(etag) => there == Some(etag),
+        };
+        if !holds {
             state.struck = true;
             return Err(StoreError::Precondition);
         }
         if fault.is_none_or(|fault| fault.carried_out) {
-            (state.object, state.upload, state.is_ours) = (Some(object(bytes, etag)), None, true);
+            (state.object, state.upload, state.is_ours) = (Some(object(bytes, etag, attributes)), None, true);
         } else if fault.is_some_and(|fault| !matches!((fault.error)(String::new()), StoreError::Other(_))) {
             let other = Bytes::from(vec![0xFF; bytes.len()]);
-            (state.object, state.is_anothers) = (Some(object(other.clone(), etag_of(&other))), true);
+            (state.object, state.is_anothers) =
+                (Some(object(other.clone(), etag_of(&other), &Attributes::default())), true);
         }
         fault.map_or(Ok(answer), |fault| Err((fault.error)("fault".to_owned())))
     }
@@ -458,14 +492,15 @@ impl Store for Bucket {
         Ok(vec![self.read(range, etag)?])
     }
 
-    async fn put(&self, _key: &Key, body: Bytes, condition: Condition) -> Stored<String> {
+    async fn put(&self, _key: &Key, body: Bytes, attributes: &Attributes, condition: &Condition) -> Stored<String> {
         let etag = etag_of(&body);
-        self.store(body, etag, condition).await
+        self.store(body, etag, attributes, condition).await
     }
 
-    async fn create_upload(&self, _key: &Key) -> Stored<String> {
+    async fn create_upload(&self, _key: &Key, attributes: &Attributes) -> Stored<String> {
         self.simple().await?;
         let mut state = self.state();
+        state.attributes = attributes.clone();
         assert!(state.upload.replace(BTreeMap::new()).is_none(), "two uploads for one file");
         (state.sent, state.parts_begun) = (0, 0);
         Ok("id".to_owned())
@@ -481,7 +516,7 @@ impl Store for Bucket {
         self.part(number, body).await
     }
 
-    async fn complete(&self, _key: &Key, _id: &str, parts: &[Part], condition: Condition) -> Stored<String> {
+    async fn complete(&self, _key: &Key, _id: &str, parts: &[Part], condition: &Condition) -> Stored<String> {
         let sent = self.state().upload.clone().expect("an open upload");
         assert_eq!(self.state().in_flight, 0, "completed before the last part was there");
         assert!(parts.iter().map(|part| part.number).eq(1..=sent.len() as u32), "{parts:?}");
@@ -492,7 +527,10 @@ impl Store for Bucket {
             assert!(last || self.sizes.double_every > 0 || part.size == self.sizes.first, "unequal parts");
         }
         let bodies: Vec<Bytes> = sent.into_values().collect();
-        self.store(bodies.concat().into(), etag_of_parts(parts).unwrap(), condition).await
+        let attributes = self.state().attributes.clone();
+        // No MD5 of the whole, as with S3.
+        let etag = format!("\"{}-{}\"", etag_of(&bodies.concat()).trim_matches('"'), parts.len());
+        self.store(bodies.concat().into(), etag, &attributes, condition).await
     }
 
     async fn abort(&self, _key: &Key, _id: &str) -> Stored<()> {
@@ -502,11 +540,11 @@ impl Store for Bucket {
         Ok(())
     }
 
-    async fn delete(&self, _key: &Key) -> Stored<()> {
+    async fn delete(&self, _key: &Key, _condition: &Condition) -> Stored<()> {
         unreachable!("uploads delete nothing")
     }
 
-    async fn copy(&self, _from: &Key, _to: &Key) -> Stored<String> {
+    async fn copy(&self, _from: CopySource<'_>, _to: &Key, _condition: &Condition) -> Stored<String> {
         unreachable!("uploads copy parts only")
     }
 

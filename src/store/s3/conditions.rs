@@ -1,0 +1,143 @@
+//! Conditional requests: which of them the store keeps, and a DELETE that says whether it was the one.
+//!
+//! Stores differ, and one that doesn't know a condition says nothing about it: it does as if the header was not there.
+//! So they are tried out, on objects that nobody else knows.
+
+use super::*;
+use aws_sdk_s3::config::retry::RetryConfig;
+
+const CONTENT: &[u8] = b"sftpd\n";
+/// No object has it.
+const OTHER_ETAG: &str = "\"00000000000000000000000000000000\"";
+
+impl S3Store {
+    /// Relies on these conditions of the store from now on.
+    pub fn with_conditions(mut self, conditions: KeptConditions) -> S3Store {
+        self.conditions = conditions;
+        self
+    }
+
+    /// Finds out which conditions the store keeps, by about fifteen requests below the prefix; nothing stays there unless
+    /// DELETE is refused. AWS is not asked: it documents that it keeps them all.
+    pub async fn find_conditions(&self, prefix: &Key) -> Result<KeptConditions> {
+        match self.is_aws {
+            true => Ok(KeptConditions::ALL),
+            false => self.try_all_conditions(prefix).await,
+        }
+    }
+
+    /// Tries each condition where it does not hold.
+    pub async fn try_all_conditions(&self, prefix: &Key) -> Result<KeptConditions> {
+        // They are to be sent, whatever is known of them.
+        let trying = S3Store { client: self.client.clone(), bucket: self.bucket.clone(), ..*self };
+        let trying = S3Store { conditions: KeptConditions::ALL, ..trying };
+        let key = probe_key(prefix)?;
+        let other = probe_key(prefix)?;
+        let content = Bytes::from_static(CONTENT);
+        trying.put(&key, content, &Attributes::default(), &Condition::None).await?;
+        let found = trying.try_conditions(&key, &other).await;
+        for key in [&key, &other] {
+            if let Err(error) = trying.delete(key, &Condition::None).await {
+                log::warn!("an object made to try out the store may stay as {:?}: {error}", key.as_str());
+            }
+        }
+        found
+    }
+
+    /// `key` is an object, `other` is none.
+    async fn try_conditions(&self, key: &Key, other: &Key) -> Result<KeptConditions> {
+        let attributes = Attributes::default();
+        let changed = Condition::Unchanged(OTHER_ETAG.to_owned());
+        let content = || Bytes::from_static(CONTENT);
+        let put_absent = is_kept(self.put(key, content(), &attributes, &Condition::Absent).await)?;
+        let put_unchanged = is_kept(self.put(key, content(), &attributes, &changed).await)?;
+        let complete_absent = is_kept(self.try_complete(key, &Condition::Absent).await)?;
+        let complete_unchanged = is_kept(self.try_complete(key, &changed).await)?;
+        let etag = self.head(key).await?.etag;
+        let source = |etag| CopySource { key, etag, storage_class: None };
+        let copy_source = is_kept(self.copy(source(OTHER_ETAG), other, &Condition::None).await)?;
+        // There is something at `other` from here on.
+        self.copy(source(&etag), other, &Condition::None).await?;
+        let copy_absent = is_kept(self.copy(source(&etag), other, &Condition::Absent).await)?;
+        let delete_unchanged = is_kept(self.delete(other, &changed).await)?;
+        Ok(KeptConditions {
+            put_absent,
+            put_unchanged,
+            complete_absent,
+            complete_unchanged,
+            copy_absent,
+            copy_source,
+            delete_unchanged,
+        })
+    }
+
+    /// A multipart upload of one part.
+    async fn try_complete(&self, key: &Key, condition: &Condition) -> Result<String> {
+        let id = self.create_upload(key, &Attributes::default()).await?;
+        let completed = match self.upload_part(key, &id, 1, Bytes::from_static(CONTENT)).await {
+            Ok(part) => self.complete(key, &id, &[part], condition).await,
+            Err(error) => Err(error),
+        };
+        if completed.is_err() {
+            self.abort(key, &id).await?;
+        }
+        completed
+    }
+
+    /// DELETE of whatever is there.
+    pub(super) async fn delete_any(&self, key: &Key) -> Result<()> {
+        let request = self.client.delete_object().bucket(&self.bucket).key(key.as_str());
+        match request.send().await.map_err(uncertain) {
+            Err(doubt @ StoreError::Unknown(_)) if self.head(key).await != Err(StoreError::NotFound) => Err(doubt),
+            Err(StoreError::Unknown(_)) | Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// DELETE of this version. A first try without a repetition tells whether it was this request that deleted it: a
+    /// repeated one finds nothing after its own success, and then the object counts as deleted by it.
+    pub(super) async fn delete_version(&self, key: &Key, etag: &str) -> Result<()> {
+        if !self.conditions.delete_unchanged {
+            return self.delete_any(key).await;
+        }
+        let request = || self.client.delete_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
+        let once = aws_sdk_s3::config::Builder::new().retry_config(RetryConfig::disabled());
+        match request().customize().config_override(once).send().await {
+            Ok(_) => return Ok(()),
+            Err(error) => match delete_refusal(error) {
+                StoreError::Unknown(_) => {}
+                refusal => return Err(refusal),
+            },
+        }
+        match request().send().await {
+            Ok(_) => Ok(()),
+            Err(error) => match delete_refusal(error) {
+                StoreError::NotFound => Ok(()),
+                refusal => match self.head(key).await {
+                    Err(StoreError::NotFound) => Ok(()),
+                    Ok(_) | Err(_) => Err(refusal),
+                },
+            },
+        }
+    }
+}
+
+/// What a DELETE under a condition came to.
+fn delete_refusal<E>(error: SdkError<E>) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    match error.code() {
+        Some("NoSuchKey") => StoreError::NotFound,
+        Some(_) | None => uncertain(error),
+    }
+}
+
+/// Whether a condition that does not hold was refused. A store that refuses the header itself does not keep it.
+fn is_kept<T>(tried: Result<T>) -> Result<bool> {
+    match tried {
+        Err(StoreError::Precondition | StoreError::NotFound) => Ok(true),
+        Ok(_) | Err(StoreError::Other(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
