@@ -9,7 +9,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use sftpd::budget::Budget;
-use sftpd::sftp::{self, End, Settings, Sink, Source};
+use sftpd::sftp::{self, End, Received, Settings, Sink, Source};
 use sftpd::store::{Store, memory::MemoryStore};
 use sftpd::tree::{Home, Local, Tree};
 use sftpd::upload::{Assembler, Context, PartSizes};
@@ -142,13 +142,18 @@ fn string(out: &mut BytesMut, text: &[u8]) {
     out.put_slice(text);
 }
 
-struct Messages(VecDeque<Bytes>);
+/// And whether their end was told.
+struct Messages(VecDeque<Bytes>, bool);
 
 impl Source for Messages {
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Received {
         // As often as a channel would: answers get their turn.
         tokio::task::yield_now().await;
-        self.0.pop_front()
+        match self.0.pop_front() {
+            Some(bytes) => Received::Data(bytes),
+            None if std::mem::replace(&mut self.1, true) => std::future::pending().await,
+            None => Received::Eof,
+        }
     }
 }
 
@@ -167,6 +172,7 @@ fn session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
     let store: Arc<dyn Store> = store.clone();
     let context = Arc::new(Context::new(store, Budget::new(256 * MIB as u64), PartSizes::default()));
     let settings = Settings {
+        budget: context.budget.clone(),
         tree: Tree::new(context, Arc::new(Local::default()), Home::new("", "home/").unwrap(), false),
         access: Access::ReadWrite,
         who: "bench".into(),
@@ -174,7 +180,7 @@ fn session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
         idle_timeout: Duration::from_secs(60),
         drain: CancellationToken::new(),
     };
-    let source = Messages(messages.to_vec().into());
+    let source = Messages(messages.to_vec().into(), false);
     runtime.block_on(async {
         let began = Instant::now();
         let end = sftp::serve(source, Discard, settings).await;

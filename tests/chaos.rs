@@ -333,6 +333,7 @@ fn settings(idle_timeout: Duration) -> (Arc<MemoryStore>, Settings) {
     let store = Arc::new(MemoryStore::default());
     let context = Arc::new(Context::new(store.clone(), Budget::new(64 << 20), PartSizes::default()));
     let settings = Settings {
+        budget: context.budget.clone(),
         tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap(), false),
         access: Access::ReadWrite,
         who: "alice@test".into(),
@@ -350,12 +351,12 @@ struct Slow {
 }
 
 impl sftpd::sftp::Source for Slow {
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> sftpd::sftp::Received {
         if self.pieces.is_empty() {
             std::future::pending().await
         }
         sleep(self.pause).await;
-        Some(self.pieces.remove(0))
+        sftpd::sftp::Received::Data(self.pieces.remove(0))
     }
 }
 

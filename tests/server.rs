@@ -462,9 +462,9 @@ async fn what_outlasts_the_drain_is_aborted() {
 struct Flood(bytes::Bytes);
 
 impl sftpd::sftp::Source for Flood {
-    async fn next(&mut self) -> Option<bytes::Bytes> {
+    async fn next(&mut self) -> sftpd::sftp::Received {
         tokio::task::yield_now().await;
-        Some(self.0.clone())
+        sftpd::sftp::Received::Data(self.0.clone())
     }
 }
 
@@ -481,6 +481,7 @@ fn settings() -> Settings {
     let store = Arc::new(MemoryStore::default());
     let context = Arc::new(Context::new(store, Budget::new(64 << 20), PartSizes::default()));
     Settings {
+        budget: context.budget.clone(),
         tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap(), false),
         access: Access::ReadWrite,
         who: "alice@test".into(),

@@ -5,7 +5,7 @@
 use super::socket::{Socket, Unanswered};
 use super::{Shared, Shutdown, door::Knock, ssh};
 use crate::metrics::{CONNECTIONS, LOGINS, OneMore, SESSIONS};
-use crate::sftp::{self, End, Settings, Sink, Source};
+use crate::sftp::{self, End, Received, Settings, Sink, Source};
 use crate::tree::{Home, Tree};
 use crate::users::Account;
 use bytes::Bytes;
@@ -245,6 +245,7 @@ impl Connection {
             .inspect_err(|error| log::error!("{who}: home {:?} can't be used: {error}", account.home));
         let Ok(home) = home else { return 1 };
         let settings = Settings {
+            budget: self.shared.context.budget.clone(),
             tree: Tree::new(
                 self.shared.context.clone(),
                 self.shared.local.clone(),
@@ -284,12 +285,13 @@ impl Drop for SessionLine {
 }
 
 impl Source for ChannelReadHalf {
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Received {
         loop {
-            match self.wait().await? {
-                ChannelMsg::Data { data } => return Some(data),
-                ChannelMsg::Eof | ChannelMsg::Close => return None,
-                _ => {}
+            match self.wait().await {
+                Some(ChannelMsg::Data { data }) => return Received::Data(data),
+                Some(ChannelMsg::Eof) => return Received::Eof,
+                Some(ChannelMsg::Close) | None => return Received::Closed,
+                Some(_) => {}
             }
         }
     }

@@ -4,9 +4,11 @@
 //! out in the order in which they come, as OpenSSH's server does, but for two that may take long and that a client
 //! has many of: READs are answered by the file's own task, and the end of an upload is awaited beside others.
 //!
-//! The rule that keeps every client moving: the loop here waits for the store, never for the client.
+//! The rule that keeps every client moving: the loop here waits for the store, never for the client. Beside it, one task
+//! drains the channel and one sends the replies.
 
 mod attributes;
+mod inbound;
 mod reads;
 mod replies;
 mod request_log;
@@ -15,11 +17,13 @@ mod wire;
 
 pub use replies::Sink;
 
+use crate::budget::Budget;
 use crate::tree::{Listing, Path, Tree, TreeError};
 use crate::upload::{Upload, UploadError};
 use crate::{download::Download, store::StoreError, users::Access};
 use attributes::View;
 use bytes::Bytes;
+use inbound::{Next, RequestQueue, has_effect};
 use replies::Replies;
 use russh_sftp::protocol::{Packet, StatusCode};
 use std::time::Duration;
@@ -34,14 +38,27 @@ pub const MAX_HANDLES: usize = 256;
 /// Uploads of one session that can be on their way from CLOSE to its reply; the next CLOSE waits.
 const MAX_CLOSING: usize = 16;
 
+/// What comes from the client.
+#[derive(Debug)]
+pub enum Received {
+    /// Bytes of the stream, cut anywhere.
+    Data(Bytes),
+    /// The client sends nothing more, and still reads.
+    Eof,
+    /// The channel is closed or the connection gone: nobody reads any more.
+    Closed,
+}
+
 /// Where a session's bytes come from.
 pub trait Source: Send + 'static {
-    /// The next bytes; `None` when the client is done or gone.
-    fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
+    /// Waits for what comes next. Not called again after [`Received::Closed`].
+    fn next(&mut self) -> impl Future<Output = Received> + Send;
 }
 
 /// What a session is told of its surroundings.
 pub struct Settings {
+    /// The server's memory for requests that wait.
+    pub budget: Budget,
     /// The user's view of the store.
     pub tree: Tree,
     /// What the user may do.
@@ -106,10 +123,13 @@ struct Session {
 }
 
 /// Serves one session until it ends; every reply is sent, or given up with the client, before this returns.
-pub async fn serve(mut source: impl Source, sink: impl Sink, settings: Settings) -> End {
+pub async fn serve(source: impl Source, sink: impl Sink, settings: Settings) -> End {
     let last = Clock::new(watch::Sender::new(Instant::now()));
     let (replies, sending) = Replies::new(sink, last.clone());
     let sending = AbortOnDropHandle::new(tokio::spawn(sending));
+    let requests = Arc::new(RequestQueue::new(settings.budget.clone()));
+    let queue = requests.clone();
+    let _receiving = AbortOnDropHandle::new(tokio::spawn(async move { queue.fill(source).await }));
     let idle_timeout = settings.idle_timeout;
     let session = Session {
         view: View { user: settings.user.clone(), access: settings.access },
@@ -120,36 +140,49 @@ pub async fn serve(mut source: impl Source, sink: impl Sink, settings: Settings)
         closing: Arc::new(Semaphore::new(MAX_CLOSING)),
         version_settled: false,
     };
-    let Err(end) = session.run(&mut source, &last).await;
+    let Err(end) = session.run(&requests, &last).await;
     if matches!(end, End::Ignored) {
         return end;
     }
     tokio::select! {
+        biased;
         _ = sending => end,
+        // Nobody reads the replies that are left. Uploads that are being closed are, all the same.
+        () = requests.closed() => end,
         () = idle(&last, idle_timeout) => End::Idle(idle_timeout),
     }
 }
 
 impl Session {
-    async fn run(mut self, source: &mut impl Source, last: &Clock) -> Result<Infallible, End> {
-        let mut inbox = wire::Inbox::default();
+    async fn run(mut self, requests: &RequestQueue, last: &Clock) -> Result<Infallible, End> {
         let (idle_timeout, drain) = (self.settings.idle_timeout, self.settings.drain.clone());
         loop {
             if drain.is_cancelled() && self.handles.is_empty() {
                 return Err(End::Drained);
             }
-            let chunk = tokio::select! {
-                chunk = source.next() => chunk,
+            let next = tokio::select! {
+                biased;
+                next = requests.next() => next,
                 () = idle(last, idle_timeout) => return Err(End::Idle(idle_timeout)),
                 () = drain.cancelled(), if !drain.is_cancelled() => continue,
             };
-            let Some(chunk) = chunk else { break };
-            inbox.push(chunk);
-            while let Some((id, request)) = inbox.next()? {
-                self.handle(id, request).await?;
-                // Only now: a packet that trickles in is no sign of life, and the store's time is not the client's.
-                last.send_replace(Instant::now());
+            let incoming = match next {
+                Next::Request(incoming) => incoming,
+                Next::Eof => break,
+                Next::Closed => return Err(End::Closed),
+                Next::Fatal(fatal) => return Err(End::Protocol(fatal)),
+            };
+            if has_effect(&incoming.request) {
+                self.handle(incoming).await?;
+            } else {
+                tokio::select! {
+                    biased;
+                    handled = self.handle(incoming) => handled?,
+                    () = requests.abandoned() => return Err(End::Closed),
+                }
             }
+            // Only now: a packet that trickles in is no sign of life, and the store's time is not the client's.
+            last.send_replace(Instant::now());
         }
         // A client that sends all its requests at once and then the end of the stream still gets its files.
         for handle in self.handles.into_values() {

@@ -14,9 +14,11 @@ use tokio::time::Instant;
 /// File data in the queue, in bytes: a few replies of 255 KiB.
 const DATA_ROOM: usize = 1024 * 1024;
 /// The same for files that are being written. Their READs wait in a queue of the file's once there is no room.
-const UPLOAD_DATA_ROOM: usize = 4 * 1024 * 1024;
+const UPLOAD_DATA_ROOM: usize = 1024 * 1024;
 /// Other replies in the queue, in bytes. paramiko leaves those to a long series of WRITEs unread for a while.
-const UNREAD_LIMIT: usize = 4 * 1024 * 1024;
+const UNREAD_LIMIT: usize = 2 * 1024 * 1024;
+/// What a reply takes in the queue beside its bytes.
+const REPLY_OVERHEAD: usize = 192;
 /// Small replies are sent together up to this many bytes.
 const BATCH: usize = 32 * 1024;
 /// Data up to this many bytes goes with its header; more is not copied.
@@ -63,7 +65,7 @@ impl Replies {
     pub fn reply(&self, id: u32, answer: Answer) {
         let Some(result) = answer.transpose() else { return };
         let packet = encode(id, result);
-        match self.small_room.clone().try_acquire_many_owned(packet.len() as u32) {
+        match self.small_room.clone().try_acquire_many_owned((packet.len() + REPLY_OVERHEAD) as u32) {
             Ok(room) => drop(self.queue.send(Queued { packet, data: Vec::new(), room })),
             Err(_) => self.small_room.close(),
         }
@@ -76,12 +78,12 @@ impl Replies {
 
     /// Room for the data of a file that is being written, to be passed to [`Replies::data`].
     pub fn try_room(&self, len: u32) -> Option<OwnedSemaphorePermit> {
-        self.upload_room.clone().try_acquire_many_owned(len).ok()
+        self.upload_room.clone().try_acquire_many_owned(len + REPLY_OVERHEAD as u32).ok()
     }
 
     /// As [`Replies::try_room`], but waits for it. `None` when the client is gone.
     pub async fn upload_room(&self, len: u32) -> Option<OwnedSemaphorePermit> {
-        let room = self.upload_room.clone().acquire_many_owned(len).await.ok();
+        let room = self.upload_room.clone().acquire_many_owned(len + REPLY_OVERHEAD as u32).await.ok();
         room.filter(|_| !self.queue.is_closed())
     }
 
@@ -104,7 +106,8 @@ impl Answers for Replies {
         match result {
             Ok(data) => {
                 let length = data.iter().map(Bytes::len).sum::<usize>();
-                let room = self.room.clone().acquire_many_owned(length.min(DATA_ROOM) as u32).await;
+                let cost = (length + REPLY_OVERHEAD).min(DATA_ROOM);
+                let room = self.room.clone().acquire_many_owned(cost as u32).await;
                 room.is_ok_and(|room| self.data(id, data, room))
             }
             Err(error) => {

@@ -1,5 +1,6 @@
 //! One function a request: parse, act, one reply.
 
+use super::inbound::{Incoming, RequestMemory};
 use super::reads::QueuedReads;
 use super::request_log::RequestLine;
 use super::wire::{MAX_DATA, MAX_PACKET, Pieces, Request, string};
@@ -32,7 +33,8 @@ const CHANGES: OpenFlags =
 
 impl Session {
     /// Carries out one request. Its reply is queued now, or by the task that was given it.
-    pub(super) async fn handle(&mut self, id: u32, request: Request) -> Result<(), End> {
+    pub(super) async fn handle(&mut self, incoming: Incoming) -> Result<(), End> {
+        let Incoming { id, request, memory } = incoming;
         let answer = match request {
             Request::Init => {
                 self.version_settled = true;
@@ -40,7 +42,7 @@ impl Session {
                 Ok(Some(Version { version: VERSION, extensions }.into()))
             }
             _ if !self.version_settled => return Err(End::NoInit),
-            Request::Write { handle, offset, data } => self.write(id, &handle, offset, data).await,
+            Request::Write { handle, offset, data } => self.write(id, &handle, offset, data, memory).await,
             Request::Packet(packet) => {
                 let line = RequestLine::of(&packet, |handle| self.directory(handle));
                 let answer = match caught(self.packet(id, packet)).await {
@@ -176,11 +178,12 @@ impl Session {
         })
     }
 
-    async fn write(&mut self, id: u32, handle: &str, offset: u64, data: Pieces) -> Answer {
+    /// `memory` is what the data takes, until it is part of the upload.
+    async fn write(&mut self, id: u32, handle: &str, offset: u64, data: Pieces, memory: RequestMemory) -> Answer {
         match self.handles.get(handle) {
             Some(Handle::Writer { upload, append, .. }) => {
                 let data = data.into_iter().collect();
-                upload.write((!append).then_some(offset), data, self.outcome(id, ())).await;
+                upload.write((!append).then_some(offset), data, self.outcome(id, memory)).await;
                 Ok(None)
             }
             Some(Handle::Reader(_)) => Err(denied(NOT_FOR_WRITING)),

@@ -43,7 +43,7 @@ pub enum Request {
 }
 
 /// The stream can't be followed any further: the session must end.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Fatal {
     /// It may hold anything; its payload must not be taken for requests.
     #[error("a packet of {0} bytes, more than {MAX_PACKET}")]
@@ -115,8 +115,8 @@ impl Inbox {
         self.bytes.push(chunk);
     }
 
-    /// The next whole request and its id, if there is one.
-    pub fn next(&mut self) -> Result<Option<(u32, Request)>, Fatal> {
+    /// The next whole request, if there is one: its id, what it asks for, and its length in bytes.
+    pub fn next(&mut self) -> Result<Option<(u32, Request, usize)>, Fatal> {
         let Ok(length) = self.bytes.start(4).try_get_u32() else { return Ok(None) };
         let length = match length as usize {
             length @ ..5 => return Err(Fatal::TooShort(length)),
@@ -127,7 +127,8 @@ impl Inbox {
             return Ok(None);
         }
         self.bytes.take(4);
-        Ok(Some(decode(self.bytes.take(length))))
+        let (id, request) = decode(self.bytes.take(length));
+        Ok(Some((id, request, length)))
     }
 }
 
@@ -190,7 +191,7 @@ mod tests {
     }
 
     fn all(inbox: &mut Inbox) -> Vec<(u32, Request)> {
-        std::iter::from_fn(|| inbox.next().unwrap()).collect()
+        std::iter::from_fn(|| inbox.next().unwrap()).map(|(id, request, _)| (id, request)).collect()
     }
 
     #[test]

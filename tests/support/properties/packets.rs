@@ -5,7 +5,7 @@ use arbitrary::Unstructured;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use russh_sftp::protocol::Packet;
 use sftpd::budget::Budget;
-use sftpd::sftp::{End, MAX_HANDLES, Settings, Sink, Source};
+use sftpd::sftp::{End, MAX_HANDLES, Received, Settings, Sink, Source};
 use sftpd::store::{Attributes, Condition, Entry, Key, ListRequest, MAX_PAGE, Store, memory::MemoryStore};
 use sftpd::tree::{Home, Tree};
 use sftpd::upload::{Context, MAX_EARLY, PartSizes, REORDER_WINDOW};
@@ -50,6 +50,7 @@ async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
     let context = Arc::new(Context::new(store.clone(), Budget::new(8 * MIB), PartSizes::default()));
     let tasks = context.tasks.clone();
     let settings = Settings {
+        budget: context.budget.clone(),
         tree: Tree::new(context, Arc::default(), Home::new("", "home").unwrap(), false),
         access: *u.choose(&[Access::ReadWrite, Access::ReadWrite, Access::ReadOnly, Access::WriteOnly])?,
         who: "alice@test".into(),
@@ -60,6 +61,7 @@ async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
     let seen = Arc::<Mutex<Seen>>::default();
     let listener = Listener { slow: rarely(u, 2)?, partial: BytesMut::new(), seen: seen.clone() };
     let talker = Talker {
+        is_over: false,
         cuts: u.arbitrary()?,
         taken: 0,
         id: u.arbitrary::<u16>()?.into(),
@@ -161,6 +163,8 @@ impl Sink for Listener {
 
 /// Sends requests as a client would make them, some spoilt, in pieces.
 struct Talker {
+    /// The end was told.
+    is_over: bool,
     /// What the rest is made from.
     choices: Bytes,
     id: u32,
@@ -178,7 +182,10 @@ struct Talker {
 
 impl Source for Talker {
     /// A packet, or some bytes, a few at first; at once, after others had their turn, or after all is done.
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Received {
+        if self.is_over {
+            return std::future::pending().await;
+        }
         let cut = self.cuts[self.taken % 16];
         match cut / 64 {
             0 => {}
@@ -194,7 +201,8 @@ impl Source for Talker {
         seen.sent += chunk.len() as u64;
         self.partial.extend_from_slice(&chunk);
         seen.note_requests(&mut self.partial);
-        Some(chunk).filter(|chunk| !chunk.is_empty())
+        self.is_over = chunk.is_empty();
+        if self.is_over { Received::Eof } else { Received::Data(chunk) }
     }
 }
 
