@@ -9,6 +9,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use sftpd::budget::Budget;
+use sftpd::limits::UserLimits;
 use sftpd::sftp::{self, End, Received, Settings, Sink, Source};
 use sftpd::store::{Store, memory::MemoryStore};
 use sftpd::tree::{Home, Local, Tree};
@@ -173,6 +174,8 @@ fn session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
     let context = Arc::new(Context::new(store, Budget::new(256 * MIB as u64), PartSizes::default()));
     let settings = Settings {
         budget: context.budget.clone(),
+        limits: Arc::new(UserLimits::new(256, &context.budget)),
+        uploads: Arc::new(tokio::sync::Semaphore::new(256)),
         tree: Tree::new(context, Arc::new(Local::default()), Home::new("", "home/").unwrap(), false),
         access: Access::ReadWrite,
         who: "bench".into(),

@@ -122,6 +122,19 @@ impl Budget {
         Some(Taken { all, share: Some(share) })
     }
 
+    /// The most that a share can hold, in bytes.
+    pub fn size_of(&self, share: Share) -> u64 {
+        self.units_of(share) as u64 * UNIT
+    }
+
+    fn units_of(&self, share: Share) -> usize {
+        match share {
+            Share::ReadAhead => self.units * 3 / 8,
+            Share::Requests | Share::Renames => self.units / 8,
+            Share::GrownParts => self.units / 4,
+        }
+    }
+
     fn semaphore(&self, share: Share) -> &Arc<Semaphore> {
         match share {
             Share::ReadAhead => &self.read_ahead,

@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod download;
+pub mod limits;
 pub mod locks;
 pub mod metrics;
 pub mod server;

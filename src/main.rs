@@ -6,6 +6,7 @@ mod doctor;
 mod listen;
 mod logging;
 mod manual;
+mod memory;
 mod settings;
 
 use anyhow::Context;

@@ -1,6 +1,7 @@
 //! The flags of `sftpd serve` and `sftpd doctor`, and what they come to.
 
 use crate::listen::ListenAddress;
+use crate::memory::uploads_beside;
 use anyhow::{Context, anyhow, bail, ensure};
 use bytesize::ByteSize;
 use clap::{ArgAction, Args};
@@ -54,6 +55,10 @@ pub struct Settings {
     /// Connections at once; more are refused.
     #[arg(long, env = "SFTPD_MAX_SESSIONS", default_value = "1000", value_parser = parse_session_limit, value_name = "N")]
     pub max_sessions: usize,
+    /// Files open for writing at once, of which one user may have three quarters; as many as this machine's memory, or
+    /// the unit's MemoryMax, is enough for unless given.
+    #[arg(long, env = "SFTPD_MAX_UPLOADS", value_parser = parse_upload_limit, value_name = "N")]
+    max_uploads: Option<usize>,
     /// From connect to logged in.
     #[arg(long, env = "SFTPD_LOGIN_TIMEOUT", default_value = "30s", value_parser = parse_time_above_zero, value_name = "TIME")]
     login_timeout: Duration,
@@ -149,6 +154,7 @@ impl Settings {
             buffer_memory: self.buffer_memory.as_u64(),
             part_sizes,
             max_sessions: self.max_sessions,
+            max_uploads: self.max_uploads.unwrap_or_else(|| uploads_beside(self.buffer_memory.as_u64())),
             login_timeout: self.login_timeout,
             idle_timeout: self.idle_timeout,
             drain_timeout: self.drain_timeout,
@@ -181,6 +187,14 @@ fn parse_session_limit(text: &str) -> Result<usize, &'static str> {
         Ok(0) => Err("nobody could connect: use a number from 1"),
         Ok(limit) => Ok(limit),
         Err(_) => Err("use a number like 1000"),
+    }
+}
+
+fn parse_upload_limit(text: &str) -> Result<usize, &'static str> {
+    match text.parse() {
+        Ok(0) => Err("nobody could put a file: use a number from 1"),
+        Ok(limit) => Ok(limit),
+        Err(_) => Err("use a number like 100"),
     }
 }
 

@@ -14,6 +14,7 @@ use process::Gateway;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::budget::Budget;
+use sftpd::limits::UserLimits;
 use sftpd::sftp::{End, Settings};
 use sftpd::store::{
     Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource, Store, StoreError,
@@ -334,6 +335,8 @@ fn settings(idle_timeout: Duration) -> (Arc<MemoryStore>, Settings) {
     let context = Arc::new(Context::new(store.clone(), Budget::new(64 << 20), PartSizes::default()));
     let settings = Settings {
         budget: context.budget.clone(),
+        limits: Arc::new(UserLimits::new(256, &context.budget)),
+        uploads: Arc::new(tokio::sync::Semaphore::new(256)),
         tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap(), false),
         access: Access::ReadWrite,
         who: "alice@test".into(),

@@ -9,6 +9,7 @@ use russh::client::Msg;
 use russh::{Channel, ChannelMsg};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::budget::Budget;
+use sftpd::limits::UserLimits;
 use sftpd::sftp::{End, Settings};
 use sftpd::store::memory::MemoryStore;
 use sftpd::tree::{Home, Tree};
@@ -482,6 +483,8 @@ fn settings() -> Settings {
     let context = Arc::new(Context::new(store, Budget::new(64 << 20), PartSizes::default()));
     Settings {
         budget: context.budget.clone(),
+        limits: Arc::new(UserLimits::new(256, &context.budget)),
+        uploads: Arc::new(tokio::sync::Semaphore::new(256)),
         tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap(), false),
         access: Access::ReadWrite,
         who: "alice@test".into(),

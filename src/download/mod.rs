@@ -10,7 +10,7 @@ mod window;
 pub use queue::{Read, ReadQueue};
 pub use window::{FIRST_BLOCK, Window};
 
-use crate::budget::{Share, Taken};
+use crate::limits::{BlockMemory, SessionLimits};
 use crate::store::{Key, Object, StoreError, cut};
 use crate::upload::Context;
 use bytes::Bytes;
@@ -24,6 +24,11 @@ use tokio_util::task::AbortOnDropHandle;
 const HEAD_START: u32 = 8;
 /// … but no longer than this, counted from the question: most of it, or all, S3 takes anyway.
 const HEAD_START_TIME: Duration = Duration::from_millis(5);
+
+/// A range is fetched for a READ in no less than this many bytes, as long as there is any memory.
+const LEAST_BLOCK: u64 = FIRST_BLOCK;
+/// What was fetched and not asked for is let go after this time without a READ: others can use the memory.
+const KEEP_TIME: Duration = Duration::from_secs(5);
 
 /// Where the answers go.
 pub trait Answers: Send + Sync + 'static {
@@ -59,14 +64,14 @@ impl From<Object> for Beginning {
 
 impl Beginning {
     /// One GET, which is all that a small file needs; or a HEAD where there is no memory for more.
-    pub async fn ask(context: &Context, key: &Key) -> Result<Beginning, StoreError> {
-        let Some(memory) = context.budget.try_take_share(Share::ReadAhead, FIRST_BLOCK) else {
+    pub async fn ask(context: &Context, key: &Key, limits: &SessionLimits) -> Result<Beginning, StoreError> {
+        let Some(memory) = limits.try_read_ahead(FIRST_BLOCK) else {
             return Ok(context.store.head(key).await?.into());
         };
         let (object, bytes) = context.store.open(key, FIRST_BLOCK).await?;
         let range = 0..bytes.len() as u64;
         let pieces = hold(vec![bytes], Some(memory));
-        Ok(Beginning { object, first: Some(Block { range, coming: None, pieces, memory: None }) })
+        Ok(Beginning { object, first: Some(Block { range, coming: None, pieces, memory: None, is_counted: true }) })
     }
 }
 
@@ -82,14 +87,15 @@ impl Download {
         context: Arc<Context>,
         key: Key,
         Beginning { object, first }: Beginning,
+        limits: SessionLimits,
         answers: impl Answers,
         on_end: impl FnOnce(Summary) + Send + 'static,
     ) -> Download {
-        let (queue, tasks) = (Arc::new(ReadQueue::default()), context.tasks.clone());
+        let (queue, tasks) = (Arc::new(ReadQueue::new(limits.waiting_reads())), context.tasks.clone());
         let (mut window, requests) = (Window::new(object.size), u64::from(first.is_some()));
         window.have = first.as_ref().map_or(0..0, |block| block.range.clone());
         let blocks = first.into_iter().filter(|block| !block.range.is_empty()).collect();
-        let fetcher = Fetcher { context, key, object: object.clone(), window, blocks, requests };
+        let fetcher = Fetcher { context, key, object: object.clone(), limits, window, blocks, requests };
         tasks.spawn(fetcher.run(queue.clone(), answers, on_end));
         Download { queue, object }
     }
@@ -122,16 +128,18 @@ struct Block {
     // Dropped, the request ends.
     coming: Option<AbortOnDropHandle<Result<Vec<Bytes>, StoreError>>>,
     pieces: Vec<Bytes>,
-    memory: Option<Taken>,
+    memory: Option<BlockMemory>,
+    /// It takes memory that was set aside for it. Without, it goes as soon as its READ is answered.
+    is_counted: bool,
 }
 
 /// What was fetched ahead, and the memory that it takes as long as any answer needs it.
 struct Held {
     bytes: Bytes,
-    _memory: Arc<Option<Taken>>,
+    _memory: Arc<Option<BlockMemory>>,
 }
 
-fn hold(pieces: Vec<Bytes>, memory: Option<Taken>) -> Vec<Bytes> {
+fn hold(pieces: Vec<Bytes>, memory: Option<BlockMemory>) -> Vec<Bytes> {
     let memory = Arc::new(memory);
     pieces.into_iter().map(|bytes| Bytes::from_owner(Held { bytes, _memory: memory.clone() })).collect()
 }
@@ -146,6 +154,7 @@ struct Fetcher {
     context: Arc<Context>,
     key: Key,
     object: Object,
+    limits: SessionLimits,
     window: Window,
     blocks: VecDeque<Block>,
     requests: u64,
@@ -155,7 +164,7 @@ impl Fetcher {
     async fn run(mut self, queue: Arc<ReadQueue>, answers: impl Answers, on_end: impl FnOnce(Summary) + Send) {
         let (opened, size) = (Instant::now(), self.object.size);
         let (mut bytes, mut error) = (0, None);
-        while let Some(read) = queue.pop().await {
+        while let Some(read) = self.next(&queue).await {
             let asked = Instant::now();
             let end = read.offset.saturating_add(u64::from(read.len)).min(size);
             let len = end.saturating_sub(read.offset);
@@ -173,7 +182,8 @@ impl Fetcher {
                 Err(_) if queue.is_cancelled() => {}
                 Err(failure) => {
                     // The next READ tries again, from nothing.
-                    (self.window, self.blocks) = (Window::new(size), VecDeque::new());
+                    self.window = Window::new(size);
+                    self.blocks.clear();
                     error = Some(failure.clone());
                 }
             }
@@ -182,6 +192,26 @@ impl Fetcher {
             }
         }
         on_end(Summary { bytes, requests: self.requests, took: opened.elapsed(), error });
+    }
+
+    /// The next READ. What lies here meanwhile is kept for a while.
+    async fn next(&mut self, queue: &ReadQueue) -> Option<Read> {
+        if self.blocks.is_empty() {
+            return queue.pop().await;
+        }
+        match tokio::time::timeout(KEEP_TIME, queue.pop()).await {
+            Ok(next) => next,
+            Err(_elapsed) => {
+                self.forget();
+                queue.pop().await
+            }
+        }
+    }
+
+    /// Lets go of all that was fetched. A READ that goes on in sequence still counts as one.
+    fn forget(&mut self) {
+        self.blocks.clear();
+        self.window.forget();
     }
 
     /// The bytes of `range`, which lies inside the object.
@@ -206,27 +236,60 @@ impl Fetcher {
             missing -= to - from;
             found.extend(cut(&block.pieces, from - block.range.start..to - block.range.start));
         }
+        // Such a block is the last one.
+        if self.blocks.back().is_some_and(|block| !block.is_counted) {
+            self.forget();
+        }
         if missing == 0 { Ok(found) } else { Err(StoreError::Other("a block is missing".into())) }
     }
 
     /// Starts the requests for a READ that ends at `needed`. Ahead of need only with memory from the pool; what a
-    /// READ needs comes anyway, but then no more than that.
+    /// READ needs comes anyway, but then little more than that.
     fn fetch(&mut self, needed: u64) {
         while let Some(mut range) = self.window.wanted(needed) {
-            let memory = self.context.budget.try_take_share(Share::ReadAhead, range.end - range.start);
-            if memory.is_none() {
-                range.end = range.end.min(needed);
-            }
+            let memory = self.take_memory(&mut range, needed);
             if range.is_empty() {
                 break;
             }
+            let is_counted = memory.is_some();
             self.requests += 1;
             self.window.have.end = range.end;
             let (context, key, etag) = (self.context.clone(), self.key.clone(), self.object.etag.clone());
             let wanted = range.clone();
             let task = tokio::spawn(async move { context.store.get(&key, wanted, &etag).await });
             let coming = Some(AbortOnDropHandle::new(task));
-            self.blocks.push_back(Block { range, coming, pieces: Vec::new(), memory });
+            self.blocks.push_back(Block { range, coming, pieces: Vec::new(), memory, is_counted });
+            if !is_counted {
+                break;
+            }
         }
+    }
+
+    /// Memory for a range, which is made smaller where there is little: empty, where nothing of it is needed at once.
+    fn take_memory(&self, range: &mut Range<u64>, needed: u64) -> Option<BlockMemory> {
+        let mut len = range.end - range.start;
+        let needed_len = needed.min(range.end).saturating_sub(range.start);
+        let least = needed_len.max(LEAST_BLOCK.min(len));
+        loop {
+            let memory = self.limits.try_read_ahead(len);
+            if memory.is_some() {
+                range.end = range.start + len;
+                return memory;
+            }
+            if len == least {
+                break;
+            }
+            len = (len / 2).max(least);
+        }
+        if needed_len == 0 {
+            range.end = range.start;
+            return None;
+        }
+        if let Some(memory) = self.limits.try_own(least) {
+            range.end = range.start + least;
+            return Some(memory);
+        }
+        range.end = range.start + needed_len;
+        None
     }
 }

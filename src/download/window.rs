@@ -36,6 +36,11 @@ impl Window {
         Window { size, have: 0..0, run: 0, next: 0 }
     }
 
+    /// Nothing that was fetched is there any more. Where the sequence goes on stays known.
+    pub fn forget(&mut self) {
+        self.have = self.next..self.next;
+    }
+
     /// Notes a READ of `range`, which lies inside the object. After a jump all that was fetched is void.
     pub fn seek(&mut self, range: &Range<u64>) {
         if range.start < self.have.start || range.start > self.have.end {

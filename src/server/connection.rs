@@ -246,6 +246,8 @@ impl Connection {
         let Ok(home) = home else { return 1 };
         let settings = Settings {
             budget: self.shared.context.budget.clone(),
+            limits: self.shared.user_limits(&account.name),
+            uploads: self.shared.uploads.clone(),
             tree: Tree::new(
                 self.shared.context.clone(),
                 self.shared.local.clone(),

@@ -14,6 +14,7 @@ pub use host_keys::{HostKey, generate, load, load_or_create, temporary};
 pub use ssh::Algorithms;
 
 use crate::budget::Budget;
+use crate::limits::UserLimits;
 use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS, REFUSED_CONNECTIONS};
 use crate::store::Store;
 use crate::tree::{Home, Local, Path};
@@ -23,10 +24,13 @@ use door::{Door, Refusal};
 use ipnet::IpNet;
 use metrics::{counter, gauge};
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::{sync::Arc, time::Duration};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle, task::TaskTracker};
 
@@ -62,6 +66,8 @@ pub struct Config {
     pub part_sizes: PartSizes,
     /// Connections at once.
     pub max_sessions: usize,
+    /// Files open for writing at once; one user may have three quarters of them.
+    pub max_uploads: usize,
     /// From connect to logged in.
     pub login_timeout: Duration,
     /// Without any SFTP request or answer.
@@ -89,6 +95,7 @@ impl Config {
             buffer_memory: 256 * 1024 * 1024,
             part_sizes: PartSizes::default(),
             max_sessions: 1000,
+            max_uploads: 256,
             login_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30 * 60),
             drain_timeout: Duration::from_secs(60),
@@ -115,7 +122,25 @@ struct Shared {
     door: Arc<Door>,
     context: Arc<Context>,
     local: Arc<Local>,
+    /// Places for files that are open for writing.
+    uploads: Arc<Semaphore>,
+    /// By name, those who have a session.
+    users: Mutex<HashMap<String, Weak<UserLimits>>>,
     shutdown: Shutdown,
+}
+
+impl Shared {
+    /// What all sessions of this user share.
+    fn user_limits(&self, name: &str) -> Arc<UserLimits> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(limits) = users.get(name).and_then(Weak::upgrade) {
+            return limits;
+        }
+        users.retain(|_, limits| limits.strong_count() > 0);
+        let limits = Arc::new(UserLimits::new(self.config.max_uploads, &self.context.budget));
+        users.insert(name.to_owned(), Arc::downgrade(&limits));
+        limits
+    }
 }
 
 /// Serves until told to stop, and returns once every session has ended and every unfinished upload is aborted.
@@ -123,7 +148,9 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
     let (store, budget) = (config.store.clone(), Budget::new(config.buffer_memory));
     let context = Arc::new(Context::new(store, budget, config.part_sizes));
     let door = Arc::new(Door::new(config.max_sessions));
-    let shared = Arc::new(Shared { config, door, context, local: Arc::default(), shutdown });
+    let uploads = Arc::new(Semaphore::new(config.max_uploads.min(Semaphore::MAX_PERMITS)));
+    let (local, users) = (Arc::default(), Mutex::default());
+    let shared = Arc::new(Shared { config, door, context, local, uploads, users, shutdown });
     let (connections, tasks) = (TaskTracker::new(), &shared.context.tasks);
     let Shutdown { drain, stop } = &shared.shutdown;
     let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(shared.clone())));

@@ -18,6 +18,7 @@ mod wire;
 pub use replies::Sink;
 
 use crate::budget::Budget;
+use crate::limits::{SessionLimits, UserLimits};
 use crate::tree::{Listing, Path, Tree, TreeError};
 use crate::upload::{Upload, UploadError};
 use crate::{download::Download, store::StoreError, users::Access};
@@ -28,7 +29,7 @@ use replies::Replies;
 use russh_sftp::protocol::{Packet, StatusCode};
 use std::time::Duration;
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -57,8 +58,12 @@ pub trait Source: Send + 'static {
 
 /// What a session is told of its surroundings.
 pub struct Settings {
-    /// The server's memory for requests that wait.
+    /// The server's memory.
     pub budget: Budget,
+    /// What all sessions of the user may have together.
+    pub limits: Arc<UserLimits>,
+    /// Places for files that are open for writing, for the whole server.
+    pub uploads: Arc<Semaphore>,
     /// The user's view of the store.
     pub tree: Tree,
     /// What the user may do.
@@ -96,7 +101,13 @@ pub enum End {
     Ignored,
 }
 
-/// A file or directory that is open.
+/// A file or directory that is open, and its place among those of the user.
+struct OpenHandle {
+    handle: Handle,
+    _place: OwnedSemaphorePermit,
+}
+
+/// What is open.
 enum Handle {
     Directory {
         listing: Listing,
@@ -106,17 +117,26 @@ enum Handle {
     Writer {
         upload: Upload,
         append: bool,
+        place: UploadPlace,
         /// READs that found no room at once; `None` before there was one.
         queued_reads: Option<reads::QueuedReads>,
     },
+}
+
+/// A place for a file that is open for writing; it lasts until its CLOSE is answered.
+struct UploadPlace {
+    _server: OwnedSemaphorePermit,
+    _user: OwnedSemaphorePermit,
 }
 
 struct Session {
     view: View,
     settings: Settings,
     replies: Replies,
-    handles: HashMap<String, Handle>,
+    handles: HashMap<String, OpenHandle>,
     next_handle: u64,
+    /// What the files of this session may have together.
+    limits: SessionLimits,
     /// Places for uploads whose CLOSE is not answered yet: they still hold memory.
     closing: Arc<Semaphore>,
     version_settled: bool,
@@ -133,6 +153,7 @@ pub async fn serve(source: impl Source, sink: impl Sink, settings: Settings) -> 
     let idle_timeout = settings.idle_timeout;
     let session = Session {
         view: View { user: settings.user.clone(), access: settings.access },
+        limits: SessionLimits::new(settings.budget.clone(), &settings.limits),
         settings,
         replies,
         handles: HashMap::new(),
@@ -186,7 +207,7 @@ impl Session {
         }
         // A client that sends all its requests at once and then the end of the stream still gets its files.
         for handle in self.handles.into_values() {
-            if let Handle::Reader(download) = handle {
+            if let Handle::Reader(download) = handle.handle {
                 download.finish();
             }
         }

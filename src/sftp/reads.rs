@@ -3,6 +3,7 @@
 
 use super::{Failure, Replies};
 use crate::download::{Read, ReadQueue};
+use crate::limits::SessionLimits;
 use crate::upload::{Reader, Upload};
 use russh_sftp::protocol::StatusCode;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ pub struct QueuedReads(Arc<ReadQueue>);
 
 impl QueuedReads {
     /// Starts the task.
-    pub fn start(upload: &Upload, replies: Replies) -> QueuedReads {
-        let queue = Arc::new(ReadQueue::default());
+    pub fn start(upload: &Upload, replies: Replies, limits: &SessionLimits) -> QueuedReads {
+        let queue = Arc::new(ReadQueue::new(limits.waiting_reads()));
         tokio::spawn(answer_reads(queue.clone(), upload.reader(), replies));
         QueuedReads(queue)
     }

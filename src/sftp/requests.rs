@@ -4,7 +4,8 @@ use super::inbound::{Incoming, RequestMemory};
 use super::reads::QueuedReads;
 use super::request_log::RequestLine;
 use super::wire::{MAX_DATA, MAX_PACKET, Pieces, Request, string};
-use super::{Answer, End, Failure, Handle, MAX_HANDLES, Session, status_words};
+use super::{Answer, End, Failure, Handle, MAX_HANDLES, OpenHandle, Session, UploadPlace, status_words};
+use crate::limits::MAX_USER_HANDLES;
 use crate::metrics::{TRANSFERRED_BYTES, TRANSFERS};
 use crate::tree::{Item, Path, Stat, TreeError, WriteMode};
 use crate::upload::{self, UploadError};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use metrics::counter;
 use russh_sftp::extensions::{EXPAND_PATH, LIMITS, STATVFS};
 use russh_sftp::protocol::{self, *};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Extensions that work here, with their versions, as
 /// [OpenSSH's PROTOCOL](https://github.com/openssh/openssh-portable/blob/master/PROTOCOL) describes them.
@@ -66,10 +68,14 @@ impl Session {
 
     /// The path of an open directory.
     fn directory(&self, handle: &str) -> Option<&str> {
-        match self.handles.get(handle) {
+        match self.find(handle) {
             Some(Handle::Directory { path, .. }) => Some(path.as_str()),
             Some(Handle::Reader(_) | Handle::Writer { .. }) | None => None,
         }
+    }
+
+    fn find(&self, handle: &str) -> Option<&Handle> {
+        self.handles.get(handle).map(|open| &open.handle)
     }
 
     async fn packet(&mut self, id: u32, packet: Packet) -> Answer {
@@ -88,8 +94,9 @@ impl Session {
             Packet::FSetStat(set) => self.fsetstat(id, &set.handle, set.attrs.size).await,
             Packet::OpenDir(open) => {
                 let path = Path::parse(&open.path)?;
+                let place = self.take_place()?;
                 let listing = tree.open_directory(&path).await?;
-                self.add(id, Handle::Directory { listing, path })
+                self.add(id, Handle::Directory { listing, path }, place)
             }
             Packet::ReadDir(read) => self.readdir(id, &read.handle).await,
             Packet::Remove(remove) => done(id, tree.remove(&Path::parse(&remove.filename)?).await),
@@ -133,39 +140,64 @@ impl Session {
         Ok(())
     }
 
-    fn add(&mut self, id: u32, open: Handle) -> Answer {
+    fn add(&mut self, id: u32, handle: Handle, place: OwnedSemaphorePermit) -> Answer {
         self.next_handle += 1;
-        let handle = format!("{:x}", self.next_handle);
-        self.handles.insert(handle.clone(), open);
-        Ok(Some(protocol::Handle { id, handle }.into()))
+        let name = format!("{:x}", self.next_handle);
+        self.handles.insert(name.clone(), OpenHandle { handle, _place: place });
+        Ok(Some(protocol::Handle { id, handle: name }.into()))
+    }
+
+    /// A place for what is going to be open.
+    fn take_place(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        self.settings.limits.open_handle().ok_or_else(|| {
+            let why = format!("{MAX_USER_HANDLES} files of this user are open already");
+            Failure::new(StatusCode::Failure, why)
+        })
+    }
+
+    /// A place for a file that is going to be written.
+    fn take_upload_place(&self) -> Result<UploadPlace, Failure> {
+        let full = |whose| {
+            let why = format!("{whose} open for writing as the memory allows (--max-uploads): try again later");
+            Failure::new(StatusCode::Failure, why)
+        };
+        let user = self.settings.limits.open_upload().ok_or_else(|| full("this user has as many files"))?;
+        let server = self.settings.uploads.clone().try_acquire_owned();
+        let server = server.map_err(|_| full("the server has as many files"))?;
+        Ok(UploadPlace { _server: server, _user: user })
     }
 
     async fn open(&mut self, Open { id, filename, pflags: flags, .. }: Open) -> Answer {
         let (path, changes) = (Path::parse(&filename)?, flags.intersects(CHANGES));
         let transfer = format!("{}: {} {:?}", self.settings.who, if changes { "put" } else { "get" }, path.as_str());
+        let place = self.take_place()?;
         if !changes {
+            let limits = self.limits.clone();
             let log = move |summary| note_download(&transfer, summary);
-            let download = self.settings.tree.open_read(&path, self.replies.clone(), log).await?;
-            return self.add(id, Handle::Reader(download));
+            let download = self.settings.tree.open_read(&path, limits, self.replies.clone(), log).await?;
+            return self.add(id, Handle::Reader(download), place);
         }
         let mode = WriteMode {
             create: flags.contains(OpenFlags::CREATE),
             truncate: flags.contains(OpenFlags::TRUNCATE),
             exclusive: flags.contains(OpenFlags::CREATE | OpenFlags::EXCLUDE),
         };
+        let upload_place = self.take_upload_place()?;
         let log = move |summary| note_upload(&transfer, summary);
         let upload = self.settings.tree.open_write(&path, mode, log).await?;
         let append = flags.contains(OpenFlags::APPEND);
-        self.add(id, Handle::Writer { upload, append, queued_reads: None })
+        self.add(id, Handle::Writer { upload, append, place: upload_place, queued_reads: None }, place)
     }
 
     async fn close(&mut self, id: u32, handle: &str) -> Answer {
-        let Handle::Writer { upload, .. } = self.handles.remove(handle).ok_or(BAD_HANDLE)? else {
-            return done::<Failure>(id, Ok(()));
+        let OpenHandle { handle, .. } = self.handles.remove(handle).ok_or(BAD_HANDLE)?;
+        let (upload, upload_place) = match handle {
+            Handle::Writer { upload, place, .. } => (upload, place),
+            Handle::Reader(_) | Handle::Directory { .. } => return done::<Failure>(id, Ok(())),
         };
         // Other requests go on while the store finishes; those that must see the outcome wait for it.
         let place = self.closing.clone().acquire_owned().await;
-        upload.close(self.outcome(id, place)).await;
+        upload.close(self.outcome(id, (place, upload_place))).await;
         Ok(None)
     }
 
@@ -180,7 +212,7 @@ impl Session {
 
     /// `memory` is what the data takes, until it is part of the upload.
     async fn write(&mut self, id: u32, handle: &str, offset: u64, data: Pieces, memory: RequestMemory) -> Answer {
-        match self.handles.get(handle) {
+        match self.find(handle) {
             Some(Handle::Writer { upload, append, .. }) => {
                 let data = data.into_iter().collect();
                 upload.write((!append).then_some(offset), data, self.outcome(id, memory)).await;
@@ -193,7 +225,7 @@ impl Session {
 
     async fn read(&mut self, id: u32, request: &Read) -> Answer {
         let read = download::Read { id, offset: request.offset, len: request.len.min(MAX_DATA) };
-        let is_queued = match self.handles.get_mut(&request.handle) {
+        let is_queued = match self.handles.get_mut(&request.handle).map(|open| &mut open.handle) {
             Some(Handle::Directory { .. }) | None => return Err(BAD_HANDLE.into()),
             Some(Handle::Writer { .. }) if self.settings.access == Access::WriteOnly => return Err(denied(WRITE_ONLY)),
             // OpenSSH's server answers no bytes with no bytes, wherever they are asked for: Java's streams do, and would
@@ -211,14 +243,14 @@ impl Session {
                     upload.read(read.offset, read.len as usize, Box::new(reply)).await;
                     true
                 }
-                None => queued_reads.insert(QueuedReads::start(upload, self.replies.clone())).push(read),
+                None => queued_reads.insert(QueuedReads::start(upload, self.replies.clone(), &self.limits)).push(read),
             },
         };
         if is_queued { Ok(None) } else { Err(TreeError::Refused("too many READs at once").into()) }
     }
 
     fn fstat(&self, id: u32, handle: &str) -> Answer {
-        let stat = match self.handles.get(handle).ok_or(BAD_HANDLE)? {
+        let stat = match self.find(handle).ok_or(BAD_HANDLE)? {
             Handle::Directory { .. } => Stat::Directory,
             Handle::Reader(download) => Stat::from(download.object()),
             Handle::Writer { upload, .. } => Stat::from(upload.progress()),
@@ -238,7 +270,7 @@ impl Session {
     }
 
     async fn fsetstat(&mut self, id: u32, handle: &str, size: Option<u64>) -> Answer {
-        match (self.handles.get(handle).ok_or(BAD_HANDLE)?, size) {
+        match (self.find(handle).ok_or(BAD_HANDLE)?, size) {
             (Handle::Writer { upload, .. }, Some(size)) => {
                 upload.truncate(size, self.outcome(id, ())).await;
                 Ok(None)
@@ -249,7 +281,8 @@ impl Session {
     }
 
     async fn readdir(&mut self, id: u32, handle: &str) -> Answer {
-        let Some(Handle::Directory { listing, .. }) = self.handles.get_mut(handle) else {
+        let open = self.handles.get_mut(handle).map(|open| &mut open.handle);
+        let Some(Handle::Directory { listing, .. }) = open else {
             return Err(BAD_HANDLE.into());
         };
         let mut length = 0;

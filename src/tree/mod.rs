@@ -14,6 +14,7 @@ pub use path::{Home, Path, Place};
 pub(crate) use rename::PIECE as RENAME_PIECE;
 
 use crate::download::{self, Answers, Beginning, Download};
+use crate::limits::SessionLimits;
 use crate::locks::{LockedName, NameLock};
 use crate::store::*;
 use crate::upload::{self, Context, Target, Upload};
@@ -271,19 +272,25 @@ impl Tree {
     }
 
     /// One GET of the first bytes; for anything that is no file, a list of one.
-    pub async fn open_read<F>(&self, path: &Path, answers: impl Answers, on_end: F) -> Result<Download>
+    pub async fn open_read<F>(
+        &self,
+        path: &Path,
+        limits: SessionLimits,
+        answers: impl Answers,
+        on_end: F,
+    ) -> Result<Download>
     where
         F: FnOnce(download::Summary) + Send + 'static,
     {
         let place = self.settled(path).await?;
-        let beginning = match Beginning::ask(&self.context, &place.file).await {
+        let beginning = match Beginning::ask(&self.context, &place.file, &limits).await {
             Err(StoreError::NotFound) => Err(TreeError::NotFound),
             // Where keys that aren't there are refused too, only a list tells.
             Err(StoreError::Forbidden(_)) => self.object(&place.file).await.map(Beginning::from),
             beginning => Ok(beginning?),
         };
         let beginning = self.or_directory(&place, beginning).await?.ok_or(IS_DIRECTORY)?;
-        Ok(Download::open(self.context.clone(), place.file, beginning, answers, on_end))
+        Ok(Download::open(self.context.clone(), place.file, beginning, limits, answers, on_end))
     }
 
     /// Nothing for a plain put (create and truncate); HEAD where the old object matters, and a list of one under EXCL,

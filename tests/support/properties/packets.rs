@@ -5,6 +5,7 @@ use arbitrary::Unstructured;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use russh_sftp::protocol::Packet;
 use sftpd::budget::Budget;
+use sftpd::limits::UserLimits;
 use sftpd::sftp::{End, MAX_HANDLES, Received, Settings, Sink, Source};
 use sftpd::store::{Attributes, Condition, Entry, Key, ListRequest, MAX_PAGE, Store, memory::MemoryStore};
 use sftpd::tree::{Home, Tree};
@@ -51,6 +52,8 @@ async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
     let tasks = context.tasks.clone();
     let settings = Settings {
         budget: context.budget.clone(),
+        limits: Arc::new(UserLimits::new(256, &context.budget)),
+        uploads: Arc::new(tokio::sync::Semaphore::new(256)),
         tree: Tree::new(context, Arc::default(), Home::new("", "home").unwrap(), false),
         access: *u.choose(&[Access::ReadWrite, Access::ReadWrite, Access::ReadOnly, Access::WriteOnly])?,
         who: "alice@test".into(),

@@ -1,0 +1,97 @@
+//! What one user, and one session, may pile up: counted while it lasts, over all sessions of the user.
+//!
+//! Made by `server`, one [`UserLimits`] a user and one [`SessionLimits`] a session; asked by `sftp` and `download`.
+
+use crate::budget::{Budget, Share, Taken};
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Files and directories that one user can have open at once, in all sessions: four sessions' worth.
+pub const MAX_USER_HANDLES: usize = 1024;
+/// READs that can wait in one session, after runs of them that follow each other are folded into one.
+pub const MAX_WAITING_READS: usize = 8192;
+/// Memory of a session's own for blocks that READs need while the pool has none, in KiB.
+const OWN_BLOCKS: usize = 1024;
+/// Semaphores count KiB, as they hold `u32::MAX` at most.
+const UNIT: u64 = 1024;
+
+/// What the sessions of one user share.
+pub struct UserLimits {
+    handles: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
+    read_ahead: Arc<Semaphore>,
+}
+
+impl UserLimits {
+    /// One user may take three quarters of the uploads that the server has room for, and of the read-ahead.
+    pub fn new(max_uploads: usize, budget: &Budget) -> UserLimits {
+        let share = |all: usize| Arc::new(Semaphore::new((all * 3 / 4).max(1)));
+        let read_ahead = budget.size_of(Share::ReadAhead) / UNIT;
+        UserLimits {
+            handles: Arc::new(Semaphore::new(MAX_USER_HANDLES)),
+            uploads: share(max_uploads),
+            read_ahead: share(usize::try_from(read_ahead).unwrap_or(Semaphore::MAX_PERMITS)),
+        }
+    }
+
+    /// A place for an open file or directory; `None` if the user has no more.
+    pub fn open_handle(&self) -> Option<OwnedSemaphorePermit> {
+        self.handles.clone().try_acquire_owned().ok()
+    }
+
+    /// A place for a file that is open for writing; `None` if the user has no more.
+    pub fn open_upload(&self) -> Option<OwnedSemaphorePermit> {
+        self.uploads.clone().try_acquire_owned().ok()
+    }
+}
+
+/// What the files of one session share. Clones are of the same session.
+#[derive(Clone)]
+pub struct SessionLimits {
+    budget: Budget,
+    user_read_ahead: Arc<Semaphore>,
+    own_blocks: Arc<Semaphore>,
+    waiting_reads: Arc<Semaphore>,
+}
+
+/// Memory of a block; given back when dropped.
+pub struct BlockMemory {
+    _permit: OwnedSemaphorePermit,
+    /// `None` within the session's own.
+    _pool: Option<Taken>,
+}
+
+impl SessionLimits {
+    /// For a session of this user.
+    pub fn new(budget: Budget, user: &UserLimits) -> SessionLimits {
+        SessionLimits {
+            budget,
+            user_read_ahead: user.read_ahead.clone(),
+            own_blocks: Arc::new(Semaphore::new(OWN_BLOCKS)),
+            waiting_reads: Arc::new(Semaphore::new(MAX_WAITING_READS)),
+        }
+    }
+
+    /// Memory of the pool for a block that is fetched ahead, if it is free and within the user's share.
+    pub fn try_read_ahead(&self, bytes: u64) -> Option<BlockMemory> {
+        let permit = try_acquire(&self.user_read_ahead, bytes)?;
+        let pool = self.budget.try_take_share(Share::ReadAhead, bytes)?;
+        Some(BlockMemory { _permit: permit, _pool: Some(pool) })
+    }
+
+    /// Memory of the session's own for a block that a READ needs, if it is free.
+    pub fn try_own(&self, bytes: u64) -> Option<BlockMemory> {
+        let permit = try_acquire(&self.own_blocks, bytes)?;
+        Some(BlockMemory { _permit: permit, _pool: None })
+    }
+
+    /// Places for READs that wait.
+    pub fn waiting_reads(&self) -> Arc<Semaphore> {
+        self.waiting_reads.clone()
+    }
+}
+
+fn try_acquire(semaphore: &Arc<Semaphore>, bytes: u64) -> Option<OwnedSemaphorePermit> {
+    let permits = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
+    semaphore.clone().try_acquire_many_owned(permits).ok()
+}

@@ -1,0 +1,372 @@
+//! What one client can do to the others: each limit on what can be piled up is attacked, and every wait must end.
+
+// A panic is how a test fails.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use russh_sftp::protocol::{OpenFlags, StatusCode};
+use sftpd::budget::Budget;
+use sftpd::store::{Condition, Key, memory::MemoryStore};
+use sftpd::upload::{Context, PartSizes, Target, Upload, UploadError};
+use std::sync::Arc;
+use std::time::Duration;
+use support::binary::Process;
+use support::s3::{FakeS3, Fault, When};
+use support::*;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinSet;
+
+/// With parts of 16 MiB, of which the pool holds four.
+async fn large_parts(s3: &FakeS3, equal: bool) -> Server {
+    Server::with(s3_store(s3), |config| {
+        config.buffer_memory = 64 << 20;
+        let double_every = if equal { 0 } else { 1000 };
+        config.part_sizes = PartSizes { first: 16 << 20, cap: 16 << 20, double_every };
+    })
+    .await
+}
+
+/// More uploads than the pool has parts, in one session, turn by turn: what fills the first part of one comes behind what
+/// the others have to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_of_one_session_never_wait_for_each_other() {
+    let s3 = FakeS3::start().await;
+    let server = large_parts(&s3, false).await;
+    let client = server.client().await;
+    let data = noise(20 * MIB, 1);
+    let mut handles = Vec::new();
+    for n in 0..6 {
+        handles.push(client.open(&format!("/{n}"), PUT).await.unwrap());
+    }
+    within("all of them", async {
+        for at in (0..data.len()).step_by(2 * MIB) {
+            for handle in &handles {
+                client.write(handle, at as u64, &data[at..at + 2 * MIB]).await.unwrap();
+            }
+        }
+        for handle in &handles {
+            client.close(handle).await.unwrap();
+        }
+    })
+    .await;
+    (0..6).for_each(|n| assert!(s3.object(&format!("alice/{n}")).unwrap() == data, "{n}"));
+    assert_clean(&s3);
+}
+
+/// Each has begun to grow a part beyond its own memory, and then sends nothing more.
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_stop_leave_the_memory_to_others() {
+    let s3 = FakeS3::start().await;
+    let server = large_parts(&s3, false).await;
+    let mut stopped = Vec::new();
+    for n in 0..8 {
+        let client = server.client().await;
+        let handle = client.open(&format!("/stopped{n}"), PUT).await.unwrap();
+        client.write(&handle, 0, &noise(5 * MIB + 32 * 1024, n)).await.unwrap();
+        stopped.push((client, handle));
+    }
+    let other = server.client().await;
+    let data = noise(40 * MIB, 99);
+    within("another one's upload", other.put("/other", &data)).await.unwrap();
+    assert!(s3.object("alice/other").unwrap() == data);
+    for (n, (client, handle)) in stopped.into_iter().enumerate() {
+        client.close(&handle).await.unwrap();
+        assert!(s3.object(&format!("alice/stopped{n}")).unwrap() == noise(5 * MIB + 32 * 1024, n as u64));
+    }
+    assert_clean(&s3);
+}
+
+async fn write(upload: &Upload, offset: u64, len: usize) -> Result<(), UploadError> {
+    let (answer, answered) = oneshot::channel();
+    let reply = Box::new(move |result| drop(answer.send(result)));
+    upload.write(Some(offset), vec![noise(len, 1)], reply).await;
+    answered.await.unwrap()
+}
+
+/// Where parts can't leave before they are full, an upload that finds no memory fails, and does not hang.
+#[tokio::test(start_paused = true)]
+async fn equal_parts_that_find_no_memory_fail_in_the_end() {
+    let sizes = PartSizes { first: 16 << 20, cap: 16 << 20, double_every: 0 };
+    let store = Arc::new(MemoryStore::default());
+    let context = Arc::new(Context::new(store.clone(), Budget::new(64 << 20), sizes));
+    let open = |name: &str| {
+        let (key, on_end) = (Key::new(name).unwrap(), Box::new(drop));
+        Upload::open(context.clone(), Target { key, base: None, condition: Condition::None, on_end })
+    };
+    let first = open("first");
+    write(&first, 0, 6 * MIB).await.unwrap();
+    let second = open("second");
+    let refused = write(&second, 0, 6 * MIB).await;
+    assert!(matches!(refused, Err(UploadError::Refused(_))), "{refused:?}");
+    // The one that has the memory goes on, part by part.
+    for at in (6..50).step_by(2) {
+        write(&first, at << 20, 2 * MIB).await.unwrap();
+    }
+    let third = open("third");
+    drop(second);
+    let (answer, answered) = oneshot::channel();
+    first.close(Box::new(move |result| drop(answer.send(result)))).await;
+    answered.await.unwrap().unwrap();
+    write(&third, 0, 20 * MIB).await.unwrap();
+    drop(third);
+    context.tasks.close();
+    context.tasks.wait().await;
+    assert_eq!((store.uploads(), context.budget.used()), (0, 0));
+}
+
+/// READs whose answers nobody takes, as of a `get` that is killed: the channel's end is the session's.
+#[tokio::test]
+async fn a_channel_that_is_closed_in_mid_download_ends_its_session() {
+    let s3 = FakeS3::start().await;
+    s3.put("alice/f", noise(20 * MIB, 1));
+    let server = Server::start(s3_store(&s3)).await;
+    let client = server.client().await;
+    let init = 3_u32.to_be_bytes();
+    for _ in 0..30 {
+        let channel = within("a place", async {
+            loop {
+                match client.ssh.channel().await {
+                    Ok(channel) => return channel,
+                    // The last one's end is on its way.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        })
+        .await;
+        channel.request_subsystem(true, "sftp").await.unwrap();
+        let mut requests = packet(1, 0, &[])[..5].to_vec();
+        requests[3] = 5;
+        requests.extend(init);
+        requests.extend(packet(3, 1, &[&text("/f"), &1_u32.to_be_bytes(), &[0; 4]]));
+        for n in 0..600_u32 {
+            let offset = u64::from(n) * 32 * 1024;
+            requests.extend(packet(5, 2 + n, &[&text("1"), &offset.to_be_bytes(), &32_768_u32.to_be_bytes()]));
+        }
+        channel.data(&requests[..]).await.unwrap();
+        // Some of it is on its way, and more than the window takes is not.
+        eventually("it is read", || s3.count("GetObject") > 1).await;
+        s3.reset();
+        channel.close().await.unwrap();
+    }
+    server.shutdown.drain.cancel();
+    drop(client);
+    let mut server = server;
+    within("the end of all sessions", &mut server.task).await.unwrap();
+}
+
+/// Nobody waits for the answer to a CLOSE that was sent: the file is stored all the same. Nor for a WRITE that nothing
+/// comes behind: it is given up at once.
+#[tokio::test]
+async fn what_came_before_the_channel_was_closed_is_carried_out() {
+    let s3 = FakeS3::start().await;
+    let server = Server::start(s3_store(&s3)).await;
+    let client = server.client().await;
+    let hold = Arc::new(Notify::new());
+    s3.fault("PutObject", When::Nth(1), Fault::Hold(hold.clone()));
+    for (path, closes) in [("/whole", true), ("/cut", false)] {
+        let channel = client.ssh.channel().await.unwrap();
+        channel.request_subsystem(true, "sftp").await.unwrap();
+        let mut requests = vec![0, 0, 0, 5, 1, 0, 0, 0, 3];
+        requests.extend(packet(3, 1, &[&text(path), &[0, 0, 0, 26], &[0; 4]]));
+        requests.extend(packet(6, 2, &[&text("1"), &[0; 8], &text("data")]));
+        if closes {
+            requests.extend(packet(4, 3, &[&text("1")]));
+        }
+        channel.data(&requests[..]).await.unwrap();
+        channel.close().await.unwrap();
+    }
+    eventually("the file is on its way", || s3.count("PutObject") == 1).await;
+    hold.notify_one();
+    eventually("it is stored", || s3.objects() == ["alice/whole"]).await;
+    assert_clean(&s3);
+}
+
+/// As many bytes without an answer as OpenSSH sends, while the store takes none: other channels of the connection go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_stalls_stops_no_connection() {
+    let s3 = FakeS3::start().await;
+    let hold = Arc::new(Notify::new());
+    s3.fault("UploadPart", When::Every, Fault::Hold(hold.clone()));
+    s3.put("alice/f", "content");
+    let server = Server::start(s3_store(&s3)).await;
+    let client = Arc::new(server.client().await);
+    let handle = client.open("/large", PUT).await.unwrap();
+    let block = 255 * 1024;
+    let data = noise(60 * MIB, 1);
+    let writes: Vec<_> = data.chunks(block).map(<[u8]>::to_vec).enumerate().collect();
+    let (sender, window) = (client.clone(), Arc::new(tokio::sync::Semaphore::new(64)));
+    let writing = tokio::spawn(async move {
+        let mut under_way = JoinSet::new();
+        for (n, bytes) in writes {
+            let place = window.clone().acquire_owned().await.unwrap();
+            let (sender, handle) = (sender.clone(), handle.clone());
+            under_way.spawn(async move {
+                let written = sender.sftp.write(&handle, (n * block) as u64, bytes).await;
+                drop(place);
+                written.unwrap();
+            });
+            // In order.
+            tokio::task::yield_now().await;
+        }
+        while let Some(written) = under_way.join_next().await {
+            written.unwrap();
+        }
+        code(sender.close(&handle).await)
+    });
+    eventually("the parts are held", || s3.count("UploadPart") == 8).await;
+    let other = within("another channel", client.ssh.sftp()).await;
+    let stat = within("a request on it", other.stat("/f")).await.unwrap();
+    assert_eq!(stat.attrs.size, Some(7));
+    s3.clear_faults();
+    let releasing = tokio::spawn(async move {
+        loop {
+            hold.notify_waiters();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert_eq!(within("the upload", writing).await.unwrap(), StatusCode::Ok);
+    releasing.abort();
+    assert!(s3.object("alice/large").unwrap() == data);
+    assert_clean(&s3);
+}
+
+#[tokio::test]
+async fn open_files_are_limited_by_user_and_uploads_by_memory() {
+    let s3 = FakeS3::start().await;
+    s3.put("alice/f", "content");
+    let server = Server::with(s3_store(&s3), |config| config.max_uploads = 8).await;
+    let mut clients = Vec::new();
+    let mut opened = 0;
+    for _ in 0..5 {
+        let client = server.client().await;
+        let mut here = 0;
+        while client.open("/f", OpenFlags::READ).await.is_ok() {
+            here += 1;
+        }
+        opened += here;
+        clients.push(client);
+    }
+    assert_eq!(opened, sftpd::limits::MAX_USER_HANDLES);
+    // Another user is not concerned.
+    let other = server.client_as("reader").await;
+    assert_eq!(other.get("/f").await.unwrap(), b"content");
+    drop(clients);
+    let client = within("a place", async {
+        loop {
+            let client = server.client().await;
+            if let Ok(handle) = client.open("/f", OpenFlags::READ).await {
+                client.close(&handle).await.unwrap();
+                return client;
+            }
+        }
+    })
+    .await;
+    let mut handles = Vec::new();
+    for n in 0..6 {
+        handles.push(client.open(&format!("/{n}"), PUT).await.unwrap());
+    }
+    assert_eq!(code(client.open("/more", PUT).await), StatusCode::Failure, "three quarters are a user's");
+    let writer = server.client_as("writer").await;
+    let theirs = [writer.open("/a", PUT).await.unwrap(), writer.open("/b", PUT).await.unwrap()];
+    assert_eq!(code(writer.open("/c", PUT).await), StatusCode::Failure, "all are taken");
+    client.close(&handles[0]).await.unwrap();
+    let third = writer.open("/c", PUT).await.unwrap();
+    for handle in theirs.iter().chain([&third]) {
+        writer.close(handle).await.unwrap();
+    }
+}
+
+/// Files that one user has opened and does not read take no read-ahead from another one's download.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_nobody_reads_cost_others_nothing() {
+    let s3 = FakeS3::start().await;
+    let data = noise(16 * MIB, 1);
+    s3.put("alice/large", data.clone());
+    s3.put("alice/f", noise(300_000, 2));
+    let server = Server::with(s3_store(&s3), |config| config.buffer_memory = 128 << 20).await;
+    let reader = server.client_as("reader").await;
+    assert!(reader.get("/large").await.unwrap() == data);
+    let alone = s3.count("GetObject");
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        let client = server.client().await;
+        for _ in 0..200 {
+            client.open("/f", OpenFlags::READ).await.unwrap();
+        }
+        idle.push(client);
+    }
+    s3.reset();
+    assert!(reader.get("/large").await.unwrap() == data);
+    let beside = s3.count("GetObject");
+    assert!(beside * 2 <= alone * 3, "{beside} requests beside idle files, {alone} alone");
+}
+
+/// One READ each, answered and read, of as many files as a user may have open.
+#[tokio::test(flavor = "multi_thread")]
+async fn open_files_that_were_read_stay_inside_the_formula() {
+    let s3 = FakeS3::start().await;
+    s3.put("alice/f", noise(300_000, 1));
+    let process = Process::start(&s3, &["--buffer-memory", "32MiB"]);
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let client = process.server.client().await;
+        for _ in 0..256 {
+            let handle = client.open("/f", OpenFlags::READ).await.unwrap();
+            let read = client.sftp.read(&handle, 1000, 255 * 1024).await.unwrap();
+            assert_eq!(read.data.len(), 255 * 1024);
+        }
+        open.push(client);
+    }
+    let (peak, promise) = (process.peak(), 34 + 32 + 4 * 4);
+    assert!(peak <= promise, "{peak} MiB, of {promise}");
+}
+
+/// Requests whose answers are not read, until each session is cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads_stay_inside_the_formula() {
+    let s3 = FakeS3::start().await;
+    s3.put("alice/f", "");
+    let process = Process::start(&s3, &["--buffer-memory", "32MiB"]);
+    // One of ten channels is the client's own.
+    let clients = [process.server.client().await, process.server.client().await];
+    let mut asking = JoinSet::new();
+    for kind in 0..12 {
+        let channel = clients[kind / 9].ssh.channel().await.unwrap();
+        channel.request_subsystem(true, "sftp").await.unwrap();
+        asking.spawn(async move {
+            let mut begin = vec![0, 0, 0, 5, 1, 0, 0, 0, 3];
+            begin.extend(packet(3, 1, &[&text("/f"), &1_u32.to_be_bytes(), &[0; 4]]));
+            channel.data(&begin[..]).await.unwrap();
+            let mut requests = Vec::new();
+            for id in 0..1000 {
+                // FSTAT of no handle, READ behind the end, READ of nothing.
+                requests.extend(match kind % 3 {
+                    0 => packet(8, id, &[&text("none")]),
+                    1 => packet(5, id, &[&text("1"), &[1; 8], &[0, 0, 1, 0]]),
+                    _ => packet(5, id, &[&text("1"), &[0; 8], &[0; 4]]),
+                });
+            }
+            for _ in 0..400 {
+                if channel.data(&requests[..]).await.is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(20), asking.join_all()).await;
+    let (peak, promise) = (process.peak(), 34 + 32 + 12 * 4);
+    assert!(peak <= promise, "{peak} MiB, of {promise}");
+}
+
+/// The names in directories that are renamed come out of the pool.
+#[tokio::test]
+async fn names_under_rename_are_bounded() {
+    let s3 = FakeS3::start().await;
+    let name = "x".repeat(200);
+    (0..3000).for_each(|n| s3.put(&format!("alice/d/{name}{n}"), ""));
+    let server = Server::with(s3_store(&s3), |config| config.buffer_memory = 8 << 20).await;
+    let client = server.client().await;
+    assert_eq!(code(client.sftp.rename("/d", "/e").await), StatusCode::Failure);
+    assert_eq!((s3.objects().len(), s3.count("CopyObject")), (3000, 0));
+}
