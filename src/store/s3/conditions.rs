@@ -34,6 +34,8 @@ impl S3Store {
         let key = probe_key(prefix)?;
         let other = probe_key(prefix)?;
         let content = Bytes::from_static(CONTENT);
+        // Where nothing may be deleted, nothing is put that would stay.
+        trying.delete(&other, &Condition::None).await?;
         trying.put(&key, content, &Attributes::default(), &Condition::None).await?;
         let found = trying.try_conditions(&key, &other).await;
         for key in [&key, &other] {
