@@ -16,7 +16,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 use support::binary::Process;
 use support::s3::FakeS3;
-use support::{Client, eventually};
+use support::{Client, eventually, within};
 
 const ED25519: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB9dG4kjRhQTtWTVzd2t27+t0DEHBPW7iOD23TUiYLio alice@example.com";
@@ -542,12 +542,24 @@ impl Gateway {
         Client::login_or_refused(&self.process.server).await.is_some()
     }
 
-    fn users_file_ok(&self) -> bool {
+    /// Puts a pipe in the place of the users file, which nobody ever writes to: like a file of a server that is gone.
+    fn block(&self) {
+        let pipe = self.process.folder().join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        std::fs::rename(pipe, self.file()).unwrap();
+    }
+
+    fn http(&self, path: &str) -> String {
         let mut stream = std::net::TcpStream::connect(self.process.said("metrics on ").unwrap()).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        answer.lines().any(|line| line == "sftpd_users_file_ok 1")
+        answer
+    }
+
+    fn users_file_ok(&self) -> bool {
+        self.http("/metrics").lines().any(|line| line == "sftpd_users_file_ok 1")
     }
 }
 
@@ -580,6 +592,33 @@ async fn a_running_server_logs_a_broken_file_once_and_recovers() {
     eventually("the log says so", || gateway.process.logged("can be read again") == 1).await;
     std::fs::set_permissions(gateway.file(), Permissions::from_mode(0o644)).unwrap();
     eventually("the server warns", || gateway.process.logged("is open to every user of this machine") == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_users_file_that_blocks_stops_nothing() {
+    let mut gateway = Gateway::start().await;
+    let client = gateway.process.server.client().await;
+    client.put("/f", b"x").await.unwrap();
+    let good = std::fs::read(gateway.file()).unwrap();
+    gateway.block();
+    // Several, so that each thread of the server could be waiting for the file.
+    for _ in 0..4 {
+        assert!(within("a login", gateway.lets_alice_in()).await, "the last good file is in force");
+        assert_eq!(within("a stat", client.size("/f")).await, Ok(1));
+    }
+    eventually("the gauge says so", || !gateway.users_file_ok()).await;
+    assert_eq!(gateway.process.logged("users.json within 5 seconds"), 1);
+    assert!(gateway.http("/healthz").ends_with("ok\n"));
+    // The read that hangs does not keep another one from seeing the file that can be read.
+    gateway.replace(&good);
+    eventually("the gauge says so", || gateway.users_file_ok()).await;
+    gateway.users(&["disable", "alice"]);
+    assert!(!gateway.lets_alice_in().await, "a change counts from the next login on");
+    gateway.block();
+    assert!(!within("a login", gateway.lets_alice_in()).await);
+    gateway.process.signal("TERM");
+    drop(client);
+    assert!(gateway.process.ended().await.success());
 }
 
 #[test]

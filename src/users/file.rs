@@ -16,6 +16,7 @@ use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Largest users.json, in bytes: 100,000 users with two ed25519 keys each take 30 MB. Bounds the memory that a wrong file
 /// takes.
@@ -39,6 +40,14 @@ pub enum UsersFileError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// The system does not say what is in it.
+    #[error("can't read {} within {} seconds: see whether its file system answers", path.display(), limit.as_secs())]
+    TooSlow {
+        /// The users file.
+        path: PathBuf,
+        /// How long was waited.
+        limit: Duration,
     },
     /// The system refuses to replace it.
     #[error("can't write {}", path.display())]

@@ -6,6 +6,7 @@
 pub mod commands;
 mod file;
 mod file_auth;
+mod file_watch;
 mod keys;
 mod password;
 

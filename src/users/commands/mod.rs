@@ -88,7 +88,10 @@ pub fn check_command_line(words: impl Iterator<Item = OsString>) -> Result<(), U
 fn mark_usage(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref() {
         Some(UsersFileError::Invalid { .. } | UsersFileError::TooLarge { .. }) => Usage(error).into(),
-        Some(UsersFileError::Unreadable { .. } | UsersFileError::Unwritable { .. }) | None => error,
+        Some(
+            UsersFileError::Unreadable { .. } | UsersFileError::TooSlow { .. } | UsersFileError::Unwritable { .. },
+        )
+        | None => error,
     }
 }
 
