@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const BUILD_INFO: &str = "sftpd_build_info"; // version
 pub(crate) const CONNECTIONS: &str = "sftpd_connections";
 pub(crate) const MAX_SESSIONS: &str = "sftpd_max_sessions";
-/// reason: full, strangers, guessing, descriptors
+/// reason: full, strangers, descriptors
 pub(crate) const REFUSED_CONNECTIONS: &str = "sftpd_refused_connections_total";
 pub(crate) const SESSIONS: &str = "sftpd_sessions";
-pub(crate) const LOGINS: &str = "sftpd_logins_total"; // method: key, password; result: accepted, refused
+/// method: key, password; result: accepted, refused, and unheard, of passwords only
+pub(crate) const LOGINS: &str = "sftpd_logins_total";
 pub(crate) const TRANSFERS: &str = "sftpd_transfers_total"; // direction: upload, download; result: ok, failed, cut_off
 pub(crate) const TRANSFERRED_BYTES: &str = "sftpd_transferred_bytes_total"; // as above
 /// operation: as S3 calls it; result: ok, refused, throttled, failed, no_answer
@@ -86,13 +87,14 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
 /// Everything that is counted begins at 0: of a counter that appears with its first event nobody sees it rise.
 fn begin() {
     [CONNECTIONS, SESSIONS, OPEN_UPLOADS].into_iter().for_each(|name| gauge!(name).set(0));
-    ["full", "strangers", "guessing", "descriptors"]
+    ["full", "strangers", "descriptors"]
         .into_iter()
         .for_each(|why| counter!(REFUSED_CONNECTIONS, "reason" => why).absolute(0));
     ["aborted", "left"].into_iter().for_each(|result| counter!(ABORTED_UPLOADS, "result" => result).absolute(0));
     for (method, result) in ["key", "password"].into_iter().flat_map(|m| ["accepted", "refused"].map(|r| (m, r))) {
         counter!(LOGINS, "method" => method, "result" => result).absolute(0);
     }
+    counter!(LOGINS, "method" => "password", "result" => "unheard").absolute(0);
     for direction in ["upload", "download"] {
         for result in ["ok", "failed", "cut_off"] {
             counter!(TRANSFERS, "direction" => direction, "result" => result).absolute(0);

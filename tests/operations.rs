@@ -224,7 +224,7 @@ async fn metrics_tell_what_happened() {
         ("sftpd_s3_request_duration_seconds_count{operation=\"PutObject\",result=\"refused\"}", 2.0 + 1.0),
         ("sftpd_s3_request_duration_seconds_count{operation=\"UploadPart\",result=\"ok\"}", 2.0 + 2.0),
         ("sftpd_s3_request_duration_seconds_count{operation=\"CompleteMultipartUpload\",result=\"ok\"}", 1.0),
-        ("sftpd_refused_connections_total{reason=\"guessing\"}", 0.0),
+        ("sftpd_logins_total{method=\"password\",result=\"unheard\"}", 0.0),
         ("sftpd_aborted_uploads_total{result=\"left\"}", 0.0),
         ("sftpd_buffer_memory_limit_bytes", (256 * MIB) as f64),
         ("sftpd_open_uploads", 1.0),
@@ -384,20 +384,39 @@ async fn behind(networks: &[&str], max_sessions: usize) -> Server {
     Server::with(store, |config| (config.proxies, config.max_sessions) = (proxies, max_sessions)).await
 }
 
+/// Whether the server has not closed it. Drops what it has said.
+fn is_open(stream: &TcpStream) -> bool {
+    loop {
+        match stream.try_read(&mut [0; 4096]) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_balancer_says_who_the_client_is() {
     let server = behind(&["127.0.0.0/8"], 40).await;
     let mut open = Vec::new();
-    // Ten strangers from one address fill its share, those from others don't.
-    for n in 0..10 {
+    let mut places = 0;
+    // One address has places for ten strangers, of whom each gets a word.
+    for n in 0..12 {
         let header = if n % 2 == 0 { from("192.0.2.1") } else { binary_from("192.0.2.1:40000".parse().unwrap()) };
         let (stream, banner) = through(&server, &header).await;
-        assert_eq!(banner, "SSH-2.0-sf", "{n}");
+        match banner.as_str() {
+            "SSH-2.0-sf" => places += 1,
+            refused => assert_eq!(refused, "This serve"),
+        }
         open.push(stream);
     }
-    let refused = "This serve";
-    assert_eq!(through(&server, &from("192.0.2.1")).await.1, refused);
-    assert_eq!(through(&server, &binary_from("192.0.2.1:1".parse().unwrap())).await.1, refused);
+    // A connection that has waited for long makes room for the next: on a slow machine that may have happened here.
+    assert!(places >= 10);
+    eventually("ten are left", || {
+        open.retain(is_open);
+        open.len() <= 10
+    })
+    .await;
     assert_eq!(through(&server, &from("192.0.2.2")).await.1, "SSH-2.0-sf");
     assert_eq!(through(&server, b"PROXY UNKNOWN\r\n").await.1, "SSH-2.0-sf");
     // The balancer's own health check.

@@ -5,14 +5,18 @@
 
 mod support;
 
+use futures_util::future::join_all;
 use russh::MethodKind;
 use sftpd::server::{Algorithms, Config};
 use sftpd::store::memory::MemoryStore;
+use sftpd::users::{Access, Account, Auth};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// The lists of algorithms that the server sends to a client of this name, which it says once it has the server's.
 async fn offers(server: &Server, name: &str) -> String {
@@ -106,16 +110,88 @@ async fn a_client_without_a_name_is_cut() {
 async fn an_address_that_guesses_is_not_heard_for_a_while() {
     let server = Server::start(Arc::new(MemoryStore::default())).await;
     let (client, mut waiting) = (server.client().await, SshClient::connect(&server).await);
-    // Seven at once would do; the time that they take is paid off meanwhile.
+    // 20 at once would do; the time that they take is paid off meanwhile.
     for n in 0..12 {
-        let Some(mut ssh) = SshClient::try_connect(&server).await else { break };
+        let mut ssh = SshClient::connect(&server).await;
         for m in 0..5 {
             assert!(!ssh.login(&format!("user{n}{m}"), "guess").await);
         }
     }
-    assert!(Client::login_or_refused(&server).await.is_none(), "a new connection");
-    assert!(!waiting.login("alice", PASSWORD).await, "one that was there before");
+    assert!(Client::login(&server, "writer", PASSWORD).await.is_none(), "a new connection");
+    assert!(!waiting.login("reader", PASSWORD).await, "one that was there before");
+    assert!(Client::login_or_refused(&server).await.is_some(), "alice has logged in from there before");
     client.put("/f", b"who is in stays in").await.unwrap();
+}
+
+/// Counts the passwords that are looked at, of which each takes a while.
+#[derive(Default)]
+struct CountingAuth(AtomicUsize);
+
+#[async_trait::async_trait]
+impl Auth for CountingAuth {
+    async fn public_key(&self, _user: &str, _key: &ssh_key::PublicKey) -> Option<Account> {
+        None
+    }
+
+    async fn password(&self, user: &str, password: &str) -> Option<Account> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let account = Account { name: user.to_owned(), home: "alice/".to_owned(), access: Access::ReadWrite };
+        if password == PASSWORD { Some(account) } else { None }
+    }
+}
+
+async fn counting_server() -> (Server, Arc<CountingAuth>) {
+    let auth = Arc::new(CountingAuth::default());
+    let config_auth = auth.clone();
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.auth = config_auth).await;
+    (server, auth)
+}
+
+/// How many of these logins, all at once, succeed.
+async fn log_in_at_once(server: &Server, logins: Vec<(String, String)>) -> usize {
+    let mut clients = Vec::new();
+    for _ in &logins {
+        clients.push(SshClient::connect(server).await);
+    }
+    let attempts = clients.iter_mut().zip(&logins).map(|(client, (user, password))| client.login(user, password));
+    within("logins", join_all(attempts)).await.into_iter().filter(|succeeded| *succeeded).count()
+}
+
+#[tokio::test]
+async fn guesses_side_by_side_are_no_cheaper_than_guesses_in_a_row() {
+    let (server, auth) = counting_server().await;
+    let guesses = (0..100).map(|n| ("alice".to_owned(), format!("guess{n}"))).collect();
+    assert_eq!(log_in_at_once(&server, guesses).await, 0);
+    let checked = auth.0.load(Ordering::Relaxed);
+    assert!((7..=8).contains(&checked), "{checked}");
+    let names = (0..100).map(|n| (format!("user{n}"), "guess".to_owned())).collect();
+    assert_eq!(log_in_at_once(&server, names).await, 0);
+    let checked = auth.0.load(Ordering::Relaxed);
+    assert!((20..=22).contains(&checked), "{checked}");
+}
+
+#[tokio::test]
+async fn right_passwords_side_by_side_are_all_heard() {
+    let (server, _) = counting_server().await;
+    let logins = vec![("alice".to_owned(), PASSWORD.to_owned()); 60];
+    assert_eq!(log_in_at_once(&server, logins).await, 60);
+}
+
+#[tokio::test]
+async fn a_success_pays_only_for_its_own_user() {
+    let (server, auth) = counting_server().await;
+    let mut guessed = 0;
+    for n in 0..100 {
+        if n % 5 == 0 {
+            assert!(Client::login(&server, "alice", PASSWORD).await.is_some());
+            guessed -= 1;
+        }
+        assert!(Client::login(&server, "bob", &format!("guess{n}")).await.is_none());
+    }
+    guessed += auth.0.load(Ordering::Relaxed) as i32;
+    // About one more for each minute that this takes.
+    assert!((7..=10).contains(&guessed), "{guessed}");
 }
 
 /// OpenSSH's client asks again only for what the server says can go on.
@@ -141,25 +217,41 @@ async fn a_login_that_succeeds_clears_the_address() {
     }
 }
 
+/// A connection from this address of the loopback network, once the server has said its name or refused it.
+async fn connect_from(server: &Server, last_byte: u8) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::new(127, 0, 0, last_byte), 0).into()).unwrap();
+    let mut stream = socket.connect(server.address).await.unwrap();
+    within("a word of the server", stream.read_u8()).await.unwrap();
+    stream
+}
+
 #[tokio::test]
-async fn strangers_leave_room_for_those_who_log_in() {
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.max_sessions = 24).await;
-    let inside = [server.client().await, server.client().await];
-    let mut strangers = Vec::new();
-    for _ in 0..10 {
-        strangers.push(TcpStream::connect(server.address).await.unwrap());
+async fn idle_connections_from_two_addresses_keep_nobody_out() {
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.max_sessions = 40).await;
+    let mut idle = Vec::new();
+    for n in 0..40 {
+        idle.push(connect_from(&server, 2 + n % 2).await);
     }
-    let mut refused = TcpStream::connect(server.address).await.unwrap();
-    let mut line = String::new();
-    refused.read_to_string(&mut line).await.unwrap();
-    assert!(line.contains("try again later"), "{line}");
+    let mut inside = Vec::new();
+    for n in 0..15 {
+        inside.push(Client::login_or_refused(&server).await.unwrap_or_else(|| panic!("{n}: no place")));
+    }
     inside[0].put("/f", b"x").await.unwrap();
-    drop(strangers.pop());
-    // The server has yet to hear of it.
-    while Client::login_or_refused(&server).await.is_none() {}
-    for n in 0..12 {
-        assert!(Client::login_or_refused(&server).await.is_some(), "{n}: whoever is in is no stranger");
+}
+
+#[tokio::test]
+async fn strangers_hold_half_of_few_places() {
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.max_sessions = 10).await;
+    let mut idle = Vec::new();
+    for n in 0..10 {
+        idle.push(connect_from(&server, 2 + n % 2).await);
     }
+    let mut inside = Vec::new();
+    for n in 0..5 {
+        inside.push(Client::login_or_refused(&server).await.unwrap_or_else(|| panic!("{n}: no place")));
+    }
+    inside[0].put("/f", b"x").await.unwrap();
 }
 
 /// Clients try out every key that they have, and paramiko signs with each.

@@ -2,8 +2,9 @@
 //!
 //! A channel is a session with the `sftp` subsystem, or a sentence for whoever expected a shell.
 
+use super::penalties::Unheard;
 use super::socket::{Socket, Unanswered};
-use super::{Shared, Shutdown, door::Knock, ssh};
+use super::{Shared, Shutdown, admission::PreAuthSlot, ssh};
 use crate::metrics::{CONNECTIONS, LOGINS, OneMore, SESSIONS};
 use crate::sftp::{self, End, Received, Settings, Sink, Source};
 use crate::tree::{Home, Tree};
@@ -51,11 +52,11 @@ struct Connection {
 }
 
 /// Runs the connection until either side ends it.
-pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, knock: Knock) {
+pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, slot: PreAuthSlot) {
     let _open = OneMore::of(CONNECTIONS);
     let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + shared.config.login_timeout;
-    let gone = CancellationToken::new();
+    let gone = slot.evicted.clone();
     let unanswered: Arc<Unanswered> = Arc::default();
     let mut socket = Socket::new(stream, gone.clone().cancelled_owned(), unanswered.clone());
     let exchange = timeout_at(deadline, socket.exchange_identification(ssh::IDENTIFICATION));
@@ -85,7 +86,7 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
     let Ok(mut running) = started else { return };
     tokio::select! {
         ended = &mut running => log::debug!("{peer}: connection ended: {ended:?}"),
-        reason = connection.must_end(deadline, knock) => {
+        reason = connection.must_end(deadline, slot) => {
             let text = reason.text();
             log::log!(reason.level(), "{peer}: disconnected: {text}");
             let goodbye = async {
@@ -139,7 +140,7 @@ impl DisconnectReason {
 
 impl Connection {
     /// Resolves, with the reason, when the server must end the connection.
-    async fn must_end(&self, deadline: Instant, knock: Knock) -> DisconnectReason {
+    async fn must_end(&self, deadline: Instant, slot: PreAuthSlot) -> DisconnectReason {
         let Shutdown { drain, stop } = &self.shared.shutdown;
         let login = async {
             tokio::select! {
@@ -150,7 +151,7 @@ impl Connection {
         if let Some(Some(reason)) = drain.run_until_cancelled(login).await {
             return reason;
         }
-        drop(knock);
+        drop(slot);
         if drain.run_until_cancelled(self.unused()).await.is_some() {
             return DisconnectReason::Unused;
         }
@@ -188,23 +189,31 @@ impl Connection {
 
     /// The outcome of one attempt. A refusal is logged, except for keys that are only being tried out.
     fn outcome(&self, user: &str, account: Option<Account>, key: Option<&PublicKey>) -> Result<Auth, Error> {
-        // Nobody guesses keys, and clients try out all that they have: refused ones count for the connection only.
-        if account.is_some() || key.is_none() {
-            self.shared.door.note_login(self.peer.ip(), account.is_some());
-        }
         let (method, result) = (key.map_or("password", |_| "key"), account.as_ref().map_or("refused", |_| "accepted"));
         counter!(LOGINS, "method" => method, "result" => result).increment(1);
         let with = key.map_or(method.to_owned(), |key| format!("key {}", key.fingerprint(HashAlg::Sha256)));
         let Some(account) = account else {
             log::warn!("{}: login failed: user {user:?}, {with}", self.peer);
-            self.note_refusal();
-            // Without this russh would take the method for used up, and a typing error for the end.
-            let again = Some(ssh::methods());
-            return Ok(Auth::Reject { proceed_with_methods: again, partial_success: false });
+            return Ok(self.refuse());
         };
         log::info!("{}@{}: logged in with {with}", account.name, self.peer);
         let _ = self.account.set(account);
         Ok(Auth::Accept)
+    }
+
+    /// The answer to a password that is not looked at. To the client it is as wrong as any other.
+    fn refuse_unheard(&self, user: &str, why: Unheard) -> Auth {
+        counter!(LOGINS, "method" => "password", "result" => "unheard").increment(1);
+        log::warn!("{}: login not looked at: user {user:?}, password: {}", self.peer, why.text());
+        self.refuse()
+    }
+
+    /// The answer to a credential that does not fit. The client may try again.
+    fn refuse(&self) -> Auth {
+        self.note_refusal();
+        // Otherwise russh drops the method, and one mistyped password ends the login.
+        let again = Some(ssh::methods());
+        Auth::Reject { proceed_with_methods: again, partial_success: false }
     }
 
     /// Waits for what the client wants of the channel, and does it. The requests are answered by the [`Handler`], in
@@ -314,11 +323,14 @@ impl Handler for Connection {
     type Error = Error;
 
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Error> {
-        // Of connections that were there before the address was found to guess.
-        let account = match self.shared.door.is_closed_to(self.peer.ip()) {
-            true => None,
-            false => self.shared.config.auth.password(user, password).await,
+        let attempt = match self.shared.penalties.begin(self.peer.ip(), user).await {
+            Ok(attempt) => attempt,
+            Err(why) => return Ok(self.refuse_unheard(user, why)),
         };
+        let account = self.shared.config.auth.password(user, password).await;
+        if account.is_some() {
+            attempt.succeed();
+        }
         self.outcome(user, account, None)
     }
 
@@ -335,6 +347,10 @@ impl Handler for Connection {
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
         let account = self.key_owner(user, key.public_key, key.algorithm).await;
+        // Nobody guesses keys, and clients try out all that they have: refused ones count for the connection only.
+        if account.is_some() {
+            self.shared.penalties.forgive(self.peer.ip(), user);
+        }
         self.outcome(user, account, Some(key.public_key))
     }
 

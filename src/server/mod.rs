@@ -3,9 +3,10 @@
 //! Called by `main` and by whoever embeds it; with its submodules the only one that names `russh`.
 //! A slow or hostile client costs its own connection only: each has a task, a deadline to log in, and a way to be cut.
 
+mod admission;
 mod connection;
-mod door;
 mod host_keys;
+mod penalties;
 mod proxy;
 mod socket;
 mod ssh;
@@ -20,13 +21,14 @@ use crate::store::Store;
 use crate::tree::{Home, Local, Path};
 use crate::upload::{Context, PartSizes};
 use crate::users::Auth;
-use door::{Door, Refusal};
+use admission::{Admission, Refusal};
 use ipnet::IpNet;
 use metrics::{counter, gauge};
+use penalties::Penalties;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -119,7 +121,8 @@ pub struct Shutdown {
 /// What all connections share.
 struct Shared {
     config: Config,
-    door: Arc<Door>,
+    admission: Arc<Admission>,
+    penalties: Arc<Penalties>,
     context: Arc<Context>,
     local: Arc<Local>,
     /// Places for files that are open for writing.
@@ -147,10 +150,10 @@ impl Shared {
 pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
     let (store, budget) = (config.store.clone(), Budget::new(config.buffer_memory));
     let context = Arc::new(Context::new(store, budget, config.part_sizes));
-    let door = Arc::new(Door::new(config.max_sessions));
+    let admission = Arc::new(Admission::new(config.max_sessions));
     let uploads = Arc::new(Semaphore::new(config.max_uploads.min(Semaphore::MAX_PERMITS)));
-    let (local, users) = (Arc::default(), Mutex::default());
-    let shared = Arc::new(Shared { config, door, context, local, uploads, users, shutdown });
+    let (penalties, local, users) = (Arc::default(), Arc::default(), Mutex::default());
+    let shared = Arc::new(Shared { config, admission, penalties, context, local, uploads, users, shutdown });
     let (connections, tasks) = (TaskTracker::new(), &shared.context.tasks);
     let Shutdown { drain, stop } = &shared.shutdown;
     let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(shared.clone())));
@@ -242,9 +245,17 @@ async fn admit(mut stream: TcpStream, mut peer: SocketAddr, shared: Arc<Shared>)
             Err(error) => return log::warn!("{peer}: refused: a proxy, but {error}"),
         }
     }
-    match shared.door.knock(peer.ip()) {
-        Ok(knock) => connection::serve(stream, peer, shared, knock).await,
+    match shared.admission.admit(peer) {
+        Ok(slot) => connection::serve(stream, peer, shared, slot).await,
         Err(refusal) => refuse(&stream, peer, &refusal),
+    }
+}
+
+/// What limits know a client by. Someone with one IPv6 address has 2^64 of them.
+fn source_of(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (!0 << 64)).into(),
+        IpAddr::V4(address) => address.into(),
     }
 }
 
