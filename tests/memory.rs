@@ -83,3 +83,25 @@ async fn one_transfer_at_default_settings_is_small() {
     let peak = process.peak();
     assert!(peak < 120, "{peak} MiB");
 }
+
+/// Checks of passwords use one buffer of 7 MiB each, two at once at most, whatever comes of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn password_checks_stay_inside_the_formula() {
+    let s3 = FakeS3::start().await;
+    let process = Process::start(&s3, &["--buffer-memory", "20MiB"]);
+    let mut resident = vec![process.resident()];
+    for n in 0..20 {
+        // Wrong ones for names of their own: more of them would not be looked at.
+        if n % 4 == 0 {
+            let guess = async |m| Client::login(&process.server, &format!("user{n}{m}"), "guess").await.is_none();
+            assert!(join_all((0..3).map(guess)).await.into_iter().all(|refused| refused));
+        }
+        let at_once = join_all((0..3).map(|_| process.server.client())).await;
+        drop(at_once);
+        resident.push(process.resident());
+    }
+    // 20 of the process, 7 for each check, and the share of each session.
+    let promise = 34 + 3 * 4;
+    let peak = process.peak();
+    assert!(peak <= promise, "{peak} MiB, after each round {resident:?}");
+}

@@ -4,7 +4,7 @@
 //! file is replaced, never rewritten in place, and nobody may read it who could not before.
 
 use super::keys::parse_key;
-use super::password::is_hash;
+use super::password::check_hash;
 use super::{Access, Account};
 use crate::tree::Home;
 use anyhow::{Context, ensure};
@@ -253,7 +253,7 @@ fn check_user(name: &str, user: &User) -> anyhow::Result<()> {
     }
     Home::new("", &user.account(name).home)?;
     if let Some(password) = &user.password {
-        ensure!(is_hash(password), "the password is not an argon2id hash");
+        check_hash(password)?;
     }
     Ok(())
 }

@@ -1,15 +1,27 @@
 //! Passwords and their argon2id hashes.
+//!
+//! Invariant: however many passwords are checked, their memory is that of [`MAX_CHECKS`] buffers, which stay and are wiped
+//! after each use. (Memory of this size that is taken and given back leaves gaps in the heap that are never returned.)
 
-use anyhow::Context;
-use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier, Version};
+use anyhow::{Context, ensure};
+use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, PasswordHasher, Version};
 use rand::{RngExt, distr::Alphanumeric};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::{Builder, Runtime};
 
-/// argon2id runs off the server's threads, and always on the same two: each keeps the memory of its last check, and a pool
-/// that grows would end up with many times that.
+/// Passwords that are checked at once, off the server's threads.
+const MAX_CHECKS: usize = 2;
+/// Most memory that a hash in users.json may ask for, in KiB: what other programs use by default, and so much stays taken
+/// for each check.
+const MAX_HASH_MEMORY: u32 = 64 * 1024;
+/// Most work that a hash may ask for, in KiB times passes: about a second, in which another check has to wait.
+const MAX_HASH_WORK: u64 = 10 * MAX_HASH_MEMORY as u64;
+
 static CHECKERS: LazyLock<Option<Runtime>> =
-    LazyLock::new(|| Builder::new_current_thread().max_blocking_threads(2).build().ok());
+    LazyLock::new(|| Builder::new_current_thread().max_blocking_threads(MAX_CHECKS).build().ok());
+
+/// Buffers that no check uses at the moment.
+static IDLE_BUFFERS: Mutex<Vec<Vec<Block>>> = Mutex::new(Vec::new());
 
 /// Of the settings that [OWASP](https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html) takes
 /// for equally strong, the one with the least memory: 7 MiB, five passes, one lane.
@@ -29,24 +41,144 @@ pub fn hash(password: &str) -> anyhow::Result<String> {
     Ok(hash.to_string())
 }
 
-/// True for an argon2id hash in PHC string format.
-pub(super) fn is_hash(text: &str) -> bool {
-    text.starts_with("$argon2id$") && PasswordHash::new(text).is_ok()
+/// Fails unless the text is an argon2id hash in PHC string format that can be checked within the limits.
+pub(super) fn check_hash(text: &str) -> anyhow::Result<()> {
+    const NO_HASH: &str = "the password is not an argon2id hash";
+    ensure!(text.starts_with("$argon2id$"), NO_HASH);
+    let hash = KnownHash::parse(text).context(NO_HASH)?;
+    let params = hash.argon2.params();
+    let work = u64::from(params.m_cost()) * u64::from(params.t_cost());
+    ensure!(
+        params.m_cost() <= MAX_HASH_MEMORY && work <= MAX_HASH_WORK,
+        "the password's hash asks for too much memory or work (m={}, t={}): m can be {MAX_HASH_MEMORY} at most, m times t \
+         {MAX_HASH_WORK}; set the password anew with `sftpd users add NAME --password`",
+        params.m_cost(),
+        params.t_cost()
+    );
+    Ok(())
 }
 
-/// True only for the right password to a hash. Takes its time in every case.
+/// A hash, taken apart.
+struct KnownHash {
+    argon2: Argon2<'static>,
+    salt: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl KnownHash {
+    /// Of a text in PHC string format.
+    fn parse(text: &str) -> anyhow::Result<KnownHash> {
+        let hash = PasswordHash::new(text)?;
+        let algorithm = Algorithm::try_from(hash.algorithm.as_str())?;
+        let version = match hash.version {
+            Some(version) => Version::try_from(version)?,
+            None => Version::default(),
+        };
+        let params = Params::try_from(&hash)?;
+        let salt = hash.salt.context("it has no salt")?;
+        let output = hash.hash.context("it ends before the hash")?;
+        let argon2 = Argon2::new(algorithm, version, params);
+        Ok(KnownHash { argon2, salt: salt.to_vec(), output: output.as_bytes().to_vec() })
+    }
+
+    /// One that no password has, which takes as much work as those that [`hash`] makes.
+    fn of_nobody() -> KnownHash {
+        KnownHash { argon2: argon2(), salt: vec![0; argon2::RECOMMENDED_SALT_LEN], output: Vec::new() }
+    }
+
+    /// True only for the right password.
+    fn fits(&self, password: &str) -> bool {
+        let mut output = vec![0; self.argon2.params().output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN)];
+        let mut buffer = take_buffer(self.argon2.params().block_count());
+        let hashed =
+            self.argon2.hash_password_into_with_memory(password.as_bytes(), &self.salt, &mut output, &mut buffer);
+        return_buffer(buffer);
+        hashed.is_ok() && is_equal(&output, &self.output)
+    }
+}
+
+/// A buffer of at least this many blocks.
+fn take_buffer(blocks: usize) -> Vec<Block> {
+    let mut buffer = idle_buffers().pop().unwrap_or_default();
+    if buffer.len() < blocks {
+        // The old memory goes before the new one is taken.
+        buffer = Vec::new();
+        buffer.resize(blocks, Block::new());
+    }
+    buffer
+}
+
+/// Wipes the buffer and keeps it for the next check.
+fn return_buffer(mut buffer: Vec<Block>) {
+    buffer.fill(Block::new());
+    idle_buffers().push(buffer);
+}
+
+fn idle_buffers() -> MutexGuard<'static, Vec<Vec<Block>>> {
+    IDLE_BUFFERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Compares in a time that does not depend on where the difference is.
+fn is_equal(one: &[u8], other: &[u8]) -> bool {
+    let difference = one.iter().zip(other).fold(0, |difference, (a, b)| difference | (a ^ b));
+    one.len() == other.len() && std::hint::black_box(difference) == 0
+}
+
+/// True only for the right password to a hash. A user that doesn't exist or has no password costs the same work.
 pub(super) async fn is_password(known: Option<String>, password: &str) -> bool {
     let password = password.to_owned();
-    let verify = move || match known {
-        Some(known) => argon2().verify_password(password.as_bytes(), known.as_str()).is_ok(),
-        None => {
-            // A user that doesn't exist or has no password costs the same work.
-            let _ = hash(&password);
-            false
-        }
+    let verify = move || {
+        let known = match &known {
+            Some(known) => KnownHash::parse(known),
+            None => Ok(KnownHash::of_nobody()),
+        };
+        known.is_ok_and(|known| known.fits(&password))
     };
     match CHECKERS.as_ref() {
         Some(checkers) => checkers.spawn_blocking(verify).await.unwrap_or(false),
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn hashes_of_other_settings_are_checked_with_their_own() {
+        for (memory, passes, lanes, length) in [(32, 3, 4, 16), (7168, 5, 1, 32), (16 * 1024, 1, 2, 64), (64, 2, 1, 32)]
+        {
+            let params = Params::new(memory, passes, lanes, Some(length)).unwrap();
+            let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+            let hash = argon2.hash_password(b"right").unwrap().to_string();
+            check_hash(&hash).unwrap();
+            assert!(is_password(Some(hash.clone()), "right").await, "{hash}");
+            assert!(!is_password(Some(hash.clone()), "wrong").await, "{hash}");
+        }
+        // From the tests of argon2's reference implementation.
+        let known = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc";
+        assert!(is_password(Some(known.to_owned()), "password").await);
+        assert!(!is_password(None, "").await);
+    }
+
+    #[test]
+    fn hashes_that_ask_for_too_much_are_refused() {
+        let with =
+            |params: &str| format!("$argon2id$v=19${params}$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc");
+        for params in ["m=65536,t=10,p=1", "m=65536,t=4,p=4", "m=7168,t=91,p=1"] {
+            assert!(check_hash(&with(params)).is_ok(), "{params}");
+        }
+        for params in ["m=65537,t=1,p=1", "m=4294967295,t=1,p=1", "m=65536,t=11,p=1", "m=8,t=4294967295,p=1", "m=7168"]
+        {
+            assert_eq!(check_hash(&with(params)).is_ok(), params == "m=7168", "{params}");
+        }
+        for text in [
+            "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ",
+            "$argon2id$v=19$m=8,t=1,p=1",
+            "$argon2i$v=19$m=8,t=1,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc",
+            "secret",
+        ] {
+            assert!(check_hash(text).is_err(), "{text}");
+        }
     }
 }

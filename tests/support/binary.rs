@@ -100,8 +100,18 @@ impl Process {
 
     /// Peak resident memory in MiB.
     pub fn peak(&self) -> usize {
+        self.memory("VmHWM:")
+    }
+
+    /// Resident memory now, in MiB.
+    pub fn resident(&self) -> usize {
+        self.memory("VmRSS:")
+    }
+
+    /// A line of `/proc/PID/status`, in MiB.
+    fn memory(&self, name: &str) -> usize {
         let status = self.proc("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() / 1024
     }
 
