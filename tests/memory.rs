@@ -6,7 +6,9 @@
 mod support;
 
 use futures_util::future::join_all;
+use russh_sftp::client::RawSftpSession;
 use sftpd::upload::REORDER_WINDOW;
+use std::collections::HashSet;
 use std::time::Duration;
 use support::binary::Process;
 use support::s3::{FakeS3, Fault, When};
@@ -104,4 +106,77 @@ async fn password_checks_stay_inside_the_formula() {
     let promise = 34 + 3 * 4;
     let peak = process.peak();
     assert!(peak <= promise, "{peak} MiB, after each round {resident:?}");
+}
+
+/// Entries of a directory, read to the end.
+async fn count_entries(sftp: &RawSftpSession, handle: &str) -> usize {
+    let mut names = HashSet::new();
+    let mut count = 0;
+    while let Ok(page) = sftp.readdir(handle).await {
+        count += page.files.len();
+        names.extend(page.files.into_iter().map(|file| file.filename));
+    }
+    assert_eq!(names.len(), count, "a name twice");
+    count
+}
+
+/// As many directories as one connection can have open, none of which is read to its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn open_directories_stay_inside_the_formula() {
+    const SESSIONS: usize = 10;
+    const HANDLES: usize = 250;
+    const NAMES: usize = 1000;
+    let s3 = FakeS3::start().await;
+    let process = Process::start(&s3, &["--store", "memory:", "--buffer-memory", "20MiB"]);
+    let client = process.server.client().await;
+    for n in 0..NAMES {
+        client.put(&format!("/d/{n:0200}"), b"").await.unwrap();
+    }
+    let ssh = client.ssh;
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS - 1 {
+        sessions.push(ssh.sftp().await);
+    }
+    let open = sessions.iter().map(async |sftp| {
+        let mut handles = Vec::new();
+        for _ in 0..HANDLES {
+            handles.push(sftp.opendir("/d").await.unwrap().handle);
+        }
+        handles
+    });
+    let handles = join_all(open).await;
+    let peak = process.peak();
+    // As above, without the pool; and the pages of one user.
+    let promise = 34 + SESSIONS * 4 + 2;
+    assert!(peak <= promise, "{peak} MiB, of {promise}");
+    // What had to go is fetched again.
+    assert_eq!(count_entries(&sessions[0], &handles[0][0]).await, NAMES + 2);
+    assert_eq!(count_entries(&sessions[8], &handles[8][HANDLES - 1]).await, NAMES + 2);
+}
+
+/// Directories that only this process knows, and directories full of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn made_directories_stay_inside_the_formula() {
+    const DIRECTORIES: usize = 100_000;
+    let s3 = FakeS3::start().await;
+    let process = Process::start(&s3, &["--store", "memory:", "--buffer-memory", "20MiB"]);
+    let client = process.server.client().await;
+    for at_once in (0..DIRECTORIES).collect::<Vec<_>>().chunks(64) {
+        let made = join_all(at_once.iter().map(|n| client.sftp.mkdir(format!("/d/{n:060}"), Default::default()))).await;
+        made.into_iter().for_each(|answer| drop(answer.unwrap()));
+    }
+    let before = process.peak();
+    let mut handles = Vec::new();
+    for _ in 0..20 {
+        handles.push(client.sftp.opendir("/d").await.unwrap().handle);
+    }
+    let mut first = 0;
+    for handle in &handles {
+        first = client.sftp.readdir(handle).await.unwrap().files.len();
+    }
+    let peak = process.peak();
+    // As above, and the directories and pages of one user.
+    let promise = 34 + 4 + 32 + 2;
+    assert!(peak <= promise, "{peak} MiB, of {promise}; {before} before they were listed");
+    assert_eq!(first + count_entries(&client.sftp, &handles[7]).await, DIRECTORIES + 2);
 }

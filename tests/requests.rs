@@ -204,6 +204,56 @@ async fn a_listing_is_one_request_a_thousand_entries() {
     assert_eq!(world.cost(), "1 ListObjectsV2");
 }
 
+/// More names than a page has, on both sides and in turns, some of them known here and in S3.
+#[tokio::test]
+async fn a_listing_shows_every_name_once() {
+    let world = world().await;
+    let mut want = Vec::new();
+    for n in 0..1200 {
+        world.s3.put(&format!("alice/d/file{n:04}"), "x");
+        want.push(format!("file{n:04} 1"));
+        let directory = format!("file{n:04}-d");
+        world.client.sftp.mkdir(format!("/d/{directory}"), FileAttributes::empty()).await.unwrap();
+        world.client.sftp.mkdir(format!("/d/{directory}/sub"), FileAttributes::empty()).await.unwrap();
+        if n % 3 == 0 {
+            world.s3.put(&format!("alice/d/{directory}/in"), "x");
+        }
+        want.push(format!("{directory}/"));
+    }
+    let upload = world.client.open("/d/file0500", PUT).await.unwrap();
+    want[1000] = "file0500 0".to_owned();
+    want.sort();
+    assert_eq!(world.client.list("/d").await.unwrap(), want);
+    world.client.close(&upload).await.unwrap();
+}
+
+/// A user who is allowed a few pages, and has far more directories open, still reads each to its end.
+#[tokio::test]
+async fn directories_whose_page_had_to_go_are_read_to_the_end() {
+    let world = world().await;
+    for n in 0..1500 {
+        world.s3.put(&format!("alice/d/{n:0200}"), "x");
+    }
+    let mut handles = Vec::new();
+    for _ in 0..10 {
+        handles.push(world.client.sftp.opendir("/d").await.unwrap().handle);
+    }
+    let mut names = vec![Vec::new(); handles.len()];
+    let mut open = handles.len();
+    while open > 0 {
+        open = 0;
+        for (handle, names) in handles.iter().zip(&mut names) {
+            if let Ok(page) = world.client.sftp.readdir(handle).await {
+                open += 1;
+                names.extend(page.files.into_iter().map(|file| file.filename));
+            }
+        }
+    }
+    let dots = [".", ".."].map(str::to_owned).into_iter();
+    let want: Vec<String> = dots.chain((0..1500).map(|n| format!("{n:0200}"))).collect();
+    assert!(names.into_iter().all(|names| names == want));
+}
+
 #[tokio::test]
 async fn a_listing_shows_markers_virtual_directories_and_uploads() {
     let world = world().await;

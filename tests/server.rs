@@ -14,7 +14,7 @@ use sftpd::sftp::{End, Settings};
 use sftpd::store::memory::MemoryStore;
 use sftpd::tree::{Home, Tree};
 use sftpd::upload::{Context, PartSizes};
-use sftpd::users::Access;
+use sftpd::users::{Access, Account, Auth};
 use std::sync::Arc;
 use std::time::Duration;
 use support::s3::{FakeS3, Fault, When};
@@ -36,6 +36,48 @@ async fn wrong_logins_are_refused_alike() {
     let mut ssh = SshClient::connect(&server).await;
     assert!(!ssh.login("alice", "wrong").await);
     assert!(ssh.login("alice", PASSWORD).await, "a second try may succeed");
+}
+
+/// Everyone with the right password, each with a home of the same name.
+struct Anyone;
+
+#[async_trait::async_trait]
+impl Auth for Anyone {
+    async fn public_key(&self, _user: &str, _key: &ssh_key::PublicKey) -> Option<Account> {
+        None
+    }
+
+    async fn password(&self, user: &str, password: &str) -> Option<Account> {
+        let account = Account { name: user.to_owned(), home: format!("{user}/"), access: Access::ReadWrite };
+        if password == PASSWORD { Some(account) } else { None }
+    }
+}
+
+/// With long names, so that a limit in bytes is reached soon.
+fn long_directory(n: usize) -> String {
+    let part = "x".repeat(240);
+    format!("/{part}/{part}/{part}/{n:06}")
+}
+
+#[tokio::test]
+async fn directories_of_one_user_leave_room_for_another() {
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.auth = Arc::new(Anyone)).await;
+    let (alice, bob) = (server.client().await, server.client_as("bob").await);
+    let mut made = 0;
+    while alice.sftp.mkdir(long_directory(made), FileAttributes::empty()).await.is_ok() {
+        made += 1;
+        assert!(made < 100_000, "there is no limit");
+    }
+    assert!(made > 10_000, "{made}");
+    bob.sftp.mkdir("/d", FileAttributes::empty()).await.unwrap();
+    // What S3 knows needs no place here, and nobody notices.
+    alice.put(&format!("{}/f", long_directory(0)), b"x").await.unwrap();
+    alice.sftp.mkdir(long_directory(made), FileAttributes::empty()).await.unwrap();
+    assert!(alice.is_dir(&long_directory(0)).await.unwrap());
+    assert!(alice.sftp.mkdir(long_directory(made + 1), FileAttributes::empty()).await.is_err());
+    // A directory that is left over may be forgotten, but not one that was made.
+    alice.sftp.remove(format!("{}/f", long_directory(0))).await.unwrap();
+    assert!(alice.is_dir(&long_directory(1)).await.unwrap());
 }
 
 #[tokio::test]

@@ -206,7 +206,11 @@ impl Tree {
         // A thousand names begin like this one: ask for it alone.
         let taken = page.entries.iter().any(is_it) || (page.next.is_some() && self.is_directory(&directory).await?);
         fail_if(taken, EXISTS)?;
-        if self.markers { self.put_empty(&directory).await } else { self.local.add_directory(&directory, true) }
+        if self.markers {
+            self.put_empty(&directory).await
+        } else {
+            self.local.add_directory(&self.home, &directory, true)
+        }
     }
 
     /// One list request, and a DELETE if there is a `dir/` marker.
@@ -244,7 +248,7 @@ impl Tree {
         let Ok(Place { directory, .. }) = parent else { return };
         // If there are too many, or the store is in trouble, this one goes: what was asked for is done.
         let _ = match self.markers {
-            false => self.local.add_directory(&directory, false),
+            false => self.local.add_directory(&self.home, &directory, false),
             true => match self.list(&directory, None, 1).await {
                 Ok(page) if page.entries.is_empty() => self.put_empty(&directory).await,
                 listed => listed.map(drop),
@@ -333,8 +337,11 @@ impl Tree {
             (None, WriteMode { truncate: true, .. }) => Condition::None,
         };
         let (local, slot) = (self.local.clone(), self.local.upload_slot(&place.file));
-        let shown = slot.clone();
-        let on_end = Box::new(move |summary| {
+        let (shown, stored) = (slot.clone(), place.file.clone());
+        let on_end = Box::new(move |summary: upload::Summary| {
+            if let Some(Ok(())) = summary.result {
+                local.stored(&stored);
+            }
             local.remove(&shown);
             on_end(summary);
         });

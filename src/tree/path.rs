@@ -66,6 +66,11 @@ impl Home {
         Ok(Home(all))
     }
 
+    /// Tells one user's home from another's.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The prefix of everything below this path.
     pub fn directory(&self, path: &Path) -> Result<Key> {
         let slash = if path.is_root() { "" } else { "/" };
