@@ -87,6 +87,11 @@ impl NameLocks {
         lock
     }
 
+    /// How many operations have asked for a name so far.
+    pub fn count(&self) -> u64 {
+        self.queue().next_number
+    }
+
     /// Waits for the operations on this name that began before this call, and takes nothing.
     pub async fn wait_for_earlier(&self, name: &LockedName) {
         let number = self.queue().next_number;

@@ -168,6 +168,44 @@ async fn stat_asks_no_more_than_it_must() {
     assert_eq!(world.cost(), "", "what is known here is not asked");
 }
 
+/// As clients do that show attributes of their own: one stat for each name that was listed.
+#[tokio::test]
+async fn what_was_just_listed_is_not_asked_for_again() {
+    let world = world().await;
+    (0..20).for_each(|n| world.s3.put(&format!("alice/d/{n}"), "x"));
+    world.s3.put("alice/d/e/f", "x");
+    world.client.list("/d").await.unwrap();
+    world.cost();
+    for n in 0..20 {
+        assert_eq!(world.client.size(&format!("/d/{n}")).await, Ok(1));
+    }
+    assert_eq!(world.client.is_dir("/d/e").await, Ok(true));
+    assert_eq!(world.cost(), "");
+    // A change through this server, whoever's, and everything is asked for anew.
+    world._server.client().await.put("/d/7", b"four").await.unwrap();
+    world.cost();
+    assert_eq!(world.client.size("/d/7").await, Ok(4));
+    assert_eq!(world.client.size("/d/8").await, Ok(1));
+    assert_eq!(world.cost(), "2 HeadObject");
+    world.client.list("/d").await.unwrap();
+    let handle = world.client.open("/d/8", PUT).await.unwrap();
+    world.client.write(&handle, 0, b"four and more").await.unwrap();
+    assert_eq!(world.client.size("/d/8").await, Ok(13));
+}
+
+#[tokio::test]
+async fn a_page_may_be_empty_though_there_is_more() {
+    let world = world().await;
+    world.s3.begin_lists_empty();
+    world.s3.put("alice/d/f", "x");
+    assert_eq!(world.client.list("/d").await.unwrap(), ["f 1"]);
+    assert_eq!(world.client.is_dir("/d").await, Ok(true));
+    assert_eq!(code(world.client.sftp.rmdir("/d").await), StatusCode::Failure);
+    assert_eq!(code(world.client.list("/none").await), StatusCode::NoSuchFile);
+    world.client.sftp.rename("/d", "/e").await.unwrap();
+    assert_eq!(world.s3.objects(), ["alice/e/f"]);
+}
+
 #[tokio::test]
 async fn without_getobject_stat_goes_by_the_listing() {
     let world = world().await;

@@ -10,6 +10,7 @@
 mod attributes;
 mod inbound;
 mod reads;
+mod recent;
 mod replies;
 mod request_log;
 mod requests;
@@ -25,6 +26,7 @@ use crate::{download::Download, store::StoreError, users::Access};
 use attributes::View;
 use bytes::Bytes;
 use inbound::{Next, RequestQueue, has_effect};
+use recent::RecentStats;
 use replies::Replies;
 use russh_sftp::protocol::{Packet, StatusCode};
 use std::time::Duration;
@@ -137,6 +139,7 @@ struct Session {
     next_handle: u64,
     /// What the files of this session may have together.
     limits: SessionLimits,
+    recent: RecentStats,
     /// Places for uploads whose CLOSE is not answered yet: they still hold memory.
     closing: Arc<Semaphore>,
     version_settled: bool,
@@ -153,6 +156,7 @@ pub async fn serve(source: impl Source, sink: impl Sink, settings: Settings) -> 
     let idle_timeout = settings.idle_timeout;
     let session = Session {
         view: View { user: settings.user.clone(), access: settings.access },
+        recent: RecentStats::default(),
         limits: SessionLimits::new(settings.budget.clone(), &settings.limits),
         settings,
         replies,

@@ -86,7 +86,11 @@ impl Session {
             Packet::Close(close) => self.close(id, &close.handle).await,
             Packet::Read(read) => self.read(id, &read).await,
             Packet::Lstat(Lstat { path, .. }) | Packet::Stat(protocol::Stat { path, .. }) => {
-                let stat = tree.stat(&Path::parse(&path)?).await?;
+                let path = Path::parse(&path)?;
+                let stat = match self.find_recent(&path) {
+                    Some(stat) => stat,
+                    None => self.settings.tree.stat(&path).await?,
+                };
                 Ok(Some(Attrs { id, attrs: self.view.attributes(&stat) }.into()))
             }
             Packet::Fstat(fstat) => self.fstat(id, &fstat.handle),
@@ -117,6 +121,13 @@ impl Session {
             | Packet::Attrs(_)
             | Packet::ExtendedReply(_) => Err(TreeError::Unsupported("not a request").into()),
         }
+    }
+
+    /// What a listing of this session told of a path a moment ago. An upload that is in progress knows better.
+    fn find_recent(&mut self, path: &Path) -> Option<Stat> {
+        let tree = &self.settings.tree;
+        let stat = self.recent.find(path, tree.changes())?;
+        if tree.is_being_uploaded(path) { None } else { Some(stat) }
     }
 
     /// The one gate: what the user's access does not allow goes no further. READ and WRITE need a handle,
@@ -282,9 +293,10 @@ impl Session {
 
     async fn readdir(&mut self, id: u32, handle: &str) -> Answer {
         let open = self.handles.get_mut(handle).map(|open| &mut open.handle);
-        let Some(Handle::Directory { listing, .. }) = open else {
+        let Some(Handle::Directory { listing, path }) = open else {
             return Err(BAD_HANDLE.into());
         };
+        let changes = self.settings.tree.changes();
         let mut length = 0;
         let fits = |item: &Item| {
             // The name twice, once in the long line, and what stands around it.
@@ -295,6 +307,7 @@ impl Session {
         if items.is_empty() {
             return Err(Failure::bare(StatusCode::Eof));
         }
+        self.recent.note(path, &items, changes);
         let files = items.into_iter().map(|item| self.view.file(item)).collect();
         Ok(Some(Name { id, files }.into()))
     }

@@ -67,7 +67,7 @@ impl Tree {
     pub async fn open_directory(&self, path: &Path) -> Result<Listing> {
         let prefix = self.home.directory(path)?;
         let known = path.is_root() || self.local.is_directory(&prefix);
-        let listing = Listing {
+        let mut listing = Listing {
             store: self.context.store.clone(),
             local: self.local.clone(),
             owner: self.home.as_str().into(),
@@ -77,7 +77,15 @@ impl Tree {
             position: Some(Position::default()),
             last: None,
         };
-        let (page, found) = listing.fetch(&Position::default()).await?;
+        let (mut page, mut found) = listing.fetch(&Position::default()).await?;
+        // S3 may send an empty page and have more.
+        while !found
+            && page.items.is_empty()
+            && let Some(next) = page.next.take()
+        {
+            (page, found) = listing.fetch(&next).await?;
+            listing.position = Some(next);
+        }
         fail_if(!found && !known, TreeError::NotFound)?;
         listing.keep(page);
         Ok(listing)

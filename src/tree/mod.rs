@@ -128,6 +128,19 @@ impl Tree {
         Ok((place, lock))
     }
 
+    /// How many changes were asked for so far, through this server.
+    pub fn changes(&self) -> u64 {
+        self.context.locks.count()
+    }
+
+    /// Is an upload to this path in progress?
+    pub fn is_being_uploaded(&self, path: &Path) -> bool {
+        match self.home.place(path) {
+            Ok(place) => self.local.upload(&place.file).is_some(),
+            Err(_) => false,
+        }
+    }
+
     /// Nothing if known here, else HEAD, else a list of one.
     pub async fn stat(&self, path: &Path) -> Result<Stat> {
         if path.is_root() || self.local.is_made(&self.home.directory(path)?) {
@@ -162,7 +175,7 @@ impl Tree {
     async fn object(&self, file: &Key) -> Result<Object> {
         match self.context.store.head(file).await {
             Err(StoreError::NotFound) => Err(TreeError::NotFound),
-            Err(StoreError::Forbidden(_)) => match self.list(file, None, 1).await?.entries.pop() {
+            Err(StoreError::Forbidden(_)) => match self.first_entries(file, 1).await?.pop() {
                 Some(Entry::Object(key, object)) if key == file.as_str() => Ok(object),
                 _ => Err(TreeError::NotFound),
             },
@@ -185,7 +198,21 @@ impl Tree {
 
     /// Known here, or a list of one.
     async fn is_directory(&self, prefix: &Key) -> Result<bool> {
-        Ok(self.local.is_directory(prefix) || !self.list(prefix, None, 1).await?.entries.is_empty())
+        Ok(self.local.is_directory(prefix) || !self.first_entries(prefix, 1).await?.is_empty())
+    }
+
+    /// The first entries below a prefix, so many at most. S3 may send fewer than it was asked for, even none, and have more.
+    async fn first_entries(&self, prefix: &Key, limit: usize) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let mut next = Some(None);
+        while let Some(after) = next
+            && entries.len() < limit
+        {
+            let page = self.list(prefix, after, limit - entries.len()).await?;
+            entries.extend(page.entries);
+            next = page.next.map(Some);
+        }
+        Ok(entries)
     }
 
     async fn list(&self, prefix: &Key, after: Option<String>, limit: usize) -> Result<Page> {
@@ -218,7 +245,7 @@ impl Tree {
         let Place { file, directory } = self.home.place(path)?;
         let _lock = self.context.locks.lock(vec![LockedName::with_subtree(&file)]).await;
         fail_if(self.local.any(&directory, |name, _| !name.is_empty()), NOT_EMPTY)?;
-        match self.list(&directory, None, 2).await?.entries.as_slice() {
+        match self.first_entries(&directory, 2).await?.as_slice() {
             [] => fail_if(!self.local.is_directory(&directory), TreeError::NotFound)?,
             // Other programs may have put content under a name that ends with a slash.
             [Entry::Object(marker, Object { size: 0, .. })] if marker == directory.as_str() => {
@@ -249,8 +276,8 @@ impl Tree {
         // If there are too many, or the store is in trouble, this one goes: what was asked for is done.
         let _ = match self.markers {
             false => self.local.add_directory(&self.home, &directory, false),
-            true => match self.list(&directory, None, 1).await {
-                Ok(page) if page.entries.is_empty() => self.put_empty(&directory).await,
+            true => match self.first_entries(&directory, 1).await {
+                Ok(entries) if entries.is_empty() => self.put_empty(&directory).await,
                 listed => listed.map(drop),
             },
         };

@@ -9,7 +9,7 @@
 // A panic is how a test fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use crate::s3::{ACCESS_KEY, BUCKET, FakeS3, Request, SECRET_KEY};
+use crate::s3::{ACCESS_KEY, BUCKET, FakeS3, Fault, Request, SECRET_KEY, When};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use std::collections::BTreeMap;
@@ -171,6 +171,17 @@ impl Gateway {
         let gateway = Gateway { runtime, fake, s3, bucket, access, kind, server, log, port, dir };
         gateway.configure_ssh();
         Some(gateway)
+    }
+
+    /// From now on requests of this operation take that long. False where S3 is not the one of the tests.
+    pub fn stall(&self, operation: &str, time: Duration) -> bool {
+        match &self.fake {
+            Some(fake) => {
+                fake.fault(operation, When::Every, Fault::Stall(time));
+                true
+            }
+            None => false,
+        }
     }
 
     /// One more server on the same bucket, with the same users and host keys.

@@ -159,7 +159,6 @@ impl FakeS3 {
         self.store.lock().objects.insert(key.into(), object);
     }
 
-    /// Removes an object without a request.
     /// As [`FakeS3::put`], with a Content-Type and user metadata.
     pub fn put_described(&self, key: &str, body: impl Into<Bytes>, content_type: &str, metadata: &[(&str, &str)]) {
         let metadata = metadata.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
@@ -173,6 +172,7 @@ impl FakeS3 {
         (content_type.map(|kind| kind.to_string()), metadata.unwrap_or_default())
     }
 
+    /// Removes an object without a request.
     pub fn remove(&self, key: &str) {
         self.store.lock().objects.remove(key);
     }
@@ -235,6 +235,16 @@ impl FakeS3 {
     /// From now on changes are made whatever `If-Match`, `If-None-Match` and `x-amz-copy-source-if-match` say, as by Garage.
     pub fn ignore_conditions(&self) {
         self.store.lock().ignores_conditions = true;
+    }
+
+    /// From now on ETags are no MD5s, as under SSE-KMS.
+    pub fn encrypt(&self) {
+        self.store.lock().has_random_etags = true;
+    }
+
+    /// From now on the first page of every list is empty and says that there is more, as S3 may do.
+    pub fn begin_lists_empty(&self) {
+        self.store.lock().begins_lists_empty = true;
     }
 
     /// The largest source that `CopyObject` accepts, 5 GiB unless set.
@@ -469,6 +479,8 @@ struct State {
     copy_limit: u64,
     ignores_if_match: bool,
     ignores_conditions: bool,
+    begins_lists_empty: bool,
+    has_random_etags: bool,
     unsigned_bodies: usize,
     checksums: usize,
 }
@@ -563,6 +575,15 @@ impl State {
         struck
     }
 
+    fn insert(&mut self, key: String, mut object: Object) -> ETag {
+        if self.has_random_etags {
+            object.etag = format!("{:032x}", rand::random::<u128>());
+        }
+        let etag = object.e_tag();
+        self.objects.insert(key, object);
+        etag
+    }
+
     fn object(&self, key: &str) -> S3Result<&Object> {
         self.objects.get(key).ok_or(s3_error!(NoSuchKey))
     }
@@ -618,6 +639,12 @@ impl State {
         }
         let (mut contents, mut prefixes) = (Vec::new(), Vec::new());
         let (mut count, mut next, mut truncated) = (0, None, false);
+        let max = if self.begins_lists_empty && i.continuation_token.is_none() {
+            next = Some("key:".to_owned());
+            0
+        } else {
+            max
+        };
         let from = self.objects.range(prefix.clone()..);
         for (key, object) in from.take_while(|(key, _)| key.starts_with(&prefix)) {
             let covers = |p: &String| key < p || key.starts_with(p);
@@ -625,7 +652,7 @@ impl State {
                 continue;
             }
             if count == max {
-                truncated = max > 0;
+                truncated = max > 0 || next.is_some();
                 break;
             }
             count += 1;
@@ -715,10 +742,9 @@ impl S3 for Store {
     async fn put_object(&self, r: In<PutObjectInput>) -> Out<PutObjectOutput> {
         let i = r.input;
         let object = Object::new(read(i.body).await?, (i.content_type, i.metadata));
-        let e_tag = object.e_tag();
         let mut state = self.lock();
         state.may_write(&i.key, i.if_match.as_ref(), i.if_none_match.as_ref())?;
-        state.objects.insert(i.key, object);
+        let e_tag = state.insert(i.key, object);
         ok(dto! { PutObjectOutput: e_tag = e_tag })
     }
 
@@ -761,12 +787,11 @@ impl S3 for Store {
         };
         // The ETag of the copy is a plain MD5, even if the source was uploaded in parts.
         let object = Object::new(source.body, about);
-        let result = dto! { CopyObjectResult:
-            e_tag = object.e_tag(), last_modified = object.modified.clone()
-        };
+        let last_modified = object.modified.clone();
         let mut state = self.lock();
         state.may_write(&i.key, conditions[0].as_ref(), conditions[1].as_ref())?;
-        state.objects.insert(i.key, object);
+        let e_tag = state.insert(i.key, object);
+        let result = dto! { CopyObjectResult: e_tag = e_tag, last_modified = last_modified };
         ok(dto! { CopyObjectOutput: copy_object_result = result })
     }
 
@@ -853,8 +878,7 @@ impl S3 for Store {
         let mut object = Object::new(Bytes::new(), about);
         object.body = parts.concat().into();
         object.etag = format!("{}-{}", md5(&digests), parts.len());
-        let e_tag = object.e_tag();
-        state.objects.insert(i.key.clone(), object);
+        let e_tag = state.insert(i.key.clone(), object);
         ok(dto! { CompleteMultipartUploadOutput: bucket = i.bucket, key = i.key, e_tag = e_tag })
     }
 
