@@ -18,6 +18,7 @@ use sftpd::users::Access;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 use std::{fs, hint::black_box, sync::Arc};
+use tokio_util::sync::CancellationToken;
 
 const MIB: usize = 1024 * 1024;
 /// One transfer.

@@ -115,6 +115,50 @@ async fn equal_parts_that_find_no_memory_fail_in_the_end() {
     assert_eq!((store.uploads(), context.budget.used()), (0, 0));
 }
 
+/// Parts that never arrive hold neither the upload nor its memory for ever.
+#[tokio::test]
+async fn an_upload_that_is_given_up_ends_though_its_parts_hang() {
+    let s3 = FakeS3::start().await;
+    s3.fault("UploadPart", When::Every, Fault::Hang);
+    let mut server = Server::start(s3_store(&s3)).await;
+    let client = server.client().await;
+    let handle = client.open("/f", PUT).await.unwrap();
+    client.write(&handle, 0, &noise(12 * MIB, 1)).await.unwrap();
+    eventually("parts are on their way", || s3.count("UploadPart") == 2).await;
+    drop(client);
+    eventually("the upload is aborted", || s3.uploads() == 0).await;
+    server.shutdown.drain.cancel();
+    within("the server's end", &mut server.task).await.unwrap();
+}
+
+/// The second signal cuts a rename that copies by parts, or a directory: nothing half-done stays.
+#[tokio::test]
+async fn a_rename_that_is_cut_off_leaves_nothing_behind() {
+    for (source, target, operation) in [("/large", "/moved", "UploadPartCopy"), ("/d", "/e", "CopyObject")] {
+        let s3 = FakeS3::start().await;
+        s3.put("alice/large", noise(7 * MIB, 1));
+        (0..40).for_each(|n| s3.put(&format!("alice/d/{n:02}"), "x"));
+        let before = s3.objects();
+        let mut server = Server::start(s3_store(&s3)).await;
+        let client = server.client().await;
+        if operation == "UploadPartCopy" {
+            s3.set_copy_limit(MIB as u64);
+            s3.fault(operation, When::Every, Fault::Hang);
+        } else {
+            s3.fault(operation, When::From(20), Fault::Hang);
+        }
+        let renaming = tokio::spawn(async move { client.sftp.rename(source, target).await.is_ok() });
+        let count = if operation == "UploadPartCopy" { 1 } else { 20 };
+        eventually("it is under way", || s3.count(operation) >= count).await;
+        server.shutdown.drain.cancel();
+        server.shutdown.stop.cancel();
+        within("the server's end", &mut server.task).await.unwrap();
+        renaming.abort();
+        assert_eq!(s3.objects(), before, "{source}");
+        assert_clean(&s3);
+    }
+}
+
 /// READs whose answers nobody takes, as of a `get` that is killed: the channel's end is the session's.
 #[tokio::test]
 async fn a_channel_that_is_closed_in_mid_download_ends_its_session() {

@@ -546,6 +546,23 @@ async fn a_store_that_panics_costs_one_request() {
     within("the server's end", &mut server.task).await.unwrap();
 }
 
+/// S3 takes longer for every part than the client waits for answers to its keep-alives, and the file is larger than all that
+/// can be under way.
+#[test]
+fn openssh_stays_connected_while_the_store_stalls() {
+    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    if !gateway.stall("UploadPart", Duration::from_secs(8)) {
+        return;
+    }
+    let data = process::noise(80 * MIB, 1);
+    gateway.write("up", &data);
+    gateway.write(".batch", "put up file");
+    let mut sftp = gateway.command("sftp");
+    sftp.args(["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=3", "-b", ".batch"]);
+    gateway.run(sftp.arg("-F").arg(gateway.ssh_config()).arg(process::HOST));
+    gateway.expect_object("file", &data);
+}
+
 // Keys that change in mid-transfer
 
 /// Puts and gets a file; how many key exchanges that took.

@@ -7,6 +7,7 @@ mod support;
 
 use futures_util::future::join_all;
 use russh_sftp::client::RawSftpSession;
+use sftpd::limits::MAX_USER_HANDLES;
 use sftpd::upload::REORDER_WINDOW;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -120,11 +121,11 @@ async fn count_entries(sftp: &RawSftpSession, handle: &str) -> usize {
     count
 }
 
-/// As many directories as one connection can have open, none of which is read to its end.
+/// As many directories as one user can have open, none of which is read to its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn open_directories_stay_inside_the_formula() {
-    const SESSIONS: usize = 10;
-    const HANDLES: usize = 250;
+    const SESSIONS: usize = 5;
+    const HANDLES: usize = MAX_USER_HANDLES / (SESSIONS - 1);
     const NAMES: usize = 1000;
     let s3 = FakeS3::start().await;
     let process = Process::start(&s3, &["--store", "memory:", "--buffer-memory", "20MiB"]);
@@ -151,7 +152,7 @@ async fn open_directories_stay_inside_the_formula() {
     assert!(peak <= promise, "{peak} MiB, of {promise}");
     // What had to go is fetched again.
     assert_eq!(count_entries(&sessions[0], &handles[0][0]).await, NAMES + 2);
-    assert_eq!(count_entries(&sessions[8], &handles[8][HANDLES - 1]).await, NAMES + 2);
+    assert_eq!(count_entries(&sessions[SESSIONS - 2], &handles[SESSIONS - 2][HANDLES - 1]).await, NAMES + 2);
 }
 
 /// Directories that only this process knows, and directories full of them.

@@ -370,7 +370,7 @@ async fn a_read_in_vain_is_still_answered_after_close() {
 
 #[tokio::test]
 async fn handles_are_limited() {
-    let server = memory().await;
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.max_uploads = 1000).await;
     let client = server.client().await;
     for n in 0..256 {
         client.open(&format!("/{n}"), PUT).await.unwrap();

@@ -21,12 +21,12 @@ pub(crate) const PIECE: u64 = 1024 * 1024 * 1024;
 /// millisecond) may drop a copy that it has confirmed, if the target was written in the same instant.
 const COPY_TRIES: usize = 2;
 /// How often a file is copied that others replace meanwhile.
-const SOURCE_TRIES: usize = 3;
+const SOURCE_TRIES: usize = 5;
 
 const STOPPED: TreeError = TreeError::Refused("the server is shutting down");
 
 impl Tree {
-    /// A file: HEAD, Copy, HEAD and Delete, and a stat of the target before them unless it may be replaced
+    /// A file: HEAD, Copy, HEAD and Delete, and a stat of the target before them, or a HEAD if it may be replaced
     /// (posix-rename). A directory: a list, then Copy, HEAD and Delete of every key in it.
     pub async fn rename(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
         let (source, target) = (self.home.place(from)?, self.home.place(to)?);
@@ -58,54 +58,12 @@ impl Tree {
             false => self.object(&source.file).await,
         };
         match version {
-            Ok(version) => self.rename_file(&source.file, version, &target.file, replace).await?,
+            Ok(version) => move_file(&self.context, &source.file, version, &target.file, replace).await?,
             Err(TreeError::NotFound) => self.rename_directory(&source.directory, &target.directory, to).await?,
             Err(error) => return Err(error),
         }
         self.keep_parent(from).await;
         Ok(())
-    }
-
-    async fn rename_file(&self, source: &Key, mut version: Object, target: &Key, replace: bool) -> Result<()> {
-        let condition = if replace { Condition::None } else { Condition::Absent };
-        for _ in 0..SOURCE_TRIES {
-            let copied = match copy(&self.context, source, &version, target, &condition).await {
-                Err(TreeError::Store(StoreError::Precondition)) => None,
-                copied => Some(copied?),
-            };
-            if let Some(copied) = copied {
-                return self.remove_source(source, &version, target, &copied, replace).await;
-            }
-            let now = self.object(source).await?;
-            // It is the target that is not as it should be.
-            fail_if(now.etag == version.etag, EXISTS)?;
-            version = now;
-        }
-        Err(StoreError::Precondition.into())
-    }
-
-    /// The last step of a file's rename.
-    async fn remove_source(
-        &self,
-        source: &Key,
-        version: &Object,
-        target: &Key,
-        copied: &Copied,
-        replace: bool,
-    ) -> Result<()> {
-        let store = self.context.store.as_ref();
-        match change::delete_version(store, source, &version.etag).await {
-            // A newer version that was stored meanwhile stays: it is a new file under the old name.
-            Ok(()) | Err(StoreError::Precondition) => Ok(()),
-            // What the target held is gone already, so that the copy must stay.
-            Err(StoreError::NotFound) if replace => Ok(()),
-            // Another gateway was faster: the file is not ours to have moved.
-            Err(StoreError::NotFound) => {
-                take_back(store, target, copied).await;
-                Err(TreeError::NotFound)
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 
     async fn rename_directory(&self, source: &Key, target: &Key, to: &Path) -> Result<()> {
@@ -123,7 +81,7 @@ impl Tree {
                 run_all(made.into_iter(), |made| take_back_key(&self.context, target, &list, made)).await;
             return result;
         }
-        run_all(list.iter(), |key| delete_key(&self.context, source, key)).await.1?;
+        run_all(made.into_iter(), |made| delete_key(&self.context, source, target, &list, made)).await.1?;
         self.local.rename_directories(source, target);
         Ok(())
     }
@@ -241,23 +199,51 @@ fn copy_key(
     async move {
         let (from, to, version) = wanted?;
         fail_if(context.stop.is_cancelled(), STOPPED)?;
-        let copied = copy(&context, &from, &version, &to, &Condition::Absent).await?;
+        let copying = copy(&context, &from, &version, &to, None);
+        let copied = context.stop.run_until_cancelled(copying).await.ok_or(STOPPED)??;
         Ok(MadeCopy { index, copied })
     }
 }
 
-/// Deletes one key of a directory that has been copied, unless it has changed since.
+/// Deletes one key of a directory that has been copied. One that has changed since is moved anew.
 fn delete_key(
     context: &Arc<Context>,
     source: &Key,
-    key: &MovedKey,
+    target: &Key,
+    list: &[MovedKey],
+    MadeCopy { index, copied }: MadeCopy,
 ) -> impl Future<Output = Result<()>> + Send + 'static {
-    let (context, from, etag) = (context.clone(), join(source, &key.name), key.etag.clone());
+    let key = list.get(index).ok_or(TreeError::NotFound);
+    let wanted = key.and_then(|key| Ok((join(source, &key.name)?, join(target, &key.name)?, key.etag.clone())));
+    let context = context.clone();
     async move {
-        match change::delete_version(context.store.as_ref(), &from?, &etag).await {
-            Ok(()) | Err(StoreError::Precondition | StoreError::NotFound) => Ok(()),
+        let (from, to, etag) = wanted?;
+        let store = context.store.as_ref();
+        match change::delete_version(store, &from, &etag).await {
+            Ok(()) => Ok(()),
+            // Another gateway has taken it away: it was not in the directory any more.
+            Err(StoreError::NotFound) => {
+                take_back(store, &to, &copied).await;
+                Ok(())
+            }
+            Err(StoreError::Precondition) => {
+                take_back(store, &to, &copied).await;
+                move_again(&context, &from, &to).await
+            }
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Moves a file of a directory that was replaced since it was copied. One that is gone is not in the directory any more.
+async fn move_again(context: &Context, from: &Key, to: &Key) -> Result<()> {
+    let version = match context.store.head(from).await {
+        Err(StoreError::NotFound) => return Ok(()),
+        version => version?,
+    };
+    match move_file(context, from, version, to, false).await {
+        Err(TreeError::NotFound) => Ok(()),
+        moved => moved,
     }
 }
 
@@ -293,13 +279,59 @@ async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
     }
 }
 
-/// Copies until the target is the copy. Only then may the source go: a store may confirm a copy that changed nothing.
-async fn copy(context: &Context, from: &Key, version: &Object, to: &Key, condition: &Condition) -> Result<Copied> {
+/// Moves a file: copies the version that is there, and deletes that one. What others store meanwhile is moved too, as if
+/// it had come before.
+async fn move_file(context: &Context, from: &Key, mut version: Object, to: &Key, replace: bool) -> Result<()> {
     let store = context.store.as_ref();
-    for _ in 0..COPY_TRIES {
-        let copied = match change::copy(store, from, version, to, condition).await {
+    // What the target held before can't be brought back: from then on the rename counts as done.
+    let mut has_replaced = false;
+    for _ in 0..SOURCE_TRIES {
+        let over = if replace { find_target(store, to).await? } else { None };
+        match copy(context, from, &version, to, over.as_ref()).await {
+            Ok(copied) => {
+                has_replaced |= over.is_some_and(|over| !change::is_copy(&over, &version));
+                let deleted = change::delete_version(store, from, &version.etag).await;
+                match deleted {
+                    Ok(()) => return Ok(()),
+                    Err(StoreError::NotFound | StoreError::Precondition) if has_replaced => {}
+                    Err(StoreError::NotFound | StoreError::Precondition) => take_back(store, to, &copied).await,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Err(TreeError::NotFound | TreeError::Store(StoreError::Precondition)) => {}
+            Err(error) => return Err(error),
+        }
+        match store.head(from).await {
+            // It is the target that is not as it was.
+            Ok(now) if now.etag == version.etag && !replace => return Err(EXISTS),
+            Ok(now) => version = now,
+            // Another gateway has taken it away, after this one had moved what it found.
+            Err(StoreError::NotFound) if has_replaced => return Ok(()),
             Err(StoreError::NotFound) => return Err(TreeError::NotFound),
-            Err(StoreError::TooLarge) => copy_in_parts(context, from, version, to, condition).await?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(StoreError::Precondition.into())
+}
+
+/// What a posix-rename is going to replace.
+async fn find_target(store: &dyn Store, to: &Key) -> Result<Option<Object>> {
+    match store.head(to).await {
+        Ok(object) => Ok(Some(object)),
+        Err(StoreError::NotFound | StoreError::Forbidden(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Copies until the target is the copy. Only then may the source go: a store may confirm a copy that changed nothing.
+/// `over` is the object that may be replaced; without one the name must be free, so that the copy is nobody else's.
+async fn copy(context: &Context, from: &Key, version: &Object, to: &Key, over: Option<&Object>) -> Result<Copied> {
+    let store = context.store.as_ref();
+    let condition = if over.is_some() { Condition::None } else { Condition::Absent };
+    for _ in 0..COPY_TRIES {
+        let copied = match change::copy(store, from, version, to, &condition).await {
+            Err(StoreError::NotFound) => return Err(TreeError::NotFound),
+            Err(StoreError::TooLarge) => copy_in_parts(context, from, version, to, &condition).await?,
             copied => copied?,
         };
         if !copied.is_ours {
@@ -308,13 +340,31 @@ async fn copy(context: &Context, from: &Key, version: &Object, to: &Key, conditi
         match store.head(to).await {
             Ok(object) if *object.etag == *copied.etag => {
                 let write_id = object.write_id().map(Box::from);
-                return Ok(Copied { write_id, ..copied });
+                // Over a copy of the same version by another gateway it is that one's too.
+                return Ok(Copied { write_id, is_ours: over.is_none(), ..copied });
+            }
+            Ok(object) if was_replaced(store, over, Some(&object)) => {
+                return Ok(Copied { is_ours: false, ..copied });
+            }
+            Err(StoreError::NotFound) if was_replaced(store, over, None) => {
+                return Ok(Copied { is_ours: false, ..copied });
             }
             Ok(_) | Err(StoreError::NotFound) => {}
             Err(error) => return Err(error.into()),
         }
     }
     Err(TreeError::Refused("the store confirmed a copy that is not there: the source stays"))
+}
+
+/// Whether another gateway has replaced or removed a copy that was confirmed: there is neither the copy nor what it
+/// replaced. Where conditions are ignored, other gateways are not reckoned with, and the copy was never made.
+fn was_replaced(store: &dyn Store, over: Option<&Object>, now: Option<&Object>) -> bool {
+    match (over, now) {
+        (None, None) => false,
+        (None, Some(_)) => store.conditions().copy_absent,
+        (Some(_), None) => true,
+        (Some(over), Some(now)) => over.etag != now.etag,
+    }
 }
 
 /// UploadPartCopy of the whole object, with its attributes.

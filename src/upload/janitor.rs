@@ -37,7 +37,7 @@ fn cuts(sizes: &PartSizes, parts: &[Part]) -> bool {
     let fits = |part: &Part| {
         let size = sizes.of(part.number);
         let is_last = Some(part.number) == last;
-        let is_short = sizes.double_every != 0 && part.size < size && part.size % MIN_PART == 0;
+        let is_short = sizes.double_every != 0 && part.size < size && part.size.is_multiple_of(MIN_PART);
         part.size == size || part.size == RENAME_PIECE || is_short || (is_last && part.size < size)
     };
     last.is_some() && parts.iter().all(fits)

@@ -38,7 +38,7 @@ const HOLD_TIME: Duration = Duration::from_secs(5);
 /// Bytes that a client may leave out of a file altogether, as for a sparse one: they are stored as zeros, part by part.
 pub const MAX_HOLES: u64 = 1024 * 1024 * 1024;
 /// Zeros are written in pieces of this size, in bytes.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 /// Up to this part number a part may leave before it has grown to its size. The later ones of the 10,000 are needed as
 /// large as they can be.
 const MAX_SHORT_PARTS: u32 = 8000;

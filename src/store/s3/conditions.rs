@@ -96,30 +96,35 @@ impl S3Store {
         }
     }
 
-    /// DELETE of this version. A first try without a repetition tells whether it was this request that deleted it: a
-    /// repeated one finds nothing after its own success, and then the object counts as deleted by it.
+    /// DELETE of this version. Each try is sent once, so that it is known whether it was this request that deleted the
+    /// object: after a try without a clear answer, an object that is gone counts as deleted by that one.
     pub(super) async fn delete_version(&self, key: &Key, etag: &str) -> Result<()> {
         if !self.conditions.delete_unchanged {
             return self.delete_any(key).await;
         }
-        let request = || self.client.delete_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
-        let once = aws_sdk_s3::config::Builder::new().retry_config(RetryConfig::disabled());
-        match request().customize().config_override(once).send().await {
-            Ok(_) => return Ok(()),
-            Err(error) => match delete_refusal(error) {
-                StoreError::Unknown(_) => {}
+        let mut in_doubt = false;
+        let mut pauses = (0..ATTEMPTS - 1).map(|attempt| Duration::from_millis(200 << attempt));
+        loop {
+            let once = aws_sdk_s3::config::Builder::new().retry_config(RetryConfig::disabled());
+            let request = self.client.delete_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
+            let error = match request.customize().config_override(once).send().await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            // S3 did not begin with it.
+            let is_throttled = matches!(status(&error), Some(429 | 503));
+            match delete_refusal(error) {
+                StoreError::NotFound if in_doubt => return Ok(()),
+                StoreError::Unknown(why) => {
+                    in_doubt |= !is_throttled;
+                    match pauses.next() {
+                        Some(pause) => tokio::time::sleep(pause).await,
+                        None if in_doubt && self.head(key).await == Err(StoreError::NotFound) => return Ok(()),
+                        None => return Err(StoreError::Unknown(why)),
+                    }
+                }
                 refusal => return Err(refusal),
-            },
-        }
-        match request().send().await {
-            Ok(_) => Ok(()),
-            Err(error) => match delete_refusal(error) {
-                StoreError::NotFound => Ok(()),
-                refusal => match self.head(key).await {
-                    Err(StoreError::NotFound) => Ok(()),
-                    Ok(_) | Err(_) => Err(refusal),
-                },
-            },
+            }
         }
     }
 }

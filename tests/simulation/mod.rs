@@ -1,0 +1,19 @@
+//! The parts of the simulation. `adaptor` alone names the library; `checker` knows nothing but the history.
+//!
+//! A [`plan::Plan`] is drawn from a seed, [`run::run`] turns it into a [`history::History`], [`checker::check`] finds
+//! broken promises in that, and [`shrink::shrink`] makes a failing plan small.
+
+// A panic is how a test fails.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+pub mod adaptor;
+pub mod bucket;
+pub mod checker;
+mod checker_tests;
+mod client;
+mod dice;
+pub mod history;
+pub mod plan;
+pub mod remote;
+pub mod run;
+pub mod shrink;
