@@ -225,8 +225,8 @@ impl Session {
     async fn write(&mut self, id: u32, handle: &str, offset: u64, data: Pieces, memory: RequestMemory) -> Answer {
         match self.find(handle) {
             Some(Handle::Writer { upload, append, .. }) => {
-                let data = data.into_iter().collect();
-                upload.write((!append).then_some(offset), data, self.outcome(id, memory)).await;
+                let data = memory.hold(data.into_iter().collect());
+                upload.write((!append).then_some(offset), data, self.outcome(id, ())).await;
                 Ok(None)
             }
             Some(Handle::Reader(_)) => Err(denied(NOT_FOR_WRITING)),
