@@ -9,7 +9,7 @@ mod support;
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use sftpd::upload::{MAX_EARLY, MAX_HOLES, PartSizes, REORDER_WINDOW};
+use sftpd::upload::{ANSWERED_AHEAD, MAX_EARLY, MAX_HOLES, PartSizes, REORDER_WINDOW};
 use std::time::Duration;
 use support::s3::{FakeS3, Fault, When};
 use support::*;
@@ -186,7 +186,7 @@ async fn holes_are_bounded() {
     let handle = client.open("/f", PUT).await.unwrap();
     let beyond = client.sftp.fsetstat(&handle, size(MAX_HOLES + 1)).await;
     assert_eq!(code(beyond), StatusCode::OpUnsupported);
-    let far = MAX_HOLES + REORDER_WINDOW + 1;
+    let far = MAX_HOLES + ANSWERED_AHEAD + 1;
     assert_eq!(code(client.write(&handle, far, b"x").await), StatusCode::Failure);
     assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
     assert_eq!(s3.objects(), [""; 0]);

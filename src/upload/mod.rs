@@ -518,8 +518,10 @@ impl Work {
             return Ok(());
         }
         self.fill_from_base(offset).await?;
-        // What is still missing that far back does not come any more.
-        self.fill_holes(offset.saturating_sub(REORDER_WINDOW)).await?;
+        if offset > self.assembler.end().saturating_add(REORDER_WINDOW) {
+            // What is still missing that far back does not come any more.
+            self.fill_holes(offset - ANSWERED_AHEAD).await?;
+        }
         // Of what comes early, the beginning decides whether it comes too early.
         let is_early = offset > self.assembler.end();
         for piece in if is_early { vec![data.concat().into()] } else { data } {

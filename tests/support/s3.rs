@@ -381,8 +381,8 @@ async fn fail(fault: Fault, store: Store, s3: S3Service, request: HttpRequest) -
             let whole = whole.map_err(HttpError::new)?;
             let headers = answer.headers_mut();
             headers.insert("content-length", whole.len().into());
-            let stays_open = matches!(fault, Fault::HangMidBody).then_some(store);
-            let half = Half(Some(whole.slice(..whole.len() / 2)), stays_open);
+            let waits_for_ever = matches!(fault, Fault::HangMidBody);
+            let half = Half { bytes: Some(whole.slice(..whole.len() / 2)), waits_for_ever, to_tell: Some(store) };
             return Ok(answer.map(|_| Body::http_body(half)));
         }
         Fault::ResetBefore | Fault::ResetMidRequest | Fault::Hang => unreachable!("the request is not read whole"),
@@ -430,25 +430,32 @@ async fn hang(store: &Store) -> ! {
 }
 
 /// The first half of an answer. hyper sends it, finds that the Content-Length has promised more, and
-/// closes the connection; or waits for the rest for ever, if there is a store to tell.
-struct Half(Option<Bytes>, Option<Store>);
+/// closes the connection; or waits for the rest for ever.
+struct Half {
+    bytes: Option<Bytes>,
+    waits_for_ever: bool,
+    /// `None` once it was told: hyper asks as often as it likes.
+    to_tell: Option<Store>,
+}
 
 impl HttpBody for Half {
     type Data = Bytes;
     type Error = StdError;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        match (self.0.take(), &self.1) {
-            (None, Some(store)) => {
-                store.announce_hanging();
+        match self.bytes.take() {
+            None if self.waits_for_ever => {
+                if let Some(store) = self.to_tell.take() {
+                    store.announce_hanging();
+                }
                 Poll::Pending
             }
-            (half, _) => Poll::Ready(half.map(|bytes| Ok(Frame::data(bytes)))),
+            half => Poll::Ready(half.map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_none() && self.1.is_none()
+        self.bytes.is_none() && !self.waits_for_ever
     }
 }
 

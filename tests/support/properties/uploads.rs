@@ -7,7 +7,7 @@ use bytes::Bytes;
 use sftpd::budget::Budget;
 use sftpd::store::{Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource};
 use sftpd::store::{MAX_PARTS, MIN_PART, Result as Stored, Store, StoreError, etag_of};
-use sftpd::upload::{Assembler, Context, MAX_HOLES, PartSizes, REORDER_WINDOW, Reply, Summary, Target};
+use sftpd::upload::{ANSWERED_AHEAD, Assembler, Context, MAX_HOLES, PartSizes, REORDER_WINDOW, Reply, Summary, Target};
 use sftpd::upload::{Upload, UploadError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -267,7 +267,7 @@ impl Writer {
         let pieces = vec![rest.split_to(rest.len() / 3), rest];
         let result = ask(|reply| self.upload.write((!append).then_some(at), pieces, reply)).await;
         let state = self.bucket.state();
-        let filled = at.saturating_sub(REORDER_WINDOW);
+        let filled = if at > end + REORDER_WINDOW { at - ANSWERED_AHEAD } else { 0 };
         let too_far = filled.saturating_sub(end) > MAX_HOLES;
         let reason = at < state.sent_ever || too_far || state.parts_begun == MAX_PARTS;
         drop(state);
