@@ -372,16 +372,20 @@ async fn answers_that_nobody_reads_stay_inside_the_formula() {
     let s3 = FakeS3::start().await;
     s3.put("alice/f", "");
     let process = Process::start(&s3, &["--buffer-memory", "32MiB"]);
-    // One of ten channels is the client's own.
+    // One of ten channels is the client's own. All are open before the first floods its connection.
     let clients = [process.server.client().await, process.server.client().await];
-    let mut asking = JoinSet::new();
-    for kind in 0..12 {
-        let channel = clients[kind / 9].ssh.channel().await.unwrap();
+    let mut channels = Vec::new();
+    for n in 0..12 {
+        let channel = clients[n / 9].ssh.channel().await.unwrap();
         channel.request_subsystem(true, "sftp").await.unwrap();
+        let mut begin = vec![0, 0, 0, 5, 1, 0, 0, 0, 3];
+        begin.extend(packet(3, 1, &[&text("/f"), &1_u32.to_be_bytes(), &[0; 4]]));
+        channel.data(&begin[..]).await.unwrap();
+        channels.push(channel);
+    }
+    let mut asking = JoinSet::new();
+    for (kind, channel) in channels.into_iter().enumerate() {
         asking.spawn(async move {
-            let mut begin = vec![0, 0, 0, 5, 1, 0, 0, 0, 3];
-            begin.extend(packet(3, 1, &[&text("/f"), &1_u32.to_be_bytes(), &[0; 4]]));
-            channel.data(&begin[..]).await.unwrap();
             let mut requests = Vec::new();
             for id in 0..1000 {
                 // FSTAT of no handle, READ behind the end, READ of nothing.

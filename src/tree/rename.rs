@@ -200,7 +200,7 @@ fn copy_key(
         let (from, to, version) = wanted?;
         fail_if(context.stop.is_cancelled(), STOPPED)?;
         let copying = copy(&context, &from, &version, &to, None);
-        let copied = context.stop.run_until_cancelled(copying).await.ok_or(STOPPED)??;
+        let copied = context.run_until_stopped(copying).await.ok_or(STOPPED)??;
         Ok(MadeCopy { index, copied })
     }
 }
@@ -381,10 +381,11 @@ async fn copy_in_parts(
     let pieces = async {
         let mut parts = Vec::new();
         for (number, start) in (1..).zip((0..version.size).step_by(PIECE as usize)) {
+            fail_if(context.stop.is_cancelled(), STOPPED)?;
             let range = start..version.size.min(start + PIECE);
             let source = PartSource { key: from, etag: &version.etag, range };
             let copying = store.copy_part(to, &id, number, source);
-            parts.push(context.stop.run_until_cancelled(copying).await.ok_or(STOPPED)??);
+            parts.push(context.run_until_stopped(copying).await.ok_or(STOPPED)??);
         }
         let etag = change::complete(store, to, &id, &parts, &write_id, condition).await?;
         Ok(Copied { etag: etag.into(), write_id: None, is_ours: true })

@@ -20,7 +20,7 @@ use metrics::counter;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use std::{collections::VecDeque, ops::Range, sync::Arc};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -47,6 +47,9 @@ const GROWN_PART_WAIT: Duration = Duration::from_secs(30);
 /// For parts in flight to arrive before their upload is aborted. What arrives afterwards could stay in the store.
 const LAST_PARTS_TIME: Duration = Duration::from_secs(10);
 
+/// For requests under way to end once the server has to stop: what is cut off may have been done or not.
+const LAST_REQUESTS_TIME: Duration = Duration::from_secs(5);
+
 /// What every transfer needs of the server.
 pub struct Context {
     /// Where the bytes go.
@@ -68,6 +71,19 @@ impl Context {
     pub fn new(store: Arc<dyn Store>, budget: Budget, sizes: PartSizes) -> Context {
         let (locks, tasks, stop) = (NameLocks::default(), TaskTracker::new(), CancellationToken::new());
         Context { store, budget, sizes, locks, tasks, stop }
+    }
+
+    /// What the future comes to; `None` if it has not ended soon after the server has to stop.
+    pub async fn run_until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let stopped = async {
+            self.stop.cancelled().await;
+            sleep(LAST_REQUESTS_TIME).await;
+        };
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = stopped => None,
+        }
     }
 }
 
