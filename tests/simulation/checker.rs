@@ -496,7 +496,10 @@ impl Story {
         let mut meanwhile = self.changes.iter().filter(|change| deed.is_under_way(change.at));
         // Equal content over it is no change.
         self.content(to, deed.began).is_some()
-            || meanwhile.any(|change| change.key == *to && change.before.is_some() && change.after.is_some())
+            || meanwhile.any(|change| {
+                let is_others = change.deeds.iter().any(|other| self.deeds[*other].id != deed.id);
+                change.key == *to && change.after.is_some() && (change.before.is_some() || is_others)
+            })
     }
 
     /// Deals the changes out in their order, each to the deed that fits it and ends first. Returns the deeds that get none.
