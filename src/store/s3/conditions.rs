@@ -17,7 +17,7 @@ impl S3Store {
         self
     }
 
-    /// Finds out which conditions the store keeps, by about fifteen requests below the prefix; nothing stays there unless
+    /// Finds out which conditions the store keeps, by about twenty requests below the prefix; nothing stays there unless
     /// DELETE is refused. AWS is not asked: it documents that it keeps them all.
     pub async fn find_conditions(&self, prefix: &Key) -> Result<KeptConditions> {
         match self.is_aws {
