@@ -45,6 +45,7 @@ pub struct NameLocks {
 #[derive(Default)]
 struct Queue {
     next_number: u64,
+    ended: u64,
     /// By path and by the number of the operation, which rises with time.
     entries: BTreeMap<(String, u64), Entry>,
 }
@@ -87,9 +88,11 @@ impl NameLocks {
         lock
     }
 
-    /// How many operations have asked for a name so far.
+    /// How many operations have begun and ended so far: what was looked at under one count and is used under the same one
+    /// was changed by none of them in between.
     pub fn count(&self) -> u64 {
-        self.queue().next_number
+        let queue = self.queue();
+        queue.next_number + queue.ended
     }
 
     /// Waits for the operations on this name that began before this call, and takes nothing.
@@ -146,6 +149,7 @@ impl NameLock {
 impl Drop for NameLock {
     fn drop(&mut self) {
         let mut queue = self.locks.queue();
+        queue.ended += 1;
         for name in &self.names {
             queue.entries.remove(&(name.path.clone(), self.number));
         }

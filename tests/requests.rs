@@ -187,6 +187,11 @@ async fn what_was_just_listed_is_not_asked_for_again() {
     assert_eq!(world.client.size("/d/7").await, Ok(4));
     assert_eq!(world.client.size("/d/8").await, Ok(1));
     assert_eq!(world.cost(), "2 HeadObject");
+    // The page is older than the removal, though it is listed after it.
+    let directory = world.client.sftp.opendir("/d").await.unwrap().handle;
+    world.client.sftp.remove("/d/9").await.unwrap();
+    world.client.sftp.readdir(&directory).await.unwrap();
+    assert_eq!(code(world.client.size("/d/9").await), StatusCode::NoSuchFile);
     world.client.list("/d").await.unwrap();
     let handle = world.client.open("/d/8", PUT).await.unwrap();
     world.client.write(&handle, 0, b"four and more").await.unwrap();

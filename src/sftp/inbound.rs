@@ -16,7 +16,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Requests that a session can have waiting without the pool, in bytes.
 const OWN_ROOM: usize = 1024 * 1024;
-/// The same in the pool, in bytes: what OpenSSH sends without an answer, and as much again as its packets' headers take.
+/// The same in the pool, in bytes: what OpenSSH sends without an answer, and room for the packets' headers.
 const POOL_ROOM: usize = 17 * 1024 * 1024;
 /// What a request takes beside its bytes.
 const REQUEST_OVERHEAD: usize = 256;

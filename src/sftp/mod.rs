@@ -26,7 +26,7 @@ use crate::{download::Download, store::StoreError, users::Access};
 use attributes::View;
 use bytes::Bytes;
 use inbound::{Next, RequestQueue, has_effect};
-use recent::RecentStats;
+use recent::{ListingAge, RecentStats};
 use replies::Replies;
 use russh_sftp::protocol::{Packet, StatusCode};
 use std::time::Duration;
@@ -114,6 +114,7 @@ enum Handle {
     Directory {
         listing: Listing,
         path: Path,
+        age: ListingAge,
     },
     Reader(Download),
     Writer {

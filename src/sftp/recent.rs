@@ -1,7 +1,7 @@
 //! What listings told a moment ago. Many clients ask for the attributes of each name that they have just listed, which
 //! would be a request to the store for each.
 //!
-//! Invariant: nothing here is older than [`KEEP_TIME`], or than any change that was asked for through this server.
+//! Invariant: nothing here is older than [`KEEP_TIME`], or than the beginning or the end of any change through this server.
 
 use crate::tree::{Item, Path, Stat};
 use std::collections::HashMap;
@@ -14,6 +14,20 @@ const KEEP_TIME: Duration = Duration::from_secs(3);
 const MAX_BYTES: usize = 256 * 1024;
 /// What an entry takes beside its path, in bytes.
 const ENTRY_BYTES: usize = 128;
+
+/// When a directory was opened: what is listed of it is no older.
+#[derive(Clone, Copy)]
+pub struct ListingAge {
+    opened: Instant,
+    changes: u64,
+}
+
+impl ListingAge {
+    /// Now, after so many changes. To be taken before the store is asked.
+    pub fn start(changes: u64) -> ListingAge {
+        ListingAge { opened: Instant::now(), changes }
+    }
+}
 
 /// See the module; one in each session.
 #[derive(Default)]
@@ -30,10 +44,13 @@ struct Entry {
 }
 
 impl RecentStats {
-    /// Notes what a listing of this directory tells, when there have been so many changes.
-    pub fn note(&mut self, directory: &Path, items: &[Item], changes: u64) {
+    /// Notes what a listing of this directory tells, unless there were changes since it began.
+    pub fn note(&mut self, directory: &Path, items: &[Item], age: ListingAge, changes: u64) {
         self.forget_if_changed(changes);
-        let listed = Instant::now();
+        if age.changes != changes {
+            return;
+        }
+        let listed = age.opened;
         for Item { name, stat } in items {
             let path = format!("{}/{name}", directory.as_str().trim_end_matches('/'));
             let bytes = path.len() + ENTRY_BYTES;
@@ -82,14 +99,20 @@ mod tests {
     async fn what_is_old_or_changed_is_not_told() {
         let path = |text| Path::parse(text).unwrap();
         let mut recent = RecentStats::default();
-        recent.note(&path("/"), &[item("a")], 1);
-        recent.note(&path("/d"), &[item("b")], 1);
+        let age = ListingAge::start(1);
+        recent.note(&path("/"), &[item("a")], age, 1);
+        recent.note(&path("/d"), &[item("b")], age, 1);
         assert_eq!(recent.find(&path("/a"), 1), Some(Stat::Directory));
         assert_eq!(recent.find(&path("/d/b"), 1), Some(Stat::Directory));
         assert_eq!(recent.find(&path("/b"), 1), None);
         tokio::time::advance(KEEP_TIME + Duration::from_millis(1)).await;
         assert_eq!(recent.find(&path("/a"), 1), None);
-        recent.note(&path("/"), &[item("a")], 1);
+        recent.note(&path("/"), &[item("a")], age, 1);
+        assert_eq!(recent.find(&path("/a"), 1), None);
+        recent.note(&path("/"), &[item("a")], ListingAge::start(1), 1);
+        assert_eq!(recent.find(&path("/a"), 1), Some(Stat::Directory));
+        assert_eq!(recent.find(&path("/a"), 2), None);
+        recent.note(&path("/"), &[item("a")], ListingAge::start(1), 2);
         assert_eq!(recent.find(&path("/a"), 2), None);
         assert_eq!(recent.bytes, 0);
     }
@@ -99,7 +122,7 @@ mod tests {
         let root = Path::parse("/").unwrap();
         let mut recent = RecentStats::default();
         for n in 0..100_000 {
-            recent.note(&root, &[item(&format!("{n:06}"))], 0);
+            recent.note(&root, &[item(&format!("{n:06}"))], ListingAge::start(0), 0);
             assert!(recent.bytes <= MAX_BYTES && recent.entries.len() <= MAX_BYTES / ENTRY_BYTES);
         }
     }

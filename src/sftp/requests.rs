@@ -2,6 +2,7 @@
 
 use super::inbound::{Incoming, RequestMemory};
 use super::reads::QueuedReads;
+use super::recent::ListingAge;
 use super::request_log::RequestLine;
 use super::wire::{MAX_DATA, MAX_PACKET, Pieces, Request, string};
 use super::{Answer, End, Failure, Handle, MAX_HANDLES, OpenHandle, Session, UploadPlace, status_words};
@@ -99,8 +100,9 @@ impl Session {
             Packet::OpenDir(open) => {
                 let path = Path::parse(&open.path)?;
                 let place = self.take_place()?;
+                let age = ListingAge::start(tree.changes());
                 let listing = tree.open_directory(&path).await?;
-                self.add(id, Handle::Directory { listing, path }, place)
+                self.add(id, Handle::Directory { listing, path, age }, place)
             }
             Packet::ReadDir(read) => self.readdir(id, &read.handle).await,
             Packet::Remove(remove) => done(id, tree.remove(&Path::parse(&remove.filename)?).await),
@@ -293,10 +295,9 @@ impl Session {
 
     async fn readdir(&mut self, id: u32, handle: &str) -> Answer {
         let open = self.handles.get_mut(handle).map(|open| &mut open.handle);
-        let Some(Handle::Directory { listing, path }) = open else {
+        let Some(Handle::Directory { listing, path, age }) = open else {
             return Err(BAD_HANDLE.into());
         };
-        let changes = self.settings.tree.changes();
         let mut length = 0;
         let fits = |item: &Item| {
             // The name twice, once in the long line, and what stands around it.
@@ -307,7 +308,7 @@ impl Session {
         if items.is_empty() {
             return Err(Failure::bare(StatusCode::Eof));
         }
-        self.recent.note(path, &items, changes);
+        self.recent.note(path, &items, *age, self.settings.tree.changes());
         let files = items.into_iter().map(|item| self.view.file(item)).collect();
         Ok(Some(Name { id, files }.into()))
     }

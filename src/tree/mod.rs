@@ -128,7 +128,7 @@ impl Tree {
         Ok((place, lock))
     }
 
-    /// How many changes were asked for so far, through this server.
+    /// How many changes have begun and ended so far, through this server.
     pub fn changes(&self) -> u64 {
         self.context.locks.count()
     }
