@@ -494,3 +494,50 @@ async fn slow_downloads_do_not_starve_an_upload() {
         client.sftp.read(&handle, 100 * 32768, 32768).await.unwrap();
     }
 }
+
+/// FUSE tells sshfs of a `close()` in the background, so the RENAME that comes after it can overtake the CLOSE.
+#[tokio::test]
+async fn a_rename_that_overtakes_a_close_moves_what_was_closed() {
+    for (size, target) in [(10, "/f"), (7 * MIB, "/f"), (10, "/none")] {
+        let (s3, _server, client) = world().await;
+        s3.put("alice/f", "old");
+        let data = noise(size, 3);
+        let handle = client.open("/new", PUT).await.unwrap();
+        client.write(&handle, 0, &data).await.unwrap();
+        let (renamed, closed) = tokio::join!(client.posix_rename("/new", target), client.close(&handle));
+        renamed.unwrap();
+        closed.unwrap();
+        assert_eq!(client.get(target).await.unwrap(), data);
+        assert_eq!(code(client.size("/new").await), StatusCode::NoSuchFile);
+        assert_clean(&s3);
+    }
+}
+
+#[tokio::test]
+async fn a_rename_onto_a_file_comes_after_the_close_of_that_file() {
+    let (s3, _server, client) = world().await;
+    client.put("/d/new", b"new").await.unwrap();
+    let handle = client.open("/f", PUT).await.unwrap();
+    client.write(&handle, 0, b"old").await.unwrap();
+    let (renamed, closed) = tokio::join!(client.posix_rename("/d/new", "/f"), client.close(&handle));
+    renamed.unwrap();
+    closed.unwrap();
+    assert_eq!(s3.objects(), ["alice/f"]);
+    assert_eq!(client.get("/f").await.unwrap(), b"new");
+}
+
+#[tokio::test]
+async fn renames_that_wait_for_a_close_are_bounded_and_end() {
+    let (s3, _server, client) = world().await;
+    let handle = client.open("/d/f", PUT).await.unwrap();
+    client.write(&handle, 0, b"x").await.unwrap();
+    // One more than may wait: it is refused at once, and the others when the file stays open.
+    let renames = (0..17).map(|_| client.posix_rename("/d", "/e"));
+    for renamed in within("renames", futures_util::future::join_all(renames)).await {
+        assert_eq!(code(renamed), StatusCode::Failure);
+    }
+    assert_eq!(client.size("/d/f").await, Ok(1), "other requests go on");
+    client.close(&handle).await.unwrap();
+    client.posix_rename("/d", "/e").await.unwrap();
+    assert_eq!(s3.objects(), ["alice/e/f"]);
+}

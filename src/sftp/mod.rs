@@ -8,6 +8,7 @@
 //! drains the channel and one sends the replies.
 
 mod attributes;
+mod early_renames;
 mod inbound;
 mod reads;
 mod recent;
@@ -25,6 +26,7 @@ use crate::upload::{Upload, UploadError};
 use crate::{download::Download, store::StoreError, users::Access};
 use attributes::View;
 use bytes::Bytes;
+use early_renames::EarlyRenames;
 use inbound::{Next, RequestQueue, has_effect};
 use recent::{ListingAge, RecentStats};
 use replies::Replies;
@@ -119,6 +121,7 @@ enum Handle {
     Reader(Download),
     Writer {
         upload: Upload,
+        path: Path,
         append: bool,
         place: UploadPlace,
         /// READs that found no room at once; `None` before there was one.
@@ -141,6 +144,7 @@ struct Session {
     /// What the files of this session may have together.
     limits: SessionLimits,
     recent: RecentStats,
+    early_renames: EarlyRenames,
     /// Places for uploads whose CLOSE is not answered yet: they still hold memory.
     closing: Arc<Semaphore>,
     version_settled: bool,
@@ -158,6 +162,7 @@ pub async fn serve(source: impl Source, sink: impl Sink, settings: Settings) -> 
     let session = Session {
         view: View { user: settings.user.clone(), access: settings.access },
         recent: RecentStats::default(),
+        early_renames: EarlyRenames::default(),
         limits: SessionLimits::new(settings.budget.clone(), &settings.limits),
         settings,
         replies,
@@ -191,6 +196,10 @@ impl Session {
                 next = requests.next() => next,
                 () = idle(last, idle_timeout) => return Err(End::Idle(idle_timeout)),
                 () = drain.cancelled(), if !drain.is_cancelled() => continue,
+                () = self.early_renames.first_deadline() => {
+                    self.finish_early_renames().await;
+                    continue;
+                }
             };
             let incoming = match next {
                 Next::Request(incoming) => incoming,
@@ -211,11 +220,12 @@ impl Session {
             last.send_replace(Instant::now());
         }
         // A client that sends all its requests at once and then the end of the stream still gets its files.
-        for handle in self.handles.into_values() {
-            if let Handle::Reader(download) = handle.handle {
+        for (_, open) in std::mem::take(&mut self.handles) {
+            if let Handle::Reader(download) = open.handle {
                 download.finish();
             }
         }
+        self.finish_early_renames().await;
         Err(End::Closed)
     }
 }

@@ -65,11 +65,17 @@ impl RequestLine {
         })
     }
 
+    /// Describes a rename.
+    pub fn of_rename(from: &str, to: &str) -> RequestLine {
+        RequestLine(renaming(from, to))
+    }
+
     /// Logs the request with its outcome.
     pub fn log(&self, who: &str, answer: &Answer) {
         let RequestLine(Some(Description { text, lines })) = self else { return };
         match answer {
-            Ok(_) if *lines == Lines::All => log::info!("{who}: {text}"),
+            Ok(Some(_)) if *lines == Lines::All => log::info!("{who}: {text}"),
+            // Nothing to say, or nothing known yet.
             Ok(_) => {}
             Err(Failure { code: StatusCode::Eof, .. }) => {}
             Err(Failure { code: StatusCode::NoSuchFile, .. }) if *lines == Lines::FailuresButMissing => {}

@@ -1,5 +1,6 @@
 //! One function a request: parse, act, one reply.
 
+use super::early_renames::Rename as EarlyRename;
 use super::inbound::{Incoming, RequestMemory};
 use super::reads::QueuedReads;
 use super::recent::ListingAge;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use metrics::counter;
 use russh_sftp::extensions::{EXPAND_PATH, LIMITS, STATVFS};
 use russh_sftp::protocol::{self, *};
+use std::collections::HashMap;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Extensions that work here, with their versions, as
@@ -199,7 +201,7 @@ impl Session {
         let log = move |summary| note_upload(&transfer, summary);
         let upload = self.settings.tree.open_write(&path, mode, log).await?;
         let append = flags.contains(OpenFlags::APPEND);
-        self.add(id, Handle::Writer { upload, append, place: upload_place, queued_reads: None }, place)
+        self.add(id, Handle::Writer { upload, path, append, place: upload_place, queued_reads: None }, place)
     }
 
     async fn close(&mut self, id: u32, handle: &str) -> Answer {
@@ -211,6 +213,8 @@ impl Session {
         // Other requests go on while the store finishes; those that must see the outcome wait for it.
         let place = self.closing.clone().acquire_owned().await;
         upload.close(self.outcome(id, (place, upload_place))).await;
+        // They come after the CLOSE, which has its place in the queue of this name.
+        self.finish_early_renames().await;
         Ok(None)
     }
 
@@ -314,8 +318,30 @@ impl Session {
     }
 
     async fn rename(&mut self, id: u32, from: &str, to: &str, replace: bool) -> Answer {
-        let (from, to) = (Path::parse(from)?, Path::parse(to)?);
+        let rename = EarlyRename { id, from: Path::parse(from)?, to: Path::parse(to)?, replace };
+        let rename = match written_paths(&self.handles).any(|path| rename.concerns(path)) {
+            true => match self.early_renames.keep(rename) {
+                Ok(()) => return Ok(None),
+                Err(rename) => rename,
+            },
+            false => rename,
+        };
+        let EarlyRename { from, to, .. } = rename;
         done(id, self.settings.tree.rename(&from, &to, replace).await)
+    }
+
+    /// Carries out the renames that wait for no CLOSE any more, and answers them.
+    pub(super) async fn finish_early_renames(&mut self) {
+        loop {
+            let due = self.early_renames.take_due(written_paths(&self.handles));
+            let Some(EarlyRename { id, from, to, replace }) = due else { return };
+            let answer = match caught(self.settings.tree.rename(&from, &to, replace)).await {
+                Ok(renamed) => done(id, renamed),
+                Err(panic) => Err(Failure::new(StatusCode::Failure, panic)),
+            };
+            RequestLine::of_rename(from.as_str(), to.as_str()).log(&self.settings.who, &answer);
+            self.replies.reply(id, answer);
+        }
     }
 
     async fn extended(&mut self, id: u32, request: &str, mut data: Bytes) -> Answer {
@@ -347,6 +373,14 @@ impl Session {
         // Sizes of blocks and fragments; blocks and inodes: all, free, available; file system id, flags, longest name.
         numbers(id, &[BLOCK, BLOCK, MANY, MANY, MANY, MANY, MANY, MANY, 0, flags, LONGEST_NAME])
     }
+}
+
+/// The paths of the files that are open for writing.
+fn written_paths(handles: &HashMap<String, OpenHandle>) -> impl Iterator<Item = &Path> + Clone {
+    handles.values().filter_map(|open| match &open.handle {
+        Handle::Writer { path, .. } => Some(path),
+        Handle::Reader(_) | Handle::Directory { .. } => None,
+    })
 }
 
 /// What a request needs the user's access for.

@@ -36,6 +36,14 @@ impl Path {
         &self.0
     }
 
+    /// Is this the given path, or one below it?
+    pub fn is_inside_or_at(&self, other: &Path) -> bool {
+        match self.0.strip_prefix(other.0.trim_end_matches('/')) {
+            Some(rest) => rest.is_empty() || rest.starts_with('/'),
+            None => false,
+        }
+    }
+
     /// Is this the top of what the user sees?
     pub fn is_root(&self) -> bool {
         self.0 == "/"
@@ -111,6 +119,17 @@ mod tests {
         ] {
             assert_eq!(path(text), want, "{text:?}");
             assert_eq!(path(&path(text)), want, "twice: {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_inside_directories_only() {
+        let is_inside_or_at = |path, other| Path::parse(path).unwrap().is_inside_or_at(&Path::parse(other).unwrap());
+        for (path, other) in [("/a", "/a"), ("/a/b", "/a"), ("/a", "/"), ("/", "/")] {
+            assert!(is_inside_or_at(path, other), "{path} {other}");
+        }
+        for (path, other) in [("/ab", "/a"), ("/a", "/a/b"), ("/", "/a")] {
+            assert!(!is_inside_or_at(path, other), "{path} {other}");
         }
     }
 
