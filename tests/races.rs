@@ -316,3 +316,24 @@ async fn what_a_store_keeps_is_found_out() {
     assert_eq!(s3.objects(), [""; 0]);
     assert_clean(&s3);
 }
+
+/// A CLOSE that fails has an abort to wait for; only then is the name free for what was asked for after it.
+#[tokio::test]
+async fn a_rename_finds_no_upload_whose_close_came_before() {
+    let world = World::new(Setting::OneServer).await;
+    let hold = Arc::new(Notify::new());
+    world.s3.fault("CompleteMultipartUpload", When::Every, Fault::Status(403, "AccessDenied"));
+    world.s3.fault("AbortMultipartUpload", When::Every, Fault::Hold(hold.clone()));
+    let handle = world.one.open("/new", PUT).await.unwrap();
+    world.one.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
+    let (one, two) = (world.one.clone(), world.one.clone());
+    let closing = tokio::spawn(async move { one.close(&handle).await });
+    eventually("the abort is asked for", || world.s3.requests().iter().any(|r| r.op == "AbortMultipartUpload")).await;
+    let mut renaming = tokio::spawn(rename(two, "/new", "/f"));
+    let answered = tokio::time::timeout(Duration::from_millis(300), &mut renaming).await;
+    assert!(answered.is_err(), "the rename waits for what came before: {answered:?}");
+    hold.notify_one();
+    assert_eq!(code(within("close", closing).await.unwrap()), StatusCode::PermissionDenied);
+    assert_eq!(within("rename", renaming).await.unwrap(), StatusCode::NoSuchFile);
+    assert_clean(&world.s3);
+}

@@ -138,7 +138,7 @@ enum Command {
     Read(u64, usize),
     Truncate(u64),
     /// With the file's place among the changes of its name.
-    Close(NameLock),
+    Close(Arc<NameLock>),
 }
 
 /// Where bytes of a file that is being written are.
@@ -156,7 +156,7 @@ enum Location {
 /// What decides when a request is answered.
 enum Kind {
     Write { offset: u64 },
-    Close,
+    Close(Arc<NameLock>),
     Other,
 }
 
@@ -166,7 +166,7 @@ impl Kind {
         match command {
             Command::Write(_, data) if data.iter().all(Bytes::is_empty) => Kind::Other,
             Command::Write(offset, _) => Kind::Write { offset: offset.unwrap_or(end) },
-            Command::Close(_) => Kind::Close,
+            Command::Close(lock) => Kind::Close(lock.clone()),
             Command::Read(..) | Command::Truncate(_) => Kind::Other,
         }
     }
@@ -295,7 +295,7 @@ impl Upload {
     pub async fn close(self, reply: Reply<()>) {
         let lock = self.locks.enqueue(vec![self.name.clone()]);
         self.progress.announce(|size| size);
-        self.send(Command::Close(lock), |result| reply(result.map(drop))).await;
+        self.send(Command::Close(Arc::new(lock)), |result| reply(result.map(drop))).await;
     }
 
     async fn send(&self, command: Command, reply: impl FnOnce(Result<Bytes>) + Send + 'static) {
@@ -379,8 +379,9 @@ impl Work {
             let kind = Kind::of(&command, end_before);
             let result = self.carry_out(command).await;
             match (kind, result) {
-                // Nothing comes after CLOSE: it takes the handle.
-                (Kind::Close, result) => closed = Some((result, reply)),
+                // Nothing comes after CLOSE: it takes the handle. The name stays locked until the upload is no longer shown,
+                // or what comes next would find it busy.
+                (Kind::Close(lock), result) => closed = Some((result, reply, lock)),
                 (Kind::Write { offset }, Ok(_)) if self.is_far_ahead(offset) => self.hold(offset, reply),
                 (_, result) => reply(result),
             }
@@ -392,10 +393,11 @@ impl Work {
         self.release_all();
         let (bytes, parts) = (self.received, self.done.len() as u32);
         self.discard().await;
-        let result = closed.as_ref().map(|(result, _)| result.clone().map(drop));
+        let result = closed.as_ref().map(|(result, ..)| result.clone().map(drop));
         (self.target.on_end)(Summary { bytes, parts, took: opened.elapsed(), result });
         self.progress.ended.cancel();
-        if let Some((result, reply)) = closed {
+        if let Some((result, reply, lock)) = closed {
+            drop(lock);
             reply(result);
         }
     }
