@@ -5,7 +5,13 @@
 //! thread does it all and the best of many runs counts, so that figures hardly move unless the code does.
 
 // A panic is how this ends early.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs
+)]
 
 use bytes::{BufMut, Bytes, BytesMut};
 use sftpd::budget::Budget;
@@ -80,7 +86,10 @@ impl Script {
     /// The messages that the channel brings.
     fn messages(self) -> Vec<Bytes> {
         let all = self.0.freeze();
-        (0..all.len()).step_by(MESSAGE).map(|at| all.slice(at..all.len().min(at + MESSAGE))).collect()
+        (0..all.len())
+            .step_by(MESSAGE)
+            .map(|at| all.slice(at..all.len().min(at + MESSAGE)))
+            .collect()
     }
 
     fn upload(block: usize) -> Vec<Bytes> {
@@ -170,14 +179,26 @@ impl Sink for Discard {
 
 /// A whole session; how long it took.
 fn session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let store: Arc<dyn Store> = store.clone();
-    let context = Arc::new(Context::new(store, Budget::new(256 * MIB as u64), PartSizes::default()));
+    let context = Arc::new(Context::new(
+        store,
+        Budget::new(256 * MIB as u64),
+        PartSizes::default(),
+    ));
     let settings = Settings {
         budget: context.budget.clone(),
         limits: Arc::new(UserLimits::new(256, &context.budget)),
         uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        tree: Tree::new(context, Arc::new(Local::default()), Home::new("", "home/").unwrap(), false),
+        tree: Tree::new(
+            context,
+            Arc::new(Local::default()),
+            Home::new("", "home/").unwrap(),
+            false,
+        ),
         access: Access::ReadWrite,
         who: "bench".into(),
         user: "bench".into(),
@@ -232,7 +253,9 @@ impl Report {
         let saved = fs::read_to_string(Report::FILE).unwrap_or_default();
         let pairs = saved.lines().filter_map(|line| line.rsplit_once('\t'));
         Report {
-            before: pairs.filter_map(|(name, time)| Some((name.to_owned(), time.parse().ok()?))).collect(),
+            before: pairs
+                .filter_map(|(name, time)| Some((name.to_owned(), time.parse().ok()?)))
+                .collect(),
             lines: Vec::new(),
         }
     }
@@ -244,7 +267,10 @@ impl Report {
             FILE => format!("{:>9.0} MiB/s", (FILE / MIB) as f64 / best),
             _ => format!("{:>9.0} ns each", best * 1e9 / count as f64),
         };
-        let change = self.before.get(name).map(|before| format!("{:+.1} % time", (best / before - 1.0) * 100.0));
+        let change = self
+            .before
+            .get(name)
+            .map(|before| format!("{:+.1} % time", (best / before - 1.0) * 100.0));
         println!("{name:44}{shown}   {}", change.unwrap_or_default());
         self.lines.push(format!("{name}\t{best}\n"));
     }
@@ -252,26 +278,43 @@ impl Report {
 
 fn main() {
     let mut report = Report::load();
-    report.add("assembler: 32 KiB blocks", FILE, || assemble(32 * 1024, false));
-    report.add("assembler: 32 KiB blocks, pairs swapped", FILE, || assemble(32 * 1024, true));
-    for (name, block) in [("255 KiB", 255 * 1024), ("32 KiB", 32 * 1024), ("4 KiB", 4096)] {
+    report.add("assembler: 32 KiB blocks", FILE, || {
+        assemble(32 * 1024, false)
+    });
+    report.add("assembler: 32 KiB blocks, pairs swapped", FILE, || {
+        assemble(32 * 1024, true)
+    });
+    for (name, block) in [
+        ("255 KiB", 255 * 1024),
+        ("32 KiB", 32 * 1024),
+        ("4 KiB", 4096),
+    ] {
         let upload = Script::upload(block);
-        report.add(&format!("session: upload, WRITEs of {name}"), FILE, || session(&Arc::default(), &upload));
+        report.add(&format!("session: upload, WRITEs of {name}"), FILE, || {
+            session(&Arc::default(), &upload)
+        });
     }
     let store = filled(&Script::upload(32 * 1024));
     for (name, block) in [("255 KiB", 255 * 1024), ("32 KiB", 32 * 1024)] {
         let download = Script::download(block);
-        report.add(&format!("session: download, READs of {name}"), FILE, || session(&store, &download));
+        report.add(&format!("session: download, READs of {name}"), FILE, || {
+            session(&store, &download)
+        });
     }
     for (name, script) in [
-        ("session: REALPATH", Script::paths(REALPATH, b"/some/./folder/../file")),
+        (
+            "session: REALPATH",
+            Script::paths(REALPATH, b"/some/./folder/../file"),
+        ),
         ("session: STAT", Script::paths(STAT, b"/file")),
     ] {
         report.add(name, COUNT, || session(&store, &script));
     }
     let store = filled(&Script::empty_files(10_000));
     let listing = Script::listing(10_000);
-    report.add("session: entries of a directory", 10_000, || session(&store, &listing));
+    report.add("session: entries of a directory", 10_000, || {
+        session(&store, &listing)
+    });
     if std::env::args().any(|argument| argument == "--save") {
         fs::write(Report::FILE, report.lines.concat()).unwrap();
     }

@@ -18,14 +18,22 @@ impl Auth for GuestBook {
     }
 
     async fn password(&self, user: &str, password: &str) -> Option<Account> {
-        let account = Account { name: user.to_owned(), home: "guests/".to_owned(), access: Access::ReadOnly };
+        let account = Account {
+            name: user.to_owned(),
+            home: "guests/".to_owned(),
+            access: Access::ReadOnly,
+        };
         (user == "guest" && password == "guest").then_some(account)
     }
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let config = Config::new(Arc::new(MemoryStore::default()), Arc::new(GuestBook), vec![server::temporary()?]);
+    let config = Config::new(
+        Arc::new(MemoryStore::default()),
+        Arc::new(GuestBook),
+        vec![server::temporary()?],
+    );
     let listener = tokio::net::TcpListener::bind("127.0.0.1:2222").await?;
     server::run(listener, config, Shutdown::default()).await;
     Ok(())

@@ -25,7 +25,9 @@ fn ignore_empty_variables(command: clap::Command) -> clap::Command {
         Some(value) if value.is_empty() => arg.env(Resettable::Reset),
         _ => arg,
     };
-    command.mut_args(ignore).mut_subcommands(ignore_empty_variables)
+    command
+        .mut_args(ignore)
+        .mut_subcommands(ignore_empty_variables)
 }
 
 /// Says which variable a wrong value comes from, or which one can hold a value that is missing.
@@ -34,10 +36,14 @@ fn name_variables(mut error: Error, command: &clap::Command) -> Error {
     match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(wrong)) if !is_on_command_line(wrong) => {
             let variable = find_variable(command, flag_name(wrong));
-            tips.extend(variable.map(|variable| format!("this value comes from the variable {variable}")));
+            tips.extend(
+                variable.map(|variable| format!("this value comes from the variable {variable}")),
+            );
         }
         Some(ContextValue::Strings(missing)) => {
-            let variables = missing.iter().filter_map(|missing| find_variable(command, flag_name(missing)));
+            let variables = missing
+                .iter()
+                .filter_map(|missing| find_variable(command, flag_name(missing)));
             tips.extend(variables.map(|variable| format!("the variable {variable} can hold it")));
         }
         _ => {}
@@ -62,10 +68,14 @@ fn is_on_command_line(shown: &str) -> bool {
 }
 
 fn find_variable(command: &clap::Command, flag: &str) -> Option<String> {
-    let own = command.get_arguments().find(|arg| arg.get_long() == Some(flag));
+    let own = command
+        .get_arguments()
+        .find(|arg| arg.get_long() == Some(flag));
     match own.and_then(Arg::get_env) {
         Some(variable) => Some(variable.to_string_lossy().into_owned()),
-        None => command.get_subcommands().find_map(|subcommand| find_variable(subcommand, flag)),
+        None => command
+            .get_subcommands()
+            .find_map(|subcommand| find_variable(subcommand, flag)),
     }
 }
 
@@ -80,16 +90,31 @@ fn exit_with(error: Error) -> ! {
 
 /// The settings of a command that differ from their defaults, as flags, without those named in `except`. A flag that
 /// hides its variable's value is a secret and is left out.
-pub fn changed_settings(command: &clap::Command, matches: &ArgMatches, except: &[&str]) -> Vec<String> {
+pub fn changed_settings(
+    command: &clap::Command,
+    matches: &ArgMatches,
+    except: &[&str],
+) -> Vec<String> {
     let mut changed = Vec::new();
-    for arg in command.get_arguments().filter(|arg| arg.get_env().is_some() && !arg.is_hide_env_values_set()) {
+    for arg in command
+        .get_arguments()
+        .filter(|arg| arg.get_env().is_some() && !arg.is_hide_env_values_set())
+    {
         if except.contains(&arg.get_id().as_str()) {
             continue;
         }
-        let values: Vec<_> = matches.get_raw(arg.get_id().as_str()).into_iter().flatten().collect();
+        let values: Vec<_> = matches
+            .get_raw(arg.get_id().as_str())
+            .into_iter()
+            .flatten()
+            .collect();
         if values != arg.get_default_values() {
             let shown: Vec<_> = values.iter().map(|value| value.to_string_lossy()).collect();
-            changed.push(format!("--{}={}", arg.get_long().unwrap_or_default(), shown.join(",")));
+            changed.push(format!(
+                "--{}={}",
+                arg.get_long().unwrap_or_default(),
+                shown.join(",")
+            ));
         }
     }
     changed

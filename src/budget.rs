@@ -90,7 +90,9 @@ impl Budget {
     /// Waits its turn for the bytes of one part, which must go to the store at once. `None` when it asks for more than
     /// the pool holds.
     pub async fn take(&self, bytes: u64) -> Option<Taken> {
-        let units = u32::try_from(bytes.div_ceil(UNIT)).ok().filter(|units| *units as usize <= self.units)?;
+        let units = u32::try_from(bytes.div_ceil(UNIT))
+            .ok()
+            .filter(|units| *units as usize <= self.units)?;
         if let Some(taken) = self.try_take(bytes) {
             return Some(taken);
         }
@@ -110,16 +112,31 @@ impl Budget {
     /// As [`Budget::try_take`], within a share.
     pub fn try_take_share(&self, share: Share, bytes: u64) -> Option<Taken> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
-        let share = self.semaphore(share).clone().try_acquire_many_owned(units).ok()?;
-        Some(Taken { all: self.claim(bytes)?, share: Some(share) })
+        let share = self
+            .semaphore(share)
+            .clone()
+            .try_acquire_many_owned(units)
+            .ok()?;
+        Some(Taken {
+            all: self.claim(bytes)?,
+            share: Some(share),
+        })
     }
 
     /// As [`Budget::try_take_share`], but waits for others to give the bytes back.
     pub async fn take_share(&self, share: Share, bytes: u64) -> Option<Taken> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
-        let share = self.semaphore(share).clone().acquire_many_owned(units).await.ok()?;
+        let share = self
+            .semaphore(share)
+            .clone()
+            .acquire_many_owned(units)
+            .await
+            .ok()?;
         let Taken { all, .. } = self.take(bytes).await?;
-        Some(Taken { all, share: Some(share) })
+        Some(Taken {
+            all,
+            share: Some(share),
+        })
     }
 
     /// The most that a share can hold, in bytes.
@@ -147,7 +164,11 @@ impl Budget {
     /// Resolves while somebody waits for the pool.
     pub async fn wait_for_pressure(&self) {
         // The sender is here, so this can't fail.
-        let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
+        let _ = self
+            .waiting
+            .subscribe()
+            .wait_for(|waiting| *waiting > 0)
+            .await;
     }
 
     fn claim(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
@@ -162,16 +183,27 @@ impl Budget {
     /// Memory for a part, which is the caller's to account for. What it holds at first is anything.
     pub fn buffer(&self, size: usize) -> std::io::Result<Buffer> {
         let mut buffers = self.buffers();
-        let fitting = buffers.spare.iter().position(|(pages, _)| pages.len() == size);
+        let fitting = buffers
+            .spare
+            .iter()
+            .position(|(pages, _)| pages.len() == size);
         let spare = fitting.map(|at| Ok(buffers.spare.swap_remove(at).0));
         let pages = spare.unwrap_or_else(|| MmapMut::map_anon(size))?;
         buffers.in_use += 1;
-        Ok(Buffer { pages: Some(pages), home: self.clone() })
+        Ok(Buffer {
+            pages: Some(pages),
+            home: self.clone(),
+        })
     }
 
     /// Bytes that somebody holds.
     pub fn used(&self) -> u64 {
-        let spare: usize = self.buffers().spare.iter().map(|(_, room)| room.num_permits()).sum();
+        let spare: usize = self
+            .buffers()
+            .spare
+            .iter()
+            .map(|(_, room)| room.num_permits())
+            .sum();
         (self.units - self.all.available_permits()).saturating_sub(spare) as u64 * UNIT
     }
 
@@ -228,7 +260,11 @@ impl Drop for Buffer {
         buffers.in_use -= 1;
         let is_wanted = *self.home.waiting.borrow() > 0;
         let units = u32::try_from((self.len() as u64).div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let room = if is_wanted { None } else { self.home.all.clone().try_acquire_many_owned(units).ok() };
+        let room = if is_wanted {
+            None
+        } else {
+            self.home.all.clone().try_acquire_many_owned(units).ok()
+        };
         buffers.spare.extend(self.pages.take().zip(room));
         if buffers.in_use == 0 {
             buffers.spare.clear();
@@ -243,7 +279,8 @@ mod tests {
     #[tokio::test]
     async fn downloads_leave_more_than_half_to_uploads() {
         let budget = Budget::new(64 * UNIT);
-        let held: Vec<_> = std::iter::from_fn(|| budget.try_take_share(Share::ReadAhead, 10 * UNIT)).collect();
+        let held: Vec<_> =
+            std::iter::from_fn(|| budget.try_take_share(Share::ReadAhead, 10 * UNIT)).collect();
         assert_eq!(held.len(), 2);
         assert_eq!(budget.all.available_permits(), 44);
         let upload = budget.take(44 * UNIT).await.unwrap();
@@ -302,7 +339,11 @@ mod tests {
         assert!(budget.try_take_share(Share::GrownParts, UNIT).is_none());
         part.reduce_to(5 * UNIT);
         assert_eq!(budget.all.available_permits(), 59);
-        assert!(budget.try_take_share(Share::GrownParts, 16 * UNIT).is_some());
+        assert!(
+            budget
+                .try_take_share(Share::GrownParts, 16 * UNIT)
+                .is_some()
+        );
         assert_eq!(*budget.waiting.borrow(), 0);
     }
 

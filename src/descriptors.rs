@@ -15,9 +15,17 @@ pub fn provide(max_sessions: usize) {
     let needed = sessions.saturating_add(DESCRIPTORS_BESIDE_SESSIONS);
     let limit = getrlimit(Resource::Nofile);
     // `None` is no limit.
-    let Some(current) = limit.current.filter(|current| *current < needed) else { return };
+    let Some(current) = limit.current.filter(|current| *current < needed) else {
+        return;
+    };
     let raised = limit.maximum.unwrap_or(needed).min(needed);
-    let available = match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), ..limit }) {
+    let available = match setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(raised),
+            ..limit
+        },
+    ) {
         Ok(()) => raised,
         Err(_) => current,
     };

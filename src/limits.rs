@@ -76,13 +76,19 @@ impl SessionLimits {
     pub fn try_read_ahead(&self, bytes: u64) -> Option<BlockMemory> {
         let permit = try_acquire(&self.user_read_ahead, bytes)?;
         let pool = self.budget.try_take_share(Share::ReadAhead, bytes)?;
-        Some(BlockMemory { _permit: permit, _pool: Some(pool) })
+        Some(BlockMemory {
+            _permit: permit,
+            _pool: Some(pool),
+        })
     }
 
     /// Memory of the session's own for a block that a READ needs, if it is free.
     pub fn try_own(&self, bytes: u64) -> Option<BlockMemory> {
         let permit = try_acquire(&self.own_blocks, bytes)?;
-        Some(BlockMemory { _permit: permit, _pool: None })
+        Some(BlockMemory {
+            _permit: permit,
+            _pool: None,
+        })
     }
 
     /// Places for READs that wait.

@@ -7,7 +7,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use tokio::net::TcpListener;
 
-const EXPECTED: &str = "use HOST:PORT, like 0.0.0.0:2222, localhost:2222 or [::1]:2222, or :2222 for all addresses";
+const EXPECTED: &str =
+    "use HOST:PORT, like 0.0.0.0:2222, localhost:2222 or [::1]:2222, or :2222 for all addresses";
 
 /// A host and a port to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +24,9 @@ impl FromStr for ListenAddress {
     fn from_str(text: &str) -> Result<ListenAddress, &'static str> {
         let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
         let port = port.parse().map_err(|_| EXPECTED)?;
-        let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let bracketed = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
         let host = match bracketed {
             Some(address) if is_ipv6(address) => Some(address),
             None if host.is_empty() => None,
@@ -31,7 +34,10 @@ impl FromStr for ListenAddress {
             None if !host.contains(['[', ']', ':']) => Some(host),
             _ => return Err(EXPECTED),
         };
-        Ok(ListenAddress { host: host.map(str::to_owned), port })
+        Ok(ListenAddress {
+            host: host.map(str::to_owned),
+            port,
+        })
     }
 }
 
@@ -60,7 +66,9 @@ impl ListenAddress {
 
     /// Listens, or says on what not.
     pub async fn bind(&self) -> anyhow::Result<TcpListener> {
-        self.try_bind().await.with_context(|| format!("can't listen on {self}"))
+        self.try_bind()
+            .await
+            .with_context(|| format!("can't listen on {self}"))
     }
 
     /// Listens on the first of the host's addresses that can be bound. Every address is `[::]`, which takes IPv4 too, and

@@ -21,12 +21,18 @@ pub struct LockedName {
 impl LockedName {
     /// The file or directory of this name, but nothing inside it.
     pub fn alone(key: &Key) -> LockedName {
-        LockedName { path: with_slash(key), subtree: false }
+        LockedName {
+            path: with_slash(key),
+            subtree: false,
+        }
     }
 
     /// The file or directory of this name, and all that is inside it.
     pub fn with_subtree(key: &Key) -> LockedName {
-        LockedName { path: with_slash(key), subtree: true }
+        LockedName {
+            path: with_slash(key),
+            subtree: true,
+        }
     }
 }
 
@@ -74,11 +80,19 @@ impl NameLocks {
         queue.next_number += 1;
         for LockedName { path, subtree } in &names {
             let entry = queue.entries.entry((path.clone(), number));
-            let entry = entry.or_insert(Entry { subtree: false, ended: ended.clone() });
+            let entry = entry.or_insert(Entry {
+                subtree: false,
+                ended: ended.clone(),
+            });
             entry.subtree |= subtree;
         }
         drop(queue);
-        NameLock { locks: self.clone(), names, number, ended }
+        NameLock {
+            locks: self.clone(),
+            names,
+            number,
+            ended,
+        }
     }
 
     /// Waits for the names.
@@ -103,14 +117,19 @@ impl NameLocks {
 
     async fn wait(&self, names: &[LockedName], number: u64) {
         loop {
-            let Some(entry) = self.find_earlier(names, number) else { return };
+            let Some(entry) = self.find_earlier(names, number) else {
+                return;
+            };
             entry.ended.cancelled().await;
         }
     }
 
     fn find_earlier(&self, names: &[LockedName], number: u64) -> Option<Entry> {
         let queue = self.queue();
-        names.iter().find_map(|name| queue.find_earlier(name, number)).cloned()
+        names
+            .iter()
+            .find_map(|name| queue.find_earlier(name, number))
+            .cloned()
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -124,7 +143,9 @@ impl Queue {
         let path = name.path.as_str();
         for (at, _) in path.match_indices('/') {
             let (above, _) = path.split_at(at + 1);
-            let mut here = self.entries.range((above.to_owned(), 0)..(above.to_owned(), number));
+            let mut here = self
+                .entries
+                .range((above.to_owned(), 0)..(above.to_owned(), number));
             let conflict = here.find(|(_, entry)| entry.subtree || above.len() == path.len());
             if let Some((_, entry)) = conflict {
                 return Some(entry);
@@ -135,7 +156,9 @@ impl Queue {
         }
         let from = self.entries.range((path.to_owned(), 0)..);
         let mut inside = from.take_while(|((other, _), _)| other.starts_with(path));
-        inside.find(|((_, other), _)| *other < number).map(|(_, entry)| entry)
+        inside
+            .find(|((_, other), _)| *other < number)
+            .map(|(_, entry)| entry)
     }
 }
 

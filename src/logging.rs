@@ -12,7 +12,8 @@ use std::{env, io};
 /// Without RUST_LOG. The S3 SDK and russh log at `info` what only their authors need.
 const DEFAULT_FILTER: &str = "error,sftpd=info";
 /// What to write instead of a RUST_LOG that does not do what it seems to say.
-const FILTER_ADVICE: &str = "use RUST_LOG=sftpd=debug for more lines, RUST_LOG=sftpd=warn for fewer";
+const FILTER_ADVICE: &str =
+    "use RUST_LOG=sftpd=debug for more lines, RUST_LOG=sftpd=warn for fewer";
 
 /// What standard error is connected to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,8 +37,12 @@ pub fn start() {
     let asked = env::var_os("RUST_LOG").unwrap_or_default();
     let filter = choose_filter(&asked.to_string_lossy());
     let destination = find_destination();
-    let write = move |out: &mut Formatter, record: &Record<'_>| write_line(out, record, destination);
-    env_logger::Builder::new().parse_filters(&filter.directives).format(write).init();
+    let write =
+        move |out: &mut Formatter, record: &Record<'_>| write_line(out, record, destination);
+    env_logger::Builder::new()
+        .parse_filters(&filter.directives)
+        .format(write)
+        .init();
     if let Some(warning) = filter.warning {
         log::warn!("{warning}");
     }
@@ -63,24 +68,42 @@ pub fn is_for_journal() -> bool {
 fn choose_filter(asked: &str) -> Filter {
     let default = DEFAULT_FILTER.to_owned();
     if asked.is_empty() {
-        return Filter { directives: default, warning: None };
+        return Filter {
+            directives: default,
+            warning: None,
+        };
     }
     if env_filter::Builder::new().try_parse(asked).is_err() {
-        let warning = format!("RUST_LOG={asked} can't be understood and is ignored: {FILTER_ADVICE}");
-        return Filter { directives: default, warning: Some(warning) };
+        let warning =
+            format!("RUST_LOG={asked} can't be understood and is ignored: {FILTER_ADVICE}");
+        return Filter {
+            directives: default,
+            warning: Some(warning),
+        };
     }
     if covers_sftpd(asked) {
-        return Filter { directives: asked.to_owned(), warning: None };
+        return Filter {
+            directives: asked.to_owned(),
+            warning: None,
+        };
     }
-    let warning = format!("RUST_LOG={asked} sets no level for sftpd, which stays at info: {FILTER_ADVICE}");
-    Filter { directives: format!("{default},{asked}"), warning: Some(warning) }
+    let warning =
+        format!("RUST_LOG={asked} sets no level for sftpd, which stays at info: {FILTER_ADVICE}");
+    Filter {
+        directives: format!("{default},{asked}"),
+        warning: Some(warning),
+    }
 }
 
 /// Whether one of the directives is a level for everything or names a module of sftpd. A word that is no level, a mistyped
 /// one too, is a module's name to env_logger.
 fn covers_sftpd(directives: &str) -> bool {
-    let names = directives.split(',').filter_map(|directive| directive.split(['=', '/']).next());
-    names.map(str::trim).any(|name| name.starts_with("sftpd") || name.parse::<LevelFilter>().is_ok())
+    let names = directives
+        .split(',')
+        .filter_map(|directive| directive.split(['=', '/']).next());
+    names
+        .map(str::trim)
+        .any(|name| name.starts_with("sftpd") || name.parse::<LevelFilter>().is_ok())
 }
 
 /// Systemd says in `JOURNAL_STREAM` which device and inode its journal reads
@@ -89,19 +112,29 @@ fn covers_sftpd(directives: &str) -> bool {
 fn find_destination() -> Destination {
     let announced = env::var("JOURNAL_STREAM").unwrap_or_default();
     match fstat(stderr()) {
-        Ok(found) if announced == format!("{}:{}", found.st_dev, found.st_ino) => Destination::Journal,
+        Ok(found) if announced == format!("{}:{}", found.st_dev, found.st_ino) => {
+            Destination::Journal
+        }
         _ => Destination::Other,
     }
 }
 
 /// Writes one line, whatever is in it: clients choose names and S3's answers repeat them, and neither may make lines of
 /// their own.
-fn write_line(out: &mut Formatter, record: &Record<'_>, destination: Destination) -> io::Result<()> {
+fn write_line(
+    out: &mut Formatter,
+    record: &Record<'_>,
+    destination: Destination,
+) -> io::Result<()> {
     let level = record.level();
     let module = record.target();
     let text = escape_controls(&record.args().to_string());
     match destination {
-        Destination::Journal => writeln!(out, "{}[{level:<5} {module}] {text}", journal_priority(level)),
+        Destination::Journal => writeln!(
+            out,
+            "{}[{level:<5} {module}] {text}",
+            journal_priority(level)
+        ),
         Destination::Other => {
             let time = out.timestamp();
             writeln!(out, "[{time} {level:<5} {module}] {text}")
@@ -136,10 +169,21 @@ mod tests {
 
     #[test]
     fn a_filter_that_leaves_sftpd_out_keeps_its_lines() {
-        for asked in
-            ["debug", "OFF", "sftpd=warn", "russh=debug,sftpd=debug", "sftpd::server=trace", "error,russh=info"]
-        {
-            assert_eq!(choose_filter(asked), Filter { directives: asked.to_owned(), warning: None });
+        for asked in [
+            "debug",
+            "OFF",
+            "sftpd=warn",
+            "russh=debug,sftpd=debug",
+            "sftpd::server=trace",
+            "error,russh=info",
+        ] {
+            assert_eq!(
+                choose_filter(asked),
+                Filter {
+                    directives: asked.to_owned(),
+                    warning: None
+                }
+            );
         }
         assert_eq!(choose_filter("").directives, DEFAULT_FILTER);
         for asked in ["bogus", "russh=debug", "inof"] {
@@ -156,6 +200,9 @@ mod tests {
 
     #[test]
     fn control_characters_are_escaped() {
-        assert_eq!(escape_controls("a\nb\u{1b}[31m\u{85}é"), "a\\nb\\u{1b}[31m\\u{85}é");
+        assert_eq!(
+            escape_controls("a\nb\u{1b}[31m\u{85}é"),
+            "a\\nb\\u{1b}[31m\\u{85}é"
+        );
     }
 }

@@ -23,8 +23,7 @@ use std::{fs, io, io::Write, io::stdout, path::PathBuf, process::ExitCode, sync:
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::{net::TcpListener, time::sleep};
 
-const AFTER_HELP: &str =
-    "Try it without a bucket: sftpd demo\nLog: RUST_LOG=sftpd=debug shows more lines, RUST_LOG=sftpd=warn fewer.";
+const AFTER_HELP: &str = "Try it without a bucket: sftpd demo\nLog: RUST_LOG=sftpd=debug shows more lines, RUST_LOG=sftpd=warn fewer.";
 
 /// An SFTP server that streams uploads straight into S3.
 ///
@@ -48,13 +47,24 @@ enum Command {
     /// Serve from memory on this machine, for one user with a fresh password: to try things out.
     Demo {
         /// Where to listen: an address or a name, and a port; port 0 takes any free one.
-        #[arg(long, env = "SFTPD_LISTEN", default_value = "127.0.0.1:2222", value_name = "HOST:PORT")]
+        #[arg(
+            long,
+            env = "SFTPD_LISTEN",
+            default_value = "127.0.0.1:2222",
+            value_name = "HOST:PORT"
+        )]
         listen: ListenAddress,
     },
     /// Add, change, remove and list users. A running server sees the change at the next login.
     Users {
         /// The users file.
-        #[arg(long, env = "SFTPD_USERS", default_value = "users.json", value_name = "FILE", global = true)]
+        #[arg(
+            long,
+            env = "SFTPD_USERS",
+            default_value = "users.json",
+            value_name = "FILE",
+            global = true
+        )]
         users: PathBuf,
         #[command(subcommand)]
         command: commands::Command,
@@ -76,7 +86,9 @@ async fn main() -> ExitCode {
     }
     let (command, matches) = arguments::parse::<Command>();
     logging::start();
-    let Err(error) = run(command, &matches).await else { return ExitCode::SUCCESS };
+    let Err(error) = run(command, &matches).await else {
+        return ExitCode::SUCCESS;
+    };
     logging::print_error(&format!("sftpd: {error:#}"));
     // 2 says that the operator has to change something before another try.
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
@@ -97,14 +109,20 @@ async fn run(command: Command, matches: &ArgMatches) -> anyhow::Result<()> {
 }
 
 fn print(text: &[u8]) -> anyhow::Result<()> {
-    stdout().write_all(text).context("can't write to standard output")
+    stdout()
+        .write_all(text)
+        .context("can't write to standard output")
 }
 
 /// The settings of `serve` that are not named in the line about its start and differ from their defaults.
 fn changed_settings(matches: &ArgMatches) -> Vec<String> {
     let command = Command::command();
-    let Some((name, matches)) = matches.subcommand() else { return Vec::new() };
-    let Some(subcommand) = command.find_subcommand(name) else { return Vec::new() };
+    let Some((name, matches)) = matches.subcommand() else {
+        return Vec::new();
+    };
+    let Some(subcommand) = command.find_subcommand(name) else {
+        return Vec::new();
+    };
     arguments::changed_settings(subcommand, matches, &["store", "listen", "users"])
 }
 
@@ -121,7 +139,10 @@ async fn serve(settings: &Settings, changed: &[String]) -> anyhow::Result<()> {
     let shutdown = Shutdown::default();
     watch_signals(shutdown.clone()).context("can't catch signals")?;
     if let Some((listener, handle)) = metrics {
-        log::info!("metrics on {}", listener.local_addr().context("no address")?);
+        log::info!(
+            "metrics on {}",
+            listener.local_addr().context("no address")?
+        );
         tokio::spawn(metrics::serve(listener, handle, shutdown.drain.clone()));
     }
     announce(&listener, &config, &shutdown)?;
@@ -147,7 +168,9 @@ async fn demo(listen: &ListenAddress) -> anyhow::Result<()> {
         _ => "127.0.0.1".to_owned(),
     };
     println!("Files live in memory and are gone at the end (Ctrl-C). In another terminal:\n");
-    println!("  sftp -P {port} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null demo@{host}\n");
+    println!(
+        "  sftp -P {port} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null demo@{host}\n"
+    );
     println!("Password: {password}");
     server::run(listener, config, shutdown).await;
     Ok(())
@@ -156,7 +179,12 @@ async fn demo(listen: &ListenAddress) -> anyhow::Result<()> {
 /// One line about what was asked for, before anything of it is tried.
 fn log_start(settings: &Settings, changed: &[String]) {
     let version = env!("CARGO_PKG_VERSION");
-    let Settings { store, listen, users, .. } = settings;
+    let Settings {
+        store,
+        listen,
+        users,
+        ..
+    } = settings;
     let file = users.display();
     let users = match UsersFile::read(users) {
         Ok(UsersFile { users }) => format!("{} in {file}", users.len()),
@@ -166,11 +194,17 @@ fn log_start(settings: &Settings, changed: &[String]) {
         [] => "defaults".to_owned(),
         changed => changed.join(" "),
     };
-    log::info!("sftpd {version}: store {store}, address {listen}, users {users}, settings {changed}");
+    log::info!(
+        "sftpd {version}: store {store}, address {listen}, users {users}, settings {changed}"
+    );
 }
 
 /// Logs that the server is ready, as the last line before it serves, and tells systemd. Returns the real address.
-fn announce(listener: &TcpListener, config: &Config, shutdown: &Shutdown) -> anyhow::Result<SocketAddr> {
+fn announce(
+    listener: &TcpListener,
+    config: &Config,
+    shutdown: &Shutdown,
+) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr().context("no address")?;
     let fingerprints: Vec<_> = config.host_keys.iter().map(HostKey::to_string).collect();
     log::info!("host key {}", fingerprints.join(", "));

@@ -43,7 +43,10 @@ fn write_subcommand(command: &clap::Command, page: &mut Vec<u8>) -> io::Result<(
     man.render_synopsis_section(&mut sections)?;
     man.render_description_section(&mut sections)?;
     man.render_options_section(&mut sections)?;
-    let name = command.get_display_name().unwrap_or(command.get_name()).replace('-', " ");
+    let name = command
+        .get_display_name()
+        .unwrap_or(command.get_name())
+        .replace('-', " ");
     let sections = String::from_utf8_lossy(&sections).replace(".SH ", ".SS ");
     page.extend(format!(".SH {}\n{sections}", name.to_uppercase()).bytes());
     for subcommand in command.get_subcommands() {

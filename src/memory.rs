@@ -14,15 +14,22 @@ const UPLOADS: std::ops::RangeInclusive<usize> = 16..=1000;
 
 /// How many files can be open for writing at once, beside a pool of so many bytes.
 pub fn uploads_beside(pool: u64) -> usize {
-    let limit = read_limit(Path::new(CGROUPS), "/proc/self/cgroup", "/proc/meminfo").unwrap_or(u64::MAX);
+    let limit =
+        read_limit(Path::new(CGROUPS), "/proc/self/cgroup", "/proc/meminfo").unwrap_or(u64::MAX);
     let uploads = limit.saturating_sub(BASE + pool) / SESSION_WITH_UPLOAD;
-    usize::try_from(uploads).unwrap_or(usize::MAX).clamp(*UPLOADS.start(), *UPLOADS.end())
+    usize::try_from(uploads)
+        .unwrap_or(usize::MAX)
+        .clamp(*UPLOADS.start(), *UPLOADS.end())
 }
 
 /// The least of the machine's memory and the limits of the control groups that this process is in, in bytes.
 fn read_limit(cgroups: &Path, own_cgroup: &str, meminfo: &str) -> Option<u64> {
-    let machine = fs::read_to_string(meminfo).ok().and_then(|text| parse_total(&text));
-    let group = fs::read_to_string(own_cgroup).ok().and_then(|text| find_group(&text));
+    let machine = fs::read_to_string(meminfo)
+        .ok()
+        .and_then(|text| parse_total(&text));
+    let group = fs::read_to_string(own_cgroup)
+        .ok()
+        .and_then(|text| find_group(&text));
     let mut limits: Vec<u64> = machine.into_iter().collect();
     let mut folder: PathBuf = cgroups.join(group.unwrap_or_default());
     while folder.starts_with(cgroups) {
@@ -39,14 +46,18 @@ fn read_limit(cgroups: &Path, own_cgroup: &str, meminfo: &str) -> Option<u64> {
 
 /// `MemTotal` ([proc_meminfo(5)](https://man7.org/linux/man-pages/man5/proc_meminfo.5.html)), in bytes.
 fn parse_total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     kibibytes.checked_mul(1024)
 }
 
 /// The path of the group in the unified hierarchy, relative to its root.
 fn find_group(own_cgroup: &str) -> Option<String> {
-    let path = own_cgroup.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let path = own_cgroup
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))?;
     Some(path.to_owned())
 }
 
@@ -59,14 +70,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let inner = folder.path().join("system.slice/sftpd.service");
         fs::create_dir_all(&inner).unwrap();
-        let [own, meminfo] = ["own", "meminfo"].map(|name| folder.path().join(name).display().to_string());
+        let [own, meminfo] =
+            ["own", "meminfo"].map(|name| folder.path().join(name).display().to_string());
         fs::write(&own, "0::/system.slice/sftpd.service\n").unwrap();
         fs::write(&meminfo, "MemTotal:       4000000 kB\nMemFree: 1 kB\n").unwrap();
         let limit = || read_limit(folder.path(), &own, &meminfo);
         assert_eq!(limit(), Some(4_096_000_000));
         fs::write(inner.join("memory.max"), "max\n").unwrap();
         assert_eq!(limit(), Some(4_096_000_000));
-        fs::write(folder.path().join("system.slice/memory.max"), "2147483648\n").unwrap();
+        fs::write(
+            folder.path().join("system.slice/memory.max"),
+            "2147483648\n",
+        )
+        .unwrap();
         assert_eq!(limit(), Some(2_147_483_648));
         fs::write(inner.join("memory.max"), "1073741824\n").unwrap();
         assert_eq!(limit(), Some(1_073_741_824));

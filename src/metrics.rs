@@ -5,7 +5,9 @@
 //! [Prometheus' conventions](https://prometheus.io/docs/practices/naming/).
 
 use anyhow::Context;
-use hyper::{Request, Response, StatusCode, body::Incoming, header::CONTENT_TYPE, server::conn::http1};
+use hyper::{
+    Request, Response, StatusCode, body::Incoming, header::CONTENT_TYPE, server::conn::http1,
+};
 use hyper::{header::HeaderValue, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
@@ -34,7 +36,9 @@ pub(crate) const ABORTED_UPLOADS: &str = "sftpd_aborted_uploads_total"; // resul
 pub(crate) const USERS_FILE_OK: &str = "sftpd_users_file_ok";
 
 /// Upper bounds in seconds: from a HEAD nearby to a part over a slow line.
-const SECONDS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
+const SECONDS: [f64; 13] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+];
 /// Most connections to the HTTP server at once. Each takes a descriptor that SFTP clients could have.
 const MAX_HTTP_CONNECTIONS: usize = 64;
 /// For a client to send its request. A balancer's health check waits for the answer for a few seconds at most, also when
@@ -63,8 +67,11 @@ impl Drop for OneMore {
 
 /// From now on figures are kept.
 pub fn install() -> anyhow::Result<PrometheusHandle> {
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Full(S3_REQUESTS.to_owned()), &SECONDS);
-    let handle = builder.and_then(PrometheusBuilder::install_recorder).context("can't keep metrics")?;
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(S3_REQUESTS.to_owned()), &SECONDS);
+    let handle = builder
+        .and_then(PrometheusBuilder::install_recorder)
+        .context("can't keep metrics")?;
     describe_gauge!(BUILD_INFO, "Which sftpd this is; always 1");
     describe_gauge!(CONNECTIONS, "SSH connections open");
     describe_gauge!(MAX_SESSIONS, "Most connections at once (--max-sessions)");
@@ -72,13 +79,32 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     describe_gauge!(SESSIONS, "SFTP sessions open");
     describe_counter!(LOGINS, "Attempts to log in");
     describe_counter!(TRANSFERS, "Files closed or cut off");
-    describe_counter!(TRANSFERRED_BYTES, Unit::Bytes, "Their bytes, counted at the end");
-    describe_histogram!(S3_REQUESTS, Unit::Seconds, "HTTP requests to S3, retries included, up to the answer's head");
-    describe_gauge!(BUFFER_MEMORY, Unit::Bytes, "Taken from the pool of --buffer-memory");
-    describe_gauge!(BUFFER_MEMORY_LIMIT, Unit::Bytes, "Size of the pool (--buffer-memory)");
+    describe_counter!(
+        TRANSFERRED_BYTES,
+        Unit::Bytes,
+        "Their bytes, counted at the end"
+    );
+    describe_histogram!(
+        S3_REQUESTS,
+        Unit::Seconds,
+        "HTTP requests to S3, retries included, up to the answer's head"
+    );
+    describe_gauge!(
+        BUFFER_MEMORY,
+        Unit::Bytes,
+        "Taken from the pool of --buffer-memory"
+    );
+    describe_gauge!(
+        BUFFER_MEMORY_LIMIT,
+        Unit::Bytes,
+        "Size of the pool (--buffer-memory)"
+    );
     describe_gauge!(OPEN_UPLOADS, "Files open for writing");
     describe_counter!(ABORTED_UPLOADS, "Multipart uploads given up");
-    describe_gauge!(USERS_FILE_OK, "0 while the users file can't be read and the last good one is in force");
+    describe_gauge!(
+        USERS_FILE_OK,
+        "0 while the users file can't be read and the last good one is in force"
+    );
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1);
     begin();
     Ok(handle)
@@ -86,12 +112,19 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
 
 /// Everything that is counted begins at 0: of a counter that appears with its first event nobody sees it rise.
 fn begin() {
-    [CONNECTIONS, SESSIONS, OPEN_UPLOADS].into_iter().for_each(|name| gauge!(name).set(0));
+    [CONNECTIONS, SESSIONS, OPEN_UPLOADS]
+        .into_iter()
+        .for_each(|name| gauge!(name).set(0));
     ["full", "strangers", "descriptors"]
         .into_iter()
         .for_each(|why| counter!(REFUSED_CONNECTIONS, "reason" => why).absolute(0));
-    ["aborted", "left"].into_iter().for_each(|result| counter!(ABORTED_UPLOADS, "result" => result).absolute(0));
-    for (method, result) in ["key", "password"].into_iter().flat_map(|m| ["accepted", "refused"].map(|r| (m, r))) {
+    ["aborted", "left"]
+        .into_iter()
+        .for_each(|result| counter!(ABORTED_UPLOADS, "result" => result).absolute(0));
+    for (method, result) in ["key", "password"]
+        .into_iter()
+        .flat_map(|m| ["accepted", "refused"].map(|r| (m, r)))
+    {
         counter!(LOGINS, "method" => method, "result" => result).absolute(0);
     }
     counter!(LOGINS, "method" => "password", "result" => "unheard").absolute(0);
@@ -126,19 +159,35 @@ pub async fn serve(listener: TcpListener, handle: PrometheusHandle, drain: Cance
                 async { Ok::<_, Infallible>(response) }
             });
             let mut http = http1::Builder::new();
-            http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(REQUEST_TIME);
-            let _ = timeout(CONNECTION_TIME, http.serve_connection(TokioIo::new(stream), service)).await;
+            http.keep_alive(false)
+                .timer(TokioTimer::new())
+                .header_read_timeout(REQUEST_TIME);
+            let _ = timeout(
+                CONNECTION_TIME,
+                http.serve_connection(TokioIo::new(stream), service),
+            )
+            .await;
             drop(permit);
         });
     }
 }
 
-fn answer(request: &Request<Incoming>, handle: &PrometheusHandle, draining: bool) -> Response<String> {
+fn answer(
+    request: &Request<Incoming>,
+    handle: &PrometheusHandle,
+    draining: bool,
+) -> Response<String> {
     let (status, text) = match request.uri().path() {
         "/metrics" => (StatusCode::OK, handle.render()),
-        "/healthz" if draining => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n".to_owned()),
+        "/healthz" if draining => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "shutting down\n".to_owned(),
+        ),
         "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "there are /metrics and /healthz\n".to_owned()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            "there are /metrics and /healthz\n".to_owned(),
+        ),
     };
     let mut response = Response::new(text);
     *response.status_mut() = status;

@@ -32,13 +32,28 @@ pub struct Settings {
     pub store: String,
     /// Where to listen: an address or a name, and a port; port 0 takes any free one. :2222 is port 2222 of all addresses,
     /// IPv6 included.
-    #[arg(long, env = "SFTPD_LISTEN", default_value = "0.0.0.0:2222", value_name = "HOST:PORT")]
+    #[arg(
+        long,
+        env = "SFTPD_LISTEN",
+        default_value = "0.0.0.0:2222",
+        value_name = "HOST:PORT"
+    )]
     pub listen: ListenAddress,
     /// Who may log in; see `sftpd users`.
-    #[arg(long, env = "SFTPD_USERS", default_value = "users.json", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "SFTPD_USERS",
+        default_value = "users.json",
+        value_name = "FILE"
+    )]
     pub users: PathBuf,
     /// Private keys of this host in OpenSSH's format; if there is none, an ed25519, an ECDSA and an RSA key are made.
-    #[arg(long, env = "SFTPD_HOST_KEYS", default_value = "host_keys", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "SFTPD_HOST_KEYS",
+        default_value = "host_keys",
+        value_name = "DIR"
+    )]
     pub host_keys: PathBuf,
     /// All part and read-ahead buffers together, at least four parts.
     #[arg(long, env = "SFTPD_BUFFER_MEMORY", default_value = "256MiB", value_parser = parse_size, value_name = "SIZE")]
@@ -72,7 +87,12 @@ pub struct Settings {
     #[arg(long, env = "SFTPD_ABANDONED_AFTER", default_value = "24h", value_parser = parse_time, value_name = "TIME")]
     abandoned_after: Duration,
     /// What SSH offers.
-    #[arg(long, env = "SFTPD_ALGORITHMS", default_value = "modern", value_name = "KIND")]
+    #[arg(
+        long,
+        env = "SFTPD_ALGORITHMS",
+        default_value = "modern",
+        value_name = "KIND"
+    )]
     algorithms: Algorithms,
     /// Addresses and networks (10.0.0.0/8) of load balancers, which begin each connection with a PROXY protocol header.
     #[arg(long, env = "SFTPD_PROXY_PROTOCOL", value_delimiter = ',', value_parser = parse_network, value_name = "NET,NET")]
@@ -94,10 +114,13 @@ impl Place<'_> {
     fn parse(store: &str) -> anyhow::Result<Place<'_>> {
         let place = store.strip_prefix("s3://").unwrap_or_default();
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-        Home::new(prefix, "").map_err(|error| Usage(anyhow!("the prefix {prefix:?} can't be used: {error}")))?;
+        Home::new(prefix, "")
+            .map_err(|error| Usage(anyhow!("the prefix {prefix:?} can't be used: {error}")))?;
         match bucket {
             "" if store == "memory:" => Ok(Place::Memory),
-            "" => bail!(Usage(anyhow!("neither s3://BUCKET, s3://BUCKET/PREFIX nor memory:"))),
+            "" => bail!(Usage(anyhow!(
+                "neither s3://BUCKET, s3://BUCKET/PREFIX nor memory:"
+            ))),
             bucket => Ok(Place::Bucket(bucket, prefix)),
         }
     }
@@ -112,7 +135,10 @@ impl Settings {
     /// When uploads of servers that died are aborted.
     pub fn abandoned_after(&self) -> anyhow::Result<Duration> {
         let time = self.abandoned_after;
-        let (given, least) = (humantime::format_duration(time), humantime::format_duration(MIN_ABANDONED_AFTER));
+        let (given, least) = (
+            humantime::format_duration(time),
+            humantime::format_duration(MIN_ABANDONED_AFTER),
+        );
         ensure!(
             time >= MIN_ABANDONED_AFTER,
             Usage(anyhow!(
@@ -127,13 +153,22 @@ impl Settings {
     pub fn part_sizes(&self) -> anyhow::Result<PartSizes> {
         let (part_size, memory) = (self.part_size, self.buffer_memory);
         let (first, most) = (part_size.as_u64(), memory.as_u64() / 4);
-        let short = "raise --buffer-memory (SFTPD_BUFFER_MEMORY) or lower --part-size (SFTPD_PART_SIZE)";
+        let short =
+            "raise --buffer-memory (SFTPD_BUFFER_MEMORY) or lower --part-size (SFTPD_PART_SIZE)";
         ensure!(
             first <= most,
-            Usage(anyhow!("--buffer-memory {memory} is less than four parts of {part_size}: {short}"))
+            Usage(anyhow!(
+                "--buffer-memory {memory} is less than four parts of {part_size}: {short}"
+            ))
         );
-        let PartSizes { cap, double_every, .. } = PartSizes::default();
-        Ok(PartSizes { first, cap: cap.min(most), double_every: if self.equal_parts { 0 } else { double_every } })
+        let PartSizes {
+            cap, double_every, ..
+        } = PartSizes::default();
+        Ok(PartSizes {
+            first,
+            cap: cap.min(most),
+            double_every: if self.equal_parts { 0 } else { double_every },
+        })
     }
 
     /// All that a server needs; makes the host key, and asks the bucket once.
@@ -145,8 +180,13 @@ impl Settings {
         let (store, prefix): (Arc<dyn Store>, _) = match place {
             Place::Memory => (Arc::new(MemoryStore::default()), ""),
             Place::Bucket(bucket, prefix) => {
-                let store = open_bucket(bucket, &top_key(prefix)?).await.map_err(exit_status);
-                (Arc::new(store.with_context(|| format!("can't serve {}", self.store))?), prefix)
+                let store = open_bucket(bucket, &top_key(prefix)?)
+                    .await
+                    .map_err(exit_status);
+                (
+                    Arc::new(store.with_context(|| format!("can't serve {}", self.store))?),
+                    prefix,
+                )
             }
         };
         Ok(Config {
@@ -154,7 +194,9 @@ impl Settings {
             buffer_memory: self.buffer_memory.as_u64(),
             part_sizes,
             max_sessions: self.max_sessions,
-            max_uploads: self.max_uploads.unwrap_or_else(|| uploads_beside(self.buffer_memory.as_u64())),
+            max_uploads: self
+                .max_uploads
+                .unwrap_or_else(|| uploads_beside(self.buffer_memory.as_u64())),
             login_timeout: self.login_timeout,
             idle_timeout: self.idle_timeout,
             drain_timeout: self.drain_timeout,
@@ -213,7 +255,9 @@ fn parse_part_size(text: &str) -> Result<ByteSize, &'static str> {
 
 fn parse_time(text: &str) -> Result<Duration, &'static str> {
     match humantime::parse_duration(text) {
-        Ok(time) if time > MAX_TIME => Err("longer than 100 years: use a time like 30s, 5m or 1h 30m"),
+        Ok(time) if time > MAX_TIME => {
+            Err("longer than 100 years: use a time like 30s, 5m or 1h 30m")
+        }
         Ok(time) => Ok(time),
         Err(_) => Err("use a time like 30s, 5m or 1h 30m"),
     }
@@ -221,7 +265,9 @@ fn parse_time(text: &str) -> Result<Duration, &'static str> {
 
 fn parse_time_above_zero(text: &str) -> Result<Duration, &'static str> {
     match parse_time(text) {
-        Ok(time) if time.is_zero() => Err("every session would end at once: use a time like 30s, 5m or 1h 30m"),
+        Ok(time) if time.is_zero() => {
+            Err("every session would end at once: use a time like 30s, 5m or 1h 30m")
+        }
         parsed => parsed,
     }
 }
@@ -247,13 +293,17 @@ async fn find_conditions(store: S3Store, top: &Key) -> S3Store {
     match store.find_conditions(top).await {
         Ok(kept) => {
             if let Some(missing) = describe_missing(&kept) {
-                log::info!("the store does not keep {missing}: serve its keys from one gateway only");
+                log::info!(
+                    "the store does not keep {missing}: serve its keys from one gateway only"
+                );
             }
             store.with_conditions(kept)
         }
         // Credentials that may only read, for example.
         Err(error) => {
-            log::warn!("can't find out which conditions the store keeps, so none is relied on: {error}");
+            log::warn!(
+                "can't find out which conditions the store keeps, so none is relied on: {error}"
+            );
             store.with_conditions(KeptConditions::NONE)
         }
     }
@@ -264,14 +314,28 @@ pub fn describe_missing(kept: &KeptConditions) -> Option<String> {
     let all = [
         (kept.put_absent, "If-None-Match on PutObject"),
         (kept.put_unchanged, "If-Match on PutObject"),
-        (kept.complete_absent, "If-None-Match on CompleteMultipartUpload"),
-        (kept.complete_unchanged, "If-Match on CompleteMultipartUpload"),
+        (
+            kept.complete_absent,
+            "If-None-Match on CompleteMultipartUpload",
+        ),
+        (
+            kept.complete_unchanged,
+            "If-Match on CompleteMultipartUpload",
+        ),
         (kept.copy_absent, "If-None-Match on CopyObject"),
         (kept.copy_source, "x-amz-copy-source-if-match on CopyObject"),
         (kept.delete_unchanged, "If-Match on DeleteObject"),
     ];
-    let missing: Vec<_> = all.iter().filter(|(kept, _)| !kept).map(|(_, name)| *name).collect();
-    if missing.is_empty() { None } else { Some(missing.join(", ")) }
+    let missing: Vec<_> = all
+        .iter()
+        .filter(|(kept, _)| !kept)
+        .map(|(_, name)| *name)
+        .collect();
+    if missing.is_empty() {
+        None
+    } else {
+        Some(missing.join(", "))
+    }
 }
 
 /// Exit status 2 says that the operator has to change something before another try.
@@ -289,9 +353,9 @@ fn parse_network(text: &str) -> Result<IpNet, &'static str> {
         Err(_) => text.parse::<IpNet>(),
     };
     match network {
-        Ok(network) if network.prefix_len() == 0 => {
-            Err("every client could claim any address: name the load balancers' own addresses or networks")
-        }
+        Ok(network) if network.prefix_len() == 0 => Err(
+            "every client could claim any address: name the load balancers' own addresses or networks",
+        ),
         Ok(network) => Ok(network),
         Err(_) => Err("use an address or a network like 10.0.0.0/8"),
     }

@@ -1,7 +1,12 @@
 //! What one client can do to the others: each limit on what can be piled up is attacked, and every wait must end.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -22,7 +27,11 @@ async fn large_parts(s3: &FakeS3, equal: bool) -> Server {
     Server::with(s3_store(s3), |config| {
         config.buffer_memory = 64 << 20;
         let double_every = if equal { 0 } else { 1000 };
-        config.part_sizes = PartSizes { first: 16 << 20, cap: 16 << 20, double_every };
+        config.part_sizes = PartSizes {
+            first: 16 << 20,
+            cap: 16 << 20,
+            double_every,
+        };
     })
     .await
 }
@@ -42,7 +51,10 @@ async fn uploads_of_one_session_never_wait_for_each_other() {
     within("all of them", async {
         for at in (0..data.len()).step_by(2 * MIB) {
             for handle in &handles {
-                client.write(handle, at as u64, &data[at..at + 2 * MIB]).await.unwrap();
+                client
+                    .write(handle, at as u64, &data[at..at + 2 * MIB])
+                    .await
+                    .unwrap();
             }
         }
         for handle in &handles {
@@ -63,16 +75,24 @@ async fn uploads_that_stop_leave_the_memory_to_others() {
     for n in 0..8 {
         let client = server.client().await;
         let handle = client.open(&format!("/stopped{n}"), PUT).await.unwrap();
-        client.write(&handle, 0, &noise(5 * MIB + 32 * 1024, n)).await.unwrap();
+        client
+            .write(&handle, 0, &noise(5 * MIB + 32 * 1024, n))
+            .await
+            .unwrap();
         stopped.push((client, handle));
     }
     let other = server.client().await;
     let data = noise(40 * MIB, 99);
-    within("another one's upload", other.put("/other", &data)).await.unwrap();
+    within("another one's upload", other.put("/other", &data))
+        .await
+        .unwrap();
     assert!(s3.object("alice/other").unwrap() == data);
     for (n, (client, handle)) in stopped.into_iter().enumerate() {
         client.close(&handle).await.unwrap();
-        assert!(s3.object(&format!("alice/stopped{n}")).unwrap() == noise(5 * MIB + 32 * 1024, n as u64));
+        assert!(
+            s3.object(&format!("alice/stopped{n}")).unwrap()
+                == noise(5 * MIB + 32 * 1024, n as u64)
+        );
     }
     assert_clean(&s3);
 }
@@ -87,18 +107,33 @@ async fn write(upload: &Upload, offset: u64, len: usize) -> Result<(), UploadErr
 /// Where parts can't leave before they are full, an upload that finds no memory fails, and does not hang.
 #[tokio::test(start_paused = true)]
 async fn equal_parts_that_find_no_memory_fail_in_the_end() {
-    let sizes = PartSizes { first: 16 << 20, cap: 16 << 20, double_every: 0 };
+    let sizes = PartSizes {
+        first: 16 << 20,
+        cap: 16 << 20,
+        double_every: 0,
+    };
     let store = Arc::new(MemoryStore::default());
     let context = Arc::new(Context::new(store.clone(), Budget::new(64 << 20), sizes));
     let open = |name: &str| {
         let (key, on_end) = (Key::new(name).unwrap(), Box::new(drop));
-        Upload::open(context.clone(), Target { key, base: None, condition: Condition::None, on_end })
+        Upload::open(
+            context.clone(),
+            Target {
+                key,
+                base: None,
+                condition: Condition::None,
+                on_end,
+            },
+        )
     };
     let first = open("first");
     write(&first, 0, 6 * MIB).await.unwrap();
     let second = open("second");
     let refused = write(&second, 0, 6 * MIB).await;
-    assert!(matches!(refused, Err(UploadError::Refused(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(UploadError::Refused(_))),
+        "{refused:?}"
+    );
     // The one that has the memory goes on, part by part.
     for at in (6..50).step_by(2) {
         write(&first, at << 20, 2 * MIB).await.unwrap();
@@ -106,7 +141,9 @@ async fn equal_parts_that_find_no_memory_fail_in_the_end() {
     let third = open("third");
     drop(second);
     let (answer, answered) = oneshot::channel();
-    first.close(Box::new(move |result| drop(answer.send(result)))).await;
+    first
+        .close(Box::new(move |result| drop(answer.send(result))))
+        .await;
     answered.await.unwrap().unwrap();
     write(&third, 0, 20 * MIB).await.unwrap();
     drop(third);
@@ -134,7 +171,10 @@ async fn an_upload_that_is_given_up_ends_though_its_parts_hang() {
 /// The second signal cuts a rename that copies by parts, or a directory: nothing half-done stays.
 #[tokio::test]
 async fn a_rename_that_is_cut_off_leaves_nothing_behind() {
-    for (source, target, operation) in [("/large", "/moved", "UploadPartCopy"), ("/d", "/e", "CopyObject")] {
+    for (source, target, operation) in [
+        ("/large", "/moved", "UploadPartCopy"),
+        ("/d", "/e", "CopyObject"),
+    ] {
         let s3 = FakeS3::start().await;
         s3.put("alice/large", noise(7 * MIB, 1));
         (0..40).for_each(|n| s3.put(&format!("alice/d/{n:02}"), "x"));
@@ -147,7 +187,8 @@ async fn a_rename_that_is_cut_off_leaves_nothing_behind() {
         } else {
             s3.fault(operation, When::From(20), Fault::Hang);
         }
-        let renaming = tokio::spawn(async move { client.sftp.rename(source, target).await.is_ok() });
+        let renaming =
+            tokio::spawn(async move { client.sftp.rename(source, target).await.is_ok() });
         let count = if operation == "UploadPartCopy" { 1 } else { 20 };
         eventually("it is under way", || s3.count(operation) >= count).await;
         server.shutdown.drain.cancel();
@@ -185,7 +226,11 @@ async fn a_channel_that_is_closed_in_mid_download_ends_its_session() {
         requests.extend(packet(3, 1, &[&text("/f"), &1_u32.to_be_bytes(), &[0; 4]]));
         for n in 0..600_u32 {
             let offset = u64::from(n) * 32 * 1024;
-            requests.extend(packet(5, 2 + n, &[&text("1"), &offset.to_be_bytes(), &32_768_u32.to_be_bytes()]));
+            requests.extend(packet(
+                5,
+                2 + n,
+                &[&text("1"), &offset.to_be_bytes(), &32_768_u32.to_be_bytes()],
+            ));
         }
         channel.data(&requests[..]).await.unwrap();
         // Some of it is on its way, and more than the window takes is not.
@@ -196,7 +241,9 @@ async fn a_channel_that_is_closed_in_mid_download_ends_its_session() {
     server.shutdown.drain.cancel();
     drop(client);
     let mut server = server;
-    within("the end of all sessions", &mut server.task).await.unwrap();
+    within("the end of all sessions", &mut server.task)
+        .await
+        .unwrap();
 }
 
 /// Nobody waits for the answer to a CLOSE that was sent: the file is stored all the same. Nor for a WRITE that nothing
@@ -310,10 +357,21 @@ async fn open_files_are_limited_by_user_and_uploads_by_memory() {
     for n in 0..6 {
         handles.push(client.open(&format!("/{n}"), PUT).await.unwrap());
     }
-    assert_eq!(code(client.open("/more", PUT).await), StatusCode::Failure, "three quarters are a user's");
+    assert_eq!(
+        code(client.open("/more", PUT).await),
+        StatusCode::Failure,
+        "three quarters are a user's"
+    );
     let writer = server.client_as("writer").await;
-    let theirs = [writer.open("/a", PUT).await.unwrap(), writer.open("/b", PUT).await.unwrap()];
-    assert_eq!(code(writer.open("/c", PUT).await), StatusCode::Failure, "all are taken");
+    let theirs = [
+        writer.open("/a", PUT).await.unwrap(),
+        writer.open("/b", PUT).await.unwrap(),
+    ];
+    assert_eq!(
+        code(writer.open("/c", PUT).await),
+        StatusCode::Failure,
+        "all are taken"
+    );
     client.close(&handles[0]).await.unwrap();
     let third = writer.open("/c", PUT).await.unwrap();
     for handle in theirs.iter().chain([&third]) {
@@ -343,7 +401,10 @@ async fn files_that_nobody_reads_cost_others_nothing() {
     s3.reset();
     assert!(reader.get("/large").await.unwrap() == data);
     let beside = s3.count("GetObject");
-    assert!(beside * 2 <= alone * 3, "{beside} requests beside idle files, {alone} alone");
+    assert!(
+        beside * 2 <= alone * 3,
+        "{beside} requests beside idle files, {alone} alone"
+    );
 }
 
 /// One READ each, answered and read, of as many files as a user may have open.
@@ -415,6 +476,9 @@ async fn names_under_rename_are_bounded() {
     (0..3000).for_each(|n| s3.put(&format!("alice/d/{name}{n}"), ""));
     let server = Server::with(s3_store(&s3), |config| config.buffer_memory = 8 << 20).await;
     let client = server.client().await;
-    assert_eq!(code(client.sftp.rename("/d", "/e").await), StatusCode::Failure);
+    assert_eq!(
+        code(client.sftp.rename("/d", "/e").await),
+        StatusCode::Failure
+    );
     assert_eq!((s3.objects().len(), s3.count("CopyObject")), (3000, 0));
 }

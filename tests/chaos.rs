@@ -2,7 +2,12 @@
 //! nobody else anything, and leaves nothing behind.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 #[path = "support/process.rs"]
 mod process;
@@ -17,8 +22,8 @@ use sftpd::budget::Budget;
 use sftpd::limits::UserLimits;
 use sftpd::sftp::{End, Settings};
 use sftpd::store::{
-    Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource, Store, StoreError,
-    memory::MemoryStore,
+    Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource, Store,
+    StoreError, memory::MemoryStore,
 };
 use sftpd::tree::{Home, Tree};
 use sftpd::upload::{Context, PartSizes};
@@ -55,14 +60,22 @@ async fn one_place(s3: &FakeS3) -> Server {
     }
     Server::with(s3_store(s3), |config| {
         config.max_sessions = 1;
-        config.part_sizes = PartSizes { first: PART as u64, cap: PART as u64, double_every: 0 };
+        config.part_sizes = PartSizes {
+            first: PART as u64,
+            cap: PART as u64,
+            double_every: 0,
+        };
         config.buffer_memory = 4 * PART as u64;
     })
     .await
 }
 
 /// Runs `act` as a client that is killed after so many bytes; how many had passed when it was over.
-async fn killed(server: &Server, limit: usize, act: impl AsyncFnOnce(Client) -> Result<(), SftpError>) -> usize {
+async fn killed(
+    server: &Server,
+    limit: usize,
+    act: impl AsyncFnOnce(Client) -> Result<(), SftpError>,
+) -> usize {
     let proxy = Proxy::start(server.address, limit, Fate::Reset).await;
     let whole = async { act(proxy.server.client().await).await };
     tokio::select! {
@@ -101,7 +114,9 @@ async fn at_every_point(
     let proxy = Proxy::start(server.address, usize::MAX, Fate::Reset).await;
     let client = proxy.server.client().await;
     let data = noise(20 * PART, 7);
-    within("a put with all of the pool", client.put("/last", &data)).await.unwrap();
+    within("a put with all of the pool", client.put("/last", &data))
+        .await
+        .unwrap();
     assert_eq!(s3.object("alice/last").unwrap(), data);
     within("the end of every upload", async {
         while shown(&client).await != stored(s3) {
@@ -120,8 +135,19 @@ async fn shown(client: &Client) -> Vec<String> {
 
 /// The same as they are.
 fn stored(s3: &FakeS3) -> Vec<String> {
-    let files = s3.objects().into_iter().filter(|key| key.matches('/').count() == 1);
-    files.map(|key| format!("{} {}", &key["alice/".len()..], s3.object(&key).unwrap().len())).collect()
+    let files = s3
+        .objects()
+        .into_iter()
+        .filter(|key| key.matches('/').count() == 1);
+    files
+        .map(|key| {
+            format!(
+                "{} {}",
+                &key["alice/".len()..],
+                s3.object(&key).unwrap().len()
+            )
+        })
+        .collect()
 }
 
 #[tokio::test]
@@ -137,9 +163,16 @@ async fn a_client_killed_in_a_put_leaves_the_old_object_or_the_whole_new_one() {
                 s3.put("alice/f", old);
             }
             closing.set(false);
-            let handle = client.sftp.open("/f", PUT, FileAttributes::empty()).await?.handle;
+            let handle = client
+                .sftp
+                .open("/f", PUT, FileAttributes::empty())
+                .await?
+                .handle;
             for (n, block) in data.chunks(32 * KIB).enumerate() {
-                client.sftp.write(&handle, (n * 32 * KIB) as u64, block.to_vec()).await?;
+                client
+                    .sftp
+                    .write(&handle, (n * 32 * KIB) as u64, block.to_vec())
+                    .await?;
             }
             closing.set(true);
             client.sftp.close(&handle).await.map(drop)
@@ -167,14 +200,25 @@ async fn a_client_killed_in_a_get_changes_nothing() {
     let data = noise(600 * KIB, 1);
     s3.put("alice/f", data.clone());
     let act = async |client: Client| {
-        let handle = client.sftp.open("/f", OpenFlags::READ, FileAttributes::empty()).await?.handle;
+        let handle = client
+            .sftp
+            .open("/f", OpenFlags::READ, FileAttributes::empty())
+            .await?
+            .handle;
         for offset in (0..data.len()).step_by(32 * KIB) {
-            let got = client.sftp.read(&handle, offset as u64, 32 * KIB as u32).await?.data;
+            let got = client
+                .sftp
+                .read(&handle, offset as u64, 32 * KIB as u32)
+                .await?
+                .data;
             assert!(data[offset..].starts_with(&got));
         }
         client.sftp.close(&handle).await.map(drop)
     };
-    at_every_point(&s3, &server, act, |_| assert_eq!(s3.object("alice/f").as_ref(), Some(&data))).await;
+    at_every_point(&s3, &server, act, |_| {
+        assert_eq!(s3.object("alice/f").as_ref(), Some(&data))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -192,15 +236,38 @@ async fn a_client_killed_in_a_rename_leaves_every_file_under_one_name() {
         for name in names {
             s3.put(&format!("alice/from-{}/{name}", round.get()), name);
         }
-        client.sftp.rename(format!("/from-{}/d", round.get()), format!("/from-{}/e", round.get())).await?;
-        client.sftp.rename(format!("/from-{}", round.get()), format!("/to-{}", round.get())).await.map(drop)
+        client
+            .sftp
+            .rename(
+                format!("/from-{}/d", round.get()),
+                format!("/from-{}/e", round.get()),
+            )
+            .await?;
+        client
+            .sftp
+            .rename(
+                format!("/from-{}", round.get()),
+                format!("/to-{}", round.get()),
+            )
+            .await
+            .map(drop)
     };
     at_every_point(&s3, &server, act, |limit| {
-        let (objects, both) = (s3.objects(), ["from", "to"].map(|top| format!("{top}-{}", round.get())));
-        let d = if objects.iter().any(|key| key.ends_with("/e")) { "e" } else { "d" };
+        let (objects, both) = (
+            s3.objects(),
+            ["from", "to"].map(|top| format!("{top}-{}", round.get())),
+        );
+        let d = if objects.iter().any(|key| key.ends_with("/e")) {
+            "e"
+        } else {
+            "d"
+        };
         let whole = both.map(|top| ["a", "b/c", d].map(|name| format!("alice/{top}/{name}")));
         // Killed before it had begun, it leaves what the last check or none left.
-        assert!(whole.iter().any(|whole| objects == *whole), "after {limit} bytes: {objects:?}");
+        assert!(
+            whole.iter().any(|whole| objects == *whole),
+            "after {limit} bytes: {objects:?}"
+        );
     })
     .await;
 }
@@ -224,9 +291,14 @@ async fn a_client_killed_in_a_listing_harms_nobody() {
 #[test]
 fn a_killed_openssh_client_leaves_the_old_object_or_the_whole_new_one() {
     const SIZE: usize = 11 * MIB;
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (old, new) = (process::Content::from("the old one"), process::noise(SIZE, 1));
+    let (old, new) = (
+        process::Content::from("the old one"),
+        process::noise(SIZE, 1),
+    );
     gateway.write("new", &new);
     gateway.put_object("large", &new);
     gateway.write(".put", "put new file");
@@ -234,14 +306,31 @@ fn a_killed_openssh_client_leaves_the_old_object_or_the_whole_new_one() {
     let mut dice = dice(4);
     for n in 0..20 {
         gateway.put_object("file", &old.0);
-        let limit = if n % 4 == 0 { SIZE + dice(8 * KIB) } else { dice(SIZE) };
+        let limit = if n % 4 == 0 {
+            SIZE + dice(8 * KIB)
+        } else {
+            dice(SIZE)
+        };
         let address = ([127, 0, 0, 1], gateway.port).into();
         let proxy = runtime.block_on(Proxy::start(address, limit, Fate::Hold));
         let mut sftp = gateway.command("sftp");
-        sftp.args(["-o", &format!("Port={}", proxy.server.address.port()), "-o", "StrictHostKeyChecking=no"]);
-        sftp.args(["-o", "UserKnownHostsFile=/dev/null", "-b", if n % 2 == 0 { ".put" } else { ".get" }, "-F"]);
+        sftp.args([
+            "-o",
+            &format!("Port={}", proxy.server.address.port()),
+            "-o",
+            "StrictHostKeyChecking=no",
+        ]);
+        sftp.args([
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-b",
+            if n % 2 == 0 { ".put" } else { ".get" },
+            "-F",
+        ]);
         sftp.arg(gateway.ssh_config()).arg(process::HOST);
-        sftp.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        sftp.stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let mut client = process::Running::spawn(&mut sftp);
         let broken = runtime.block_on(async {
             tokio::select! {
@@ -250,14 +339,29 @@ fn a_killed_openssh_client_leaves_the_old_object_or_the_whole_new_one() {
             }
         });
         drop(client);
-        process::eventually("no upload is in progress", || gateway.uploads().is_empty().then_some(()));
+        process::eventually("no upload is in progress", || {
+            gateway.uploads().is_empty().then_some(())
+        });
         let object = gateway.object("file").expect("the old one at least");
         // CLOSE follows the last byte of the file.
         let may_be_new = n % 2 == 0 && limit > SIZE;
-        assert!(object == old || (may_be_new && object.0 == new), "after {limit} bytes: {object:?}");
-        assert!(broken || may_be_new, "the client ended by itself, with {} of {limit} bytes", proxy.passed());
+        assert!(
+            object == old || (may_be_new && object.0 == new),
+            "after {limit} bytes: {object:?}"
+        );
+        assert!(
+            broken || may_be_new,
+            "the client ended by itself, with {} of {limit} bytes",
+            proxy.passed()
+        );
     }
-    gateway.run(gateway.command("sftp").args(["-b", ".put", "-F"]).arg(gateway.ssh_config()).arg(process::HOST));
+    gateway.run(
+        gateway
+            .command("sftp")
+            .args(["-b", ".put", "-F"])
+            .arg(gateway.ssh_config())
+            .arg(process::HOST),
+    );
     gateway.expect_object("file", new);
 }
 
@@ -276,11 +380,18 @@ async fn a_peer_that_vanishes_without_a_word_is_found() {
     tokio::time::pause();
     let began = Instant::now();
     sleep(Duration::from_secs(600)).await;
-    assert_eq!(store.uploads(), 1, "a quiet client that answers is left in peace");
+    assert_eq!(
+        store.uploads(),
+        1,
+        "a quiet client that answers is left in peace"
+    );
     proxy.break_now();
     while store.uploads() > 0 {
         sleep(Duration::from_secs(1)).await;
-        assert!(began.elapsed() < Duration::from_secs(600 + 180), "still there");
+        assert!(
+            began.elapsed() < Duration::from_secs(600 + 180),
+            "still there"
+        );
     }
     tokio::time::resume();
     within("its place", place(server.address, HELLO)).await;
@@ -293,19 +404,29 @@ async fn a_login_without_a_session_does_not_last() {
         let server = Server::start(Arc::new(MemoryStore::default())).await;
         let mut ssh = SshClient::connect(&server).await;
         assert!(ssh.login("alice", PASSWORD).await);
-        let _channel = if with_channel { Some(ssh.channel().await.unwrap()) } else { None };
+        let _channel = if with_channel {
+            Some(ssh.channel().await.unwrap())
+        } else {
+            None
+        };
         let (busy, other) = (server.client().await, server.client().await);
         tokio::time::pause();
         let began = Instant::now();
         while !ssh.is_closed() {
             sleep(Duration::from_secs(60)).await;
             busy.size("/").await.unwrap();
-            assert!(began.elapsed() < Duration::from_secs(4000), "still there: with a channel: {with_channel}");
+            assert!(
+                began.elapsed() < Duration::from_secs(4000),
+                "still there: with a channel: {with_channel}"
+            );
         }
         busy.put("/f", b"untouched").await.unwrap();
         while !other.ssh.is_closed() {
             sleep(Duration::from_secs(60)).await;
-            assert!(began.elapsed() < Duration::from_secs(8000), "idle, and still there");
+            assert!(
+                began.elapsed() < Duration::from_secs(8000),
+                "idle, and still there"
+            );
         }
         tokio::time::resume();
     }
@@ -314,10 +435,16 @@ async fn a_login_without_a_session_does_not_last() {
 #[tokio::test]
 async fn one_byte_at_a_time_is_no_way_to_stay_without_a_login() {
     let brief = Duration::from_millis(500);
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.login_timeout = brief).await;
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
+        config.login_timeout = brief
+    })
+    .await;
     // Before the version is whole, and in the middle of a packet of 32 KiB that would begin the key exchange.
     for greeting in [&b"SSH-2.0-"[..], b"SSH-2.0-test\r\n\0\0\x80\0\x04\x14"] {
-        let (mut from, mut to) = TcpStream::connect(server.address).await.unwrap().into_split();
+        let (mut from, mut to) = TcpStream::connect(server.address)
+            .await
+            .unwrap()
+            .into_split();
         to.write_all(greeting).await.unwrap();
         let trickle = async {
             while to.write_all(b"x").await.is_ok() {
@@ -325,19 +452,31 @@ async fn one_byte_at_a_time_is_no_way_to_stay_without_a_login() {
             }
         };
         let mut heard = Vec::new();
-        let _ = within("the end", async { tokio::join!(from.read_to_end(&mut heard), trickle) }).await;
+        let _ = within("the end", async {
+            tokio::join!(from.read_to_end(&mut heard), trickle)
+        })
+        .await;
     }
 }
 
 /// A session whose clock may be paused: there is no socket.
 fn settings(idle_timeout: Duration) -> (Arc<MemoryStore>, Settings) {
     let store = Arc::new(MemoryStore::default());
-    let context = Arc::new(Context::new(store.clone(), Budget::new(64 << 20), PartSizes::default()));
+    let context = Arc::new(Context::new(
+        store.clone(),
+        Budget::new(64 << 20),
+        PartSizes::default(),
+    ));
     let settings = Settings {
         budget: context.budget.clone(),
         limits: Arc::new(UserLimits::new(256, &context.budget)),
         uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap(), false),
+        tree: Tree::new(
+            context,
+            Arc::default(),
+            Home::new("", "alice").unwrap(),
+            false,
+        ),
         access: Access::ReadWrite,
         who: "alice@test".into(),
         user: "alice".into(),
@@ -375,7 +514,11 @@ impl sftpd::sftp::Sink for Ear {
 
 /// INIT, OPEN of /f for writing (its handle is 1), and one WRITE of 255 KiB.
 fn open_and_write() -> (Vec<u8>, Vec<u8>) {
-    let open = [packet(1, 3, &[]), packet(3, 1, &[&text("/f"), &[0, 0, 0, 26], &[0; 4]])].concat();
+    let open = [
+        packet(1, 3, &[]),
+        packet(3, 1, &[&text("/f"), &[0, 0, 0, 26], &[0; 4]]),
+    ]
+    .concat();
     let data = [&(255 * KIB as u32).to_be_bytes()[..], &noise(255 * KIB, 1)].concat();
     (open, packet(6, 2, &[&text("1"), &[0; 8], &data]))
 }
@@ -392,7 +535,15 @@ async fn one_byte_of_a_packet_a_second_is_idleness() {
         }
         let began = Instant::now();
         let heard = Ear(Arc::default());
-        let end = sftpd::sftp::serve(Slow { pieces, pause: Duration::from_secs(1) }, heard, settings).await;
+        let end = sftpd::sftp::serve(
+            Slow {
+                pieces,
+                pause: Duration::from_secs(1),
+            },
+            heard,
+            settings,
+        )
+        .await;
         assert!(matches!(end, End::Idle(_)), "{end}");
         assert!(began.elapsed() < 2 * minute, "{:?}", began.elapsed());
     }
@@ -411,7 +562,15 @@ async fn a_slow_line_is_not_idle() {
     }
     pieces.push(packet(4, 3, &[&text("1")]).into());
     let heard = Ear(Arc::default());
-    let end = sftpd::sftp::serve(Slow { pieces, pause: Duration::from_millis(100) }, heard, settings).await;
+    let end = sftpd::sftp::serve(
+        Slow {
+            pieces,
+            pause: Duration::from_millis(100),
+        },
+        heard,
+        settings,
+    )
+    .await;
     assert!(matches!(end, End::Idle(_)), "{end}");
     let file = store.head(&Key::new("alice/f").unwrap()).await.unwrap();
     assert_eq!(file.size, 2550 * KIB as u64);
@@ -439,7 +598,12 @@ impl Store for Fragile {
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
         self.at("head").head(key).await
     }
-    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>, StoreError> {
+    async fn get(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        etag: &str,
+    ) -> Result<Vec<Bytes>, StoreError> {
         self.at("get").get(key, range, etag).await
     }
     async fn put(
@@ -454,17 +618,36 @@ impl Store for Fragile {
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<(), StoreError> {
         self.at("delete").delete(key, condition).await
     }
-    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String, StoreError> {
+    async fn copy(
+        &self,
+        from: CopySource<'_>,
+        to: &Key,
+        condition: &Condition,
+    ) -> Result<String, StoreError> {
         self.at("copy").copy(from, to, condition).await
     }
     async fn list(&self, request: ListRequest<'_>) -> Result<Page, StoreError> {
         self.at("list").list(request).await
     }
-    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String, StoreError> {
-        self.at("create_upload").create_upload(key, attributes).await
+    async fn create_upload(
+        &self,
+        key: &Key,
+        attributes: &Attributes,
+    ) -> Result<String, StoreError> {
+        self.at("create_upload")
+            .create_upload(key, attributes)
+            .await
     }
-    async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part, StoreError> {
-        self.at("upload_part").upload_part(key, upload_id, number, body).await
+    async fn upload_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> Result<Part, StoreError> {
+        self.at("upload_part")
+            .upload_part(key, upload_id, number, body)
+            .await
     }
     async fn copy_part(
         &self,
@@ -473,7 +656,9 @@ impl Store for Fragile {
         number: u32,
         from: PartSource<'_>,
     ) -> Result<Part, StoreError> {
-        self.at("copy_part").copy_part(key, upload_id, number, from).await
+        self.at("copy_part")
+            .copy_part(key, upload_id, number, from)
+            .await
     }
     async fn complete(
         &self,
@@ -482,7 +667,9 @@ impl Store for Fragile {
         parts: &[Part],
         condition: &Condition,
     ) -> Result<String, StoreError> {
-        self.at("complete").complete(key, upload_id, parts, condition).await
+        self.at("complete")
+            .complete(key, upload_id, parts, condition)
+            .await
     }
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<(), StoreError> {
         self.at("abort").abort(key, upload_id).await
@@ -503,9 +690,18 @@ async fn a_store_that_panics_costs_one_request() {
     let (client, other) = (server.client().await, server.client().await);
     let (small, large) = (noise(1000, 1), noise(11 * MIB, 2));
     client.put("/old", &large).await.unwrap();
-    for breaks in
-        ["head", "get", "put", "delete", "copy", "list", "create_upload", "upload_part", "copy_part", "complete"]
-    {
+    for breaks in [
+        "head",
+        "get",
+        "put",
+        "delete",
+        "copy",
+        "list",
+        "create_upload",
+        "upload_part",
+        "copy_part",
+        "complete",
+    ] {
         *store.breaks.lock().unwrap() = breaks;
         let failed = within(breaks, async {
             match breaks {
@@ -525,9 +721,15 @@ async fn a_store_that_panics_costs_one_request() {
         assert_eq!(failed.0, StatusCode::Failure, "{breaks}: {}", failed.1);
         *store.breaks.lock().unwrap() = "";
         eventually("nothing is in progress", || store.store.uploads() == 0).await;
-        within("the listing", async { while client.list("/").await.unwrap() != [format!("old {}", large.len())] {} })
-            .await;
-        assert_eq!(code(client.size("/f").await), StatusCode::NoSuchFile, "{breaks}");
+        within("the listing", async {
+            while client.list("/").await.unwrap() != [format!("old {}", large.len())] {}
+        })
+        .await;
+        assert_eq!(
+            code(client.size("/f").await),
+            StatusCode::NoSuchFile,
+            "{breaks}"
+        );
         for client in [&client, &other] {
             client.put("/g", &small).await.unwrap();
             assert_eq!(client.get("/g").await.unwrap(), small);
@@ -540,7 +742,10 @@ async fn a_store_that_panics_costs_one_request() {
     client.write(&handle, 0, &large[..6 * MIB]).await.unwrap();
     *store.breaks.lock().unwrap() = "abort";
     drop(client);
-    within("the upload's end", async { while other.size("/f").await.is_ok() {} }).await;
+    within("the upload's end", async {
+        while other.size("/f").await.is_ok() {}
+    })
+    .await;
     drop(other);
     server.shutdown.drain.cancel();
     within("the server's end", &mut server.task).await.unwrap();
@@ -550,7 +755,9 @@ async fn a_store_that_panics_costs_one_request() {
 /// can be under way.
 #[test]
 fn openssh_stays_connected_while_the_store_stalls() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     if !gateway.stall("UploadPart", Duration::from_secs(8)) {
         return;
     }
@@ -558,7 +765,14 @@ fn openssh_stays_connected_while_the_store_stalls() {
     gateway.write("up", &data);
     gateway.write(".batch", "put up file");
     let mut sftp = gateway.command("sftp");
-    sftp.args(["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=3", "-b", ".batch"]);
+    sftp.args([
+        "-o",
+        "ServerAliveInterval=1",
+        "-o",
+        "ServerAliveCountMax=3",
+        "-b",
+        ".batch",
+    ]);
     gateway.run(sftp.arg("-F").arg(gateway.ssh_config()).arg(process::HOST));
     gateway.expect_object("file", &data);
 }
@@ -572,7 +786,16 @@ fn key_exchanges(size: usize, options: &[&str]) -> Option<usize> {
     gateway.write("up", &data);
     gateway.write(".batch", "put up file\nget file down");
     let mut sftp = gateway.command("sh");
-    sftp.args(["-c", "exec \"$0\" \"$@\" 2>&1", "sftp", "-o", "LogLevel=DEBUG1", "-b", ".batch"]).args(options);
+    sftp.args([
+        "-c",
+        "exec \"$0\" \"$@\" 2>&1",
+        "sftp",
+        "-o",
+        "LogLevel=DEBUG1",
+        "-b",
+        ".batch",
+    ])
+    .args(options);
     let said = gateway.run(sftp.arg("-F").arg(gateway.ssh_config()).arg(process::HOST));
     gateway.expect_object("file", &data);
     assert!(gateway.read("down").0 == data);
@@ -581,7 +804,9 @@ fn key_exchanges(size: usize, options: &[&str]) -> Option<usize> {
 
 #[test]
 fn transfers_survive_many_key_exchanges() {
-    let Some(exchanges) = key_exchanges(64 * MIB, &["-o", "RekeyLimit=1M"]) else { return };
+    let Some(exchanges) = key_exchanges(64 * MIB, &["-o", "RekeyLimit=1M"]) else {
+        return;
+    };
     assert!(exchanges > 60, "{exchanges} key exchanges");
 }
 
@@ -589,6 +814,8 @@ fn transfers_survive_many_key_exchanges() {
 #[test]
 #[ignore = "moves 2.4 GB: for a release build"]
 fn transfers_survive_the_key_exchanges_that_the_server_asks_for() {
-    let Some(exchanges) = key_exchanges(1200 * MIB, &["-c", "aes128-gcm@openssh.com"]) else { return };
+    let Some(exchanges) = key_exchanges(1200 * MIB, &["-c", "aes128-gcm@openssh.com"]) else {
+        return;
+    };
     assert_eq!(exchanges, 3, "one at the start, one each way");
 }

@@ -2,7 +2,12 @@
 //! the manual page. All of it with the real binary.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -21,9 +26,18 @@ use support::{PUT, eventually};
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut add = Command::new(env!("CARGO_BIN_EXE_sftpd"));
-    add.current_dir(folder.path()).args(["users", "add", "alice", "--password"]);
-    let mut add = add.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    add.stdin.take().unwrap().write_all(support::PASSWORD.as_bytes()).unwrap();
+    add.current_dir(folder.path())
+        .args(["users", "add", "alice", "--password"]);
+    let mut add = add
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    add.stdin
+        .take()
+        .unwrap()
+        .write_all(support::PASSWORD.as_bytes())
+        .unwrap();
     assert!(add.wait().unwrap().success());
     folder
 }
@@ -37,7 +51,10 @@ fn sftpd(folder: &Path, variables: &[(&str, &str)]) -> Command {
             command.env_remove(name);
         }
     }
-    command.current_dir(folder).envs(variables.iter().copied()).stdin(Stdio::null());
+    command
+        .current_dir(folder)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null());
     command
 }
 
@@ -46,7 +63,9 @@ fn try_serve(folder: &Path, args: &[&str], variables: &[(&str, &str)]) -> (Optio
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let mut command = sftpd(folder, variables);
-    command.args(["serve", "--store", "memory:", "--listen", &address]).args(args);
+    command
+        .args(["serve", "--store", "memory:", "--listen", &address])
+        .args(args);
     let Output { status, stderr, .. } = command.output().unwrap();
     (status.code(), String::from_utf8(stderr).unwrap())
 }
@@ -69,10 +88,14 @@ impl Drop for Running {
 impl Running {
     fn start(mut command: Command) -> Running {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut lines = BufReader::new(child.stderr.take().unwrap())
+            .lines()
+            .map_while(Result::ok);
         let mut log = Vec::new();
         let ready = loop {
-            let Some(line) = lines.next() else { panic!("never ready: {log:#?}") };
+            let Some(line) = lines.next() else {
+                panic!("never ready: {log:#?}")
+            };
             log.push(line.clone());
             if let Some((_, address)) = line.split_once("listening on ") {
                 break address.to_owned();
@@ -80,7 +103,11 @@ impl Running {
         };
         // Nobody reads on, and the server must not wait for a reader.
         std::thread::spawn(move || lines.for_each(drop));
-        Running { child, log, address: ready.parse().unwrap() }
+        Running {
+            child,
+            log,
+            address: ready.parse().unwrap(),
+        }
     }
 
     fn line(&self, text: &str) -> Option<&String> {
@@ -121,9 +148,14 @@ async fn health_is_answered_while_others_hold_connections() {
             matches!((&mut &*other).read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
         })
     });
-    assert!(answered_beside_others, "the answer came after the others had to go");
+    assert!(
+        answered_beside_others,
+        "the answer came after the others had to go"
+    );
     // More than there are places for: they are cut, one after the other.
-    let _others: Vec<_> = (0..200).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let _others: Vec<_> = (0..200)
+        .map(|_| TcpStream::connect(&address).unwrap())
+        .collect();
     assert_eq!(http_get(&address, "/healthz").1, "ok\n");
 }
 
@@ -142,7 +174,11 @@ async fn switches_take_what_people_write() {
         (":", &["--dir-markers"], true),
         (":", &["--dir-markers=on"], true),
         ("export SFTPD_DIR_MARKERS=on", &["--dir-markers=off"], false),
-        ("export SFTPD_EQUAL_PARTS=yes", &["--dir-markers", "--equal-parts=no"], true),
+        (
+            "export SFTPD_EQUAL_PARTS=yes",
+            &["--dir-markers", "--equal-parts=no"],
+            true,
+        ),
     ] {
         let s3 = FakeS3::start().await;
         let server = Process::start_after(setting, &s3, args);
@@ -154,9 +190,15 @@ async fn switches_take_what_people_write() {
 
 /// Every variable that `--help` names.
 fn variables(folder: &Path, command: &str) -> Vec<String> {
-    let output = sftpd(folder, &[]).args([command, "--help"]).output().unwrap();
+    let output = sftpd(folder, &[])
+        .args([command, "--help"])
+        .output()
+        .unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
-    let named = help.split("[env: ").skip(1).filter_map(|rest| rest.split_once('='));
+    let named = help
+        .split("[env: ")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('='));
     named.map(|(name, _)| name.to_owned()).collect()
 }
 
@@ -169,43 +211,106 @@ fn empty_variables_count_as_unset() {
     let mut serve = sftpd(folder.path(), &empty);
     serve.args(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"]);
     let server = Running::start(serve);
-    assert!(server.line("settings defaults").is_some(), "{:#?}", server.log);
+    assert!(
+        server.line("settings defaults").is_some(),
+        "{:#?}",
+        server.log
+    );
     assert!(server.greets_at("127.0.0.1"));
     // Where one is needed, empty is missing, and the error names it.
     let output = sftpd(folder.path(), &empty).arg("serve").output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
-    assert!(said.contains("--store <URL>") && said.contains("SFTPD_STORE"), "{said}");
+    assert!(
+        said.contains("--store <URL>") && said.contains("SFTPD_STORE"),
+        "{said}"
+    );
 }
 
 #[test]
 fn an_error_names_the_variable_that_a_value_comes_from() {
     let folder = folder();
     for (variable, value, flag, sentence) in [
-        ("SFTPD_EQUAL_PARTS", "maybe", "--equal-parts=maybe", "use on or off"),
-        ("SFTPD_MAX_SESSIONS", "many", "--max-sessions=many", "use a number like 1000"),
-        ("SFTPD_BUFFER_MEMORY", "abc", "--buffer-memory=abc", "use a size like 256MiB"),
-        ("SFTPD_PART_SIZE", "5 lots", "--part-size=5 lots", "use a size like 64MiB"),
-        ("SFTPD_PART_SIZE", "6GiB", "--part-size=6GiB", "maximum of 5GiB"),
-        ("SFTPD_IDLE_TIMEOUT", "soon", "--idle-timeout=soon", "use a time like 30s"),
-        ("SFTPD_DRAIN_TIMEOUT", "1000y", "--drain-timeout=1000y", "use a time like 30s"),
+        (
+            "SFTPD_EQUAL_PARTS",
+            "maybe",
+            "--equal-parts=maybe",
+            "use on or off",
+        ),
+        (
+            "SFTPD_MAX_SESSIONS",
+            "many",
+            "--max-sessions=many",
+            "use a number like 1000",
+        ),
+        (
+            "SFTPD_BUFFER_MEMORY",
+            "abc",
+            "--buffer-memory=abc",
+            "use a size like 256MiB",
+        ),
+        (
+            "SFTPD_PART_SIZE",
+            "5 lots",
+            "--part-size=5 lots",
+            "use a size like 64MiB",
+        ),
+        (
+            "SFTPD_PART_SIZE",
+            "6GiB",
+            "--part-size=6GiB",
+            "maximum of 5GiB",
+        ),
+        (
+            "SFTPD_IDLE_TIMEOUT",
+            "soon",
+            "--idle-timeout=soon",
+            "use a time like 30s",
+        ),
+        (
+            "SFTPD_DRAIN_TIMEOUT",
+            "1000y",
+            "--drain-timeout=1000y",
+            "use a time like 30s",
+        ),
         ("SFTPD_METRICS", "off", "--metrics=off", "use HOST:PORT"),
-        ("SFTPD_METRICS", "::1:9464", "--metrics=::1:9464", "[::1]:2222"),
-        ("SFTPD_PROXY_PROTOCOL", "balancer", "--proxy-protocol=balancer", "10.0.0.0/8"),
+        (
+            "SFTPD_METRICS",
+            "::1:9464",
+            "--metrics=::1:9464",
+            "[::1]:2222",
+        ),
+        (
+            "SFTPD_PROXY_PROTOCOL",
+            "balancer",
+            "--proxy-protocol=balancer",
+            "10.0.0.0/8",
+        ),
     ] {
         let (status, said) = try_serve(folder.path(), &[], &[(variable, value)]);
         assert_eq!(status, Some(2), "{said}");
-        assert!(said.contains(&format!("comes from the variable {variable}")) && said.contains(sentence), "{said}");
+        assert!(
+            said.contains(&format!("comes from the variable {variable}"))
+                && said.contains(sentence),
+            "{said}"
+        );
         let (status, said) = try_serve(folder.path(), &[flag], &[]);
         assert_eq!(status, Some(2), "{said}");
-        assert!(!said.contains(variable) && said.contains(sentence), "{said}");
+        assert!(
+            !said.contains(variable) && said.contains(sentence),
+            "{said}"
+        );
         // The flag counts, and what is wrong with it does not come from the variable.
         let (status, said) = try_serve(folder.path(), &[flag], &[(variable, value)]);
         assert_eq!(status, Some(2), "{said}");
         assert!(!said.contains(variable), "{said}");
     }
     let (status, said) = try_serve(folder.path(), &[], &[]);
-    assert_eq!(status, Some(1), "the rest of these commands is right: {said}");
+    assert_eq!(
+        status,
+        Some(1),
+        "the rest of these commands is right: {said}"
+    );
 }
 
 #[test]
@@ -215,8 +320,14 @@ fn values_that_cannot_be_meant_are_refused() {
         ("--max-sessions=0", "nobody could connect"),
         ("--login-timeout=0s", "every session would end at once"),
         ("--idle-timeout=0s", "every session would end at once"),
-        ("--proxy-protocol=0.0.0.0/0", "every client could claim any address"),
-        ("--proxy-protocol=10.0.0.1,::/0", "every client could claim any address"),
+        (
+            "--proxy-protocol=0.0.0.0/0",
+            "every client could claim any address",
+        ),
+        (
+            "--proxy-protocol=10.0.0.1,::/0",
+            "every client could claim any address",
+        ),
         ("--part-size=1MiB", "minimum of 5MiB"),
         ("--buffer-memory=8MiB", "SFTPD_BUFFER_MEMORY"),
     ] {
@@ -224,7 +335,11 @@ fn values_that_cannot_be_meant_are_refused() {
         assert_eq!(status, Some(2), "{flag}: {said}");
         assert!(said.contains(sentence), "{flag}: {said}");
     }
-    for flag in ["--drain-timeout=0s", "--max-sessions=1", "--proxy-protocol=10.0.0.0/8,::1"] {
+    for flag in [
+        "--drain-timeout=0s",
+        "--max-sessions=1",
+        "--proxy-protocol=10.0.0.0/8,::1",
+    ] {
         assert_eq!(try_serve(folder.path(), &[flag], &[]).0, Some(1), "{flag}");
     }
 }
@@ -249,25 +364,45 @@ fn addresses_are_taken_as_people_write_them() {
         serve.args(["serve", "--store", "memory:", "--metrics", address]);
         let server = Running::start(serve);
         assert!(server.greets_at(host), "{address}");
-        let metrics = server.line("metrics on ").unwrap().rsplit(':').next().unwrap();
-        let metrics = if host.contains(':') { format!("[{host}]:{metrics}") } else { format!("{host}:{metrics}") };
+        let metrics = server
+            .line("metrics on ")
+            .unwrap()
+            .rsplit(':')
+            .next()
+            .unwrap();
+        let metrics = if host.contains(':') {
+            format!("[{host}]:{metrics}")
+        } else {
+            format!("{host}:{metrics}")
+        };
         assert_eq!(http_get(&metrics, "/healthz").1, "ok\n", "{address}");
         let mut demo = sftpd(folder.path(), &[]);
-        demo.args(["demo", "--listen", address]).stdout(Stdio::piped());
+        demo.args(["demo", "--listen", address])
+            .stdout(Stdio::piped());
         let mut demo = Running::start(demo);
         assert!(demo.greets_at(host), "{address}");
-        let mut lines = BufReader::new(demo.child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut lines = BufReader::new(demo.child.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok);
         let shown = lines.find(|line| line.contains("sftp -P")).unwrap();
         let reachable = shown.rsplit('@').next().unwrap().trim_matches(['[', ']']);
         assert!(demo.greets_at(reachable), "{shown}");
     }
     let (status, said) = {
-        let output =
-            sftpd(folder.path(), &[]).args(["demo", "--listen", "no-such-host.invalid:2222"]).output().unwrap();
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        let output = sftpd(folder.path(), &[])
+            .args(["demo", "--listen", "no-such-host.invalid:2222"])
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
     };
     assert_eq!(status, Some(1));
-    assert!(said.contains("can't listen on no-such-host.invalid:2222"), "{said}");
+    assert!(
+        said.contains("can't listen on no-such-host.invalid:2222"),
+        "{said}"
+    );
 }
 
 /// To a socket for IPv6 a client with IPv4 has an address of another form.
@@ -276,7 +411,9 @@ async fn a_client_is_known_by_its_own_address_on_a_socket_for_all() {
     let folder = folder();
     let log = folder.path().join("log");
     let mut serve = sftpd(folder.path(), &[]);
-    serve.args(["serve", "--store", "memory:", "--listen", "0"]).stderr(File::create(&log).unwrap());
+    serve
+        .args(["serve", "--store", "memory:", "--listen", "0"])
+        .stderr(File::create(&log).unwrap());
     let mut child = serve.spawn().unwrap();
     let mut port = None;
     eventually("ready", || {
@@ -320,24 +457,56 @@ async fn a_hangup_drains_unless_it_is_ignored() {
 #[test]
 fn a_wrong_log_level_does_not_silence_the_log() {
     let folder = folder();
-    for (level, warned) in [("bogus", true), ("sftpd=bogus", true), ("russh=warn", true), ("", false), ("info", false)]
-    {
+    for (level, warned) in [
+        ("bogus", true),
+        ("sftpd=bogus", true),
+        ("russh=warn", true),
+        ("", false),
+        ("info", false),
+    ] {
         let mut serve = sftpd(folder.path(), &[("RUST_LOG", level)]);
         serve.args(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"]);
         let server = Running::start(serve);
         let warning = server.line("RUST_LOG");
-        assert_eq!(warning.is_some_and(|line| line.contains("RUST_LOG=sftpd=debug")), warned, "{level}: {warning:?}");
+        assert_eq!(
+            warning.is_some_and(|line| line.contains("RUST_LOG=sftpd=debug")),
+            warned,
+            "{level}: {warning:?}"
+        );
     }
-    let help = sftpd(folder.path(), &[]).arg("--help").output().unwrap().stdout;
-    assert!(String::from_utf8(help).unwrap().contains("RUST_LOG=sftpd=debug"));
+    let help = sftpd(folder.path(), &[])
+        .arg("--help")
+        .output()
+        .unwrap()
+        .stdout;
+    assert!(
+        String::from_utf8(help)
+            .unwrap()
+            .contains("RUST_LOG=sftpd=debug")
+    );
 }
 
 #[test]
 fn the_first_line_says_what_was_asked_for() {
     let folder = folder();
-    let mut serve = sftpd(folder.path(), &[("SFTPD_MAX_SESSIONS", "40"), ("SFTPD_IDLE_TIMEOUT", "30m")]);
-    serve.args(["serve", "--store", "memory:", "--listen", "127.0.0.1:0", "--equal-parts"]);
-    serve.args(["--proxy-protocol", "10.0.0.1,10.1.0.0/16", "--metrics", "127.0.0.1:0"]);
+    let mut serve = sftpd(
+        folder.path(),
+        &[("SFTPD_MAX_SESSIONS", "40"), ("SFTPD_IDLE_TIMEOUT", "30m")],
+    );
+    serve.args([
+        "serve",
+        "--store",
+        "memory:",
+        "--listen",
+        "127.0.0.1:0",
+        "--equal-parts",
+    ]);
+    serve.args([
+        "--proxy-protocol",
+        "10.0.0.1,10.1.0.0/16",
+        "--metrics",
+        "127.0.0.1:0",
+    ]);
     serve.env("AWS_SECRET_ACCESS_KEY", "hush");
     let server = Running::start(serve);
     let first = &server.log[0];
@@ -353,10 +522,16 @@ fn the_first_line_says_what_was_asked_for() {
     ] {
         assert!(first.contains(part), "{part}: {first}");
     }
-    assert!(!first.contains("idle-timeout") && !first.contains("part-size"), "defaults: {first}");
+    assert!(
+        !first.contains("idle-timeout") && !first.contains("part-size"),
+        "defaults: {first}"
+    );
     assert!(server.log.iter().all(|line| !line.contains("hush")));
     let last = server.log.last().unwrap();
-    assert!(last.ends_with(&format!("INFO  sftpd] listening on {}", server.address)), "{last}");
+    assert!(
+        last.ends_with(&format!("INFO  sftpd] listening on {}", server.address)),
+        "{last}"
+    );
 }
 
 /// Runs `serve` until it fails for want of its address, with a file as standard error that systemd announces, or not.
@@ -367,7 +542,10 @@ fn log_in_file(folder: &Path, args: &[&str], journal: impl FnOnce(&File) -> Stri
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let mut command = sftpd(folder, &[("JOURNAL_STREAM", &stream)]);
-    command.args(["serve", "--store", "memory:", "--listen", &address]).args(args).stderr(file);
+    command
+        .args(["serve", "--store", "memory:", "--listen", &address])
+        .args(args)
+        .stderr(file);
     assert!(!command.status().unwrap().success());
     fs::read_to_string(path).unwrap()
 }
@@ -375,26 +553,52 @@ fn log_in_file(folder: &Path, args: &[&str], journal: impl FnOnce(&File) -> Stri
 #[test]
 fn lines_for_the_journal_have_priorities_and_no_time() {
     let folder = folder();
-    let announce = |file: &File| format!("{}:{}", file.metadata().unwrap().dev(), file.metadata().unwrap().ino());
+    let announce = |file: &File| {
+        format!(
+            "{}:{}",
+            file.metadata().unwrap().dev(),
+            file.metadata().unwrap().ino()
+        )
+    };
     let text = log_in_file(folder.path(), &["--max-sessions", "9000000000"], announce);
     let lines: Vec<_> = text.lines().collect();
     assert!(lines[0].starts_with("<6>[INFO  sftpd] sftpd "), "{text}");
-    assert!(lines.iter().any(|line| line.starts_with("<4>[WARN  sftpd::descriptors] ")), "{text}");
-    assert!(lines.last().unwrap().starts_with("<3>sftpd: can't listen on "), "{text}");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.starts_with("<4>[WARN  sftpd::descriptors] ")),
+        "{text}"
+    );
+    assert!(
+        lines
+            .last()
+            .unwrap()
+            .starts_with("<3>sftpd: can't listen on "),
+        "{text}"
+    );
     let text = log_in_file(folder.path(), &["--max-sessions", "0"], announce);
-    assert!(!text.is_empty() && text.lines().all(|line| line.starts_with("<3>")), "{text}");
+    assert!(
+        !text.is_empty() && text.lines().all(|line| line.starts_with("<3>")),
+        "{text}"
+    );
     // The variable is inherited by programs whose standard error is another file.
     for stream in ["", "1:2", "x"] {
         let text = log_in_file(folder.path(), &[], |_| stream.to_owned());
         assert!(text.starts_with("[20"), "{text}");
-        assert!(text.lines().last().unwrap().starts_with("sftpd: "), "{text}");
+        assert!(
+            text.lines().last().unwrap().starts_with("sftpd: "),
+            "{text}"
+        );
     }
 }
 
 /// The soft limit on open files.
 fn soft_limit(server: &Process) -> u64 {
     let limits = fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap();
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
@@ -406,7 +610,12 @@ async fn descriptors_are_provided_for_all_sessions_or_a_warning() {
     assert_eq!(server.logged("file descriptors"), 0);
     let server = Process::start_after("ulimit -n 60", &s3, &["--max-sessions", "200"]);
     assert_eq!(soft_limit(&server), 60);
-    assert_eq!(server.logged("--max-sessions 200 may need 500 file descriptors and this process may have 60"), 1);
+    assert_eq!(
+        server.logged(
+            "--max-sessions 200 may need 500 file descriptors and this process may have 60"
+        ),
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -417,36 +626,73 @@ async fn without_descriptors_the_log_is_not_flooded_and_a_metric_counts() {
     let metrics = server.said("metrics on ").unwrap();
     let count = || {
         let text = http_get(&metrics, "/metrics").1;
-        text.lines().find_map(|line| line.strip_prefix(COUNTER)).unwrap().parse::<u64>().unwrap()
+        text.lines()
+            .find_map(|line| line.strip_prefix(COUNTER))
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
     };
     assert_eq!(count(), 0);
     let began = Instant::now();
-    let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(server.server.address).unwrap()).collect();
-    eventually("no descriptor is left", || server.logged("can't accept a connection") > 0).await;
+    let crowd: Vec<_> = (0..100)
+        .map(|_| TcpStream::connect(server.server.address).unwrap())
+        .collect();
+    eventually("no descriptor is left", || {
+        server.logged("can't accept a connection") > 0
+    })
+    .await;
     // Five tries a second go on meanwhile.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let (lines, minutes) = (server.logged("can't accept a connection"), began.elapsed().as_secs() / 60);
-    assert!(lines as u64 <= 1 + minutes, "{lines} lines in {:?}", began.elapsed());
+    let (lines, minutes) = (
+        server.logged("can't accept a connection"),
+        began.elapsed().as_secs() / 60,
+    );
+    assert!(
+        lines as u64 <= 1 + minutes,
+        "{lines} lines in {:?}",
+        began.elapsed()
+    );
     drop(crowd);
-    eventually("connections are accepted again", || std::panic::catch_unwind(count).is_ok_and(|count| count > 1)).await;
+    eventually("connections are accepted again", || {
+        std::panic::catch_unwind(count).is_ok_and(|count| count > 1)
+    })
+    .await;
 }
 
 #[test]
 fn completions_and_the_manual_cover_every_command() {
     let folder = folder();
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        let output = sftpd(folder.path(), &[]).args(["completions", shell]).output().unwrap();
+        let output = sftpd(folder.path(), &[])
+            .args(["completions", shell])
+            .output()
+            .unwrap();
         let script = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success());
         assert!(
-            ["serve", "doctor", "demo", "users", "buffer-memory"].iter().all(|word| script.contains(word)),
+            ["serve", "doctor", "demo", "users", "buffer-memory"]
+                .iter()
+                .all(|word| script.contains(word)),
             "{shell}"
         );
     }
-    let output = sftpd(folder.path(), &[("SFTPD_STORE", "s3://not-in-the-manual")]).arg("man").output().unwrap();
+    let output = sftpd(folder.path(), &[("SFTPD_STORE", "s3://not-in-the-manual")])
+        .arg("man")
+        .output()
+        .unwrap();
     let page = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && page.contains(".TH sftpd 1"), "{page}");
-    for text in ["SFTPD SERVE", "SFTPD DOCTOR", "SFTPD DEMO", "SFTPD USERS ADD", "SFTPD USERS REMOVE", "SFTPD_STORE"] {
+    assert!(
+        output.status.success() && page.contains(".TH sftpd 1"),
+        "{page}"
+    );
+    for text in [
+        "SFTPD SERVE",
+        "SFTPD DOCTOR",
+        "SFTPD DEMO",
+        "SFTPD USERS ADD",
+        "SFTPD USERS REMOVE",
+        "SFTPD_STORE",
+    ] {
         assert!(page.contains(text), "{text}");
     }
     for name in variables(folder.path(), "serve") {
@@ -460,15 +706,29 @@ fn completions_and_the_manual_cover_every_command() {
 fn manage_users_explains_itself() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("manage-users");
-    fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/manage-users"), &script).unwrap();
+    fs::copy(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/manage-users"),
+        &script,
+    )
+    .unwrap();
     let run = |args: &[&str]| {
-        let output =
-            Command::new(&script).args(args).env("PATH", "/usr/bin:/bin").env_remove("SFTPD").output().unwrap();
-        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+        let output = Command::new(&script)
+            .args(args)
+            .env("PATH", "/usr/bin:/bin")
+            .env_remove("SFTPD")
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap(),
+        )
     };
     let (status, said) = run(&["--help"]);
     assert_eq!(status, Some(0), "{said}");
-    assert!(said.contains("--host") && !said.contains("set -eu"), "{said}");
+    assert!(
+        said.contains("--host") && !said.contains("set -eu"),
+        "{said}"
+    );
     let (status, said) = run(&["--host"]);
     assert_eq!(status, Some(2), "{said}");
 }

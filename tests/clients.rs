@@ -5,7 +5,12 @@
 //! the one in `support/s3.rs`. After every test no multipart upload may be in progress.
 
 // A panic is how a test fails, in its helpers too.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 #[path = "support/process.rs"]
 mod process;
@@ -28,7 +33,9 @@ fn a_tree() -> Files {
         ("sub/one", noise(70_000, 2)),
         ("sub/deeper/two", noise(5 * 1024 * 1024, 3)),
     ];
-    files.map(|(name, bytes)| (name.to_owned(), Content(bytes))).into()
+    files
+        .map(|(name, bytes)| (name.to_owned(), Content(bytes)))
+        .into()
 }
 
 /// Names that shells, URLs and S3 have their own ideas about.
@@ -39,7 +46,9 @@ fn odd_files(gateway: &Gateway) -> Files {
     let backslash = (!gateway.has(Deviation::NoBackslash)).then_some("back\\slash");
     let long = "n".repeat(255);
     let names = ODD_NAMES.split('/').chain(backslash).chain([long.as_str()]);
-    names.map(|name| (name.to_owned(), Content::from(name))).collect()
+    names
+        .map(|name| (name.to_owned(), Content::from(name)))
+        .collect()
 }
 
 // OpenSSH sftp
@@ -48,14 +57,23 @@ fn odd_files(gateway: &Gateway) -> Files {
 fn sftp(gateway: &Gateway, user: &str, batch: &str) -> Command {
     gateway.write(".batch", batch);
     let mut command = gateway.command("sftp");
-    command.arg("-F").arg(gateway.ssh_config()).args(["-b", ".batch", &format!("{user}@{HOST}")]);
+    command
+        .arg("-F")
+        .arg(gateway.ssh_config())
+        .args(["-b", ".batch", &format!("{user}@{HOST}")]);
     command
 }
 
 #[test]
 fn sftp_puts_and_gets() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
-    for (name, bytes) in [("small", noise(1000, 1)), ("empty", Vec::new()), ("big", noise(20_000_000, 2))] {
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
+    for (name, bytes) in [
+        ("small", noise(1000, 1)),
+        ("empty", Vec::new()),
+        ("big", noise(20_000_000, 2)),
+    ] {
         gateway.write(name, &bytes);
         gateway.requests();
         gateway.run(&mut sftp(&gateway, USER, &format!("put {name}")));
@@ -75,7 +93,9 @@ fn sftp_puts_and_gets() {
 
 #[test]
 fn sftp_puts_and_gets_directories() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     let files = a_tree();
     gateway.write_all("tree", &files);
     gateway.run(&mut sftp(&gateway, USER, "put -r tree\nget -r tree back"));
@@ -85,20 +105,33 @@ fn sftp_puts_and_gets_directories() {
 
 #[test]
 fn sftp_takes_odd_names() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     let files = odd_files(&gateway);
     gateway.write_all("odd", &files);
     gateway.run(&mut sftp(&gateway, USER, "put -r odd\nget -r odd back"));
     assert_eq!(gateway.objects("odd/"), files);
     assert_eq!(gateway.read_all("back"), files);
-    gateway.run(&mut sftp(&gateway, USER, "rename \"odd/a+b\" \"odd/100%2F\"\nrm \"odd/two words\""));
+    gateway.run(&mut sftp(
+        &gateway,
+        USER,
+        "rename \"odd/a+b\" \"odd/100%2F\"\nrm \"odd/two words\"",
+    ));
     let keys = gateway.keys();
-    assert!(keys.contains(&"odd/100%2F".to_owned()) && !keys.contains(&"odd/a+b".to_owned()), "{keys:?}");
+    assert!(
+        keys.contains(&"odd/100%2F".to_owned()) && !keys.contains(&"odd/a+b".to_owned()),
+        "{keys:?}"
+    );
     assert!(!keys.contains(&"odd/two words".to_owned()), "{keys:?}");
     if !gateway.has(Deviation::NoLongNames) {
         let long = "n".repeat(900);
         gateway.write("file", "hello");
-        gateway.run(&mut sftp(&gateway, USER, &format!("put file {long}\nget {long} back/file")));
+        gateway.run(&mut sftp(
+            &gateway,
+            USER,
+            &format!("put file {long}\nget {long} back/file"),
+        ));
         gateway.expect_object(&long, "hello");
         assert_eq!(gateway.read("back/file"), "hello".into());
     }
@@ -107,7 +140,9 @@ fn sftp_takes_odd_names() {
 /// No SFTP client can make these, other users of the bucket can.
 #[test]
 fn sftp_shows_what_only_s3_allows() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     gateway.put_object("marker/", "");
     gateway.put_object("marked/", "");
     gateway.put_object("marked/file", "hello");
@@ -117,37 +152,67 @@ fn sftp_shows_what_only_s3_allows() {
         gateway.put_object("a/b", "beside");
         names.insert(1, "a/");
         gateway.run(&mut sftp(&gateway, USER, "get a\nget a/b"));
-        assert_eq!((gateway.read("a"), gateway.read("b")), ("file".into(), "beside".into()));
+        assert_eq!(
+            (gateway.read("a"), gateway.read("b")),
+            ("file".into(), "beside".into())
+        );
     }
     let listed = |path: &str| {
         let lines = gateway.run(&mut sftp(&gateway, USER, &format!("@ls -l {path}")));
         let name = |line: &str| {
             let name = line.rsplit(' ').next().unwrap_or_default();
-            if line.starts_with('d') { format!("{name}/") } else { name.to_owned() }
+            if line.starts_with('d') {
+                format!("{name}/")
+            } else {
+                name.to_owned()
+            }
         };
         let mut names: Vec<_> = lines.lines().map(name).collect();
         names.sort();
         names
     };
     assert_eq!(listed("/"), names);
-    assert_eq!((listed("marker"), listed("marked")), (vec![], vec!["file".to_owned()]));
-    gateway.run(&mut sftp(&gateway, USER, "rmdir marker\nrm marked/file\nrmdir marked"));
-    assert!(gateway.keys().iter().all(|key| key.starts_with('a')), "{:?}", gateway.keys());
+    assert_eq!(
+        (listed("marker"), listed("marked")),
+        (vec![], vec!["file".to_owned()])
+    );
+    gateway.run(&mut sftp(
+        &gateway,
+        USER,
+        "rmdir marker\nrm marked/file\nrmdir marked",
+    ));
+    assert!(
+        gateway.keys().iter().all(|key| key.starts_with('a')),
+        "{:?}",
+        gateway.keys()
+    );
 }
 
 #[test]
 fn sftp_manages_files() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     gateway.write("file", "hello there");
     gateway.run(&mut sftp(
         &gateway,
         USER,
         "mkdir d\nput -p file d/one\nput file d/two\nrename d/one d/three\nrm d/two\nmkdir d/empty\nchmod 600 d/three",
     ));
-    assert_eq!(gateway.objects(""), [("d/three".to_owned(), Content::from("hello there"))].into());
+    assert_eq!(
+        gateway.objects(""),
+        [("d/three".to_owned(), Content::from("hello there"))].into()
+    );
     let list = gateway.run(&mut sftp(&gateway, USER, "ls -l d"));
-    let of = |name: &str| list.lines().find(|line| line.ends_with(name)).unwrap_or_else(|| panic!("{name}: {list}"));
-    assert!(of(" three").starts_with("-rw") && of(" three").contains(" 11 "), "{list}");
+    let of = |name: &str| {
+        list.lines()
+            .find(|line| line.ends_with(name))
+            .unwrap_or_else(|| panic!("{name}: {list}"))
+    };
+    assert!(
+        of(" three").starts_with("-rw") && of(" three").contains(" 11 "),
+        "{list}"
+    );
     assert!(of(" empty").starts_with("drwx"), "{list}");
     gateway.run(&mut sftp(&gateway, USER, "put file d/four"));
     gateway.refused(&mut sftp(&gateway, USER, "rmdir d"));
@@ -155,7 +220,11 @@ fn sftp_manages_files() {
     gateway.refused(&mut sftp(&gateway, USER, "get d/nothing"));
     assert_eq!(gateway.keys(), ["d/four", "d/three"]);
     // OpenSSH renames with posix-rename, which replaces.
-    gateway.run(&mut sftp(&gateway, USER, "rename d e\nrename e/four e/three\nrm e/three\nrmdir e/empty\nrmdir e"));
+    gateway.run(&mut sftp(
+        &gateway,
+        USER,
+        "rename d e\nrename e/four e/three\nrm e/three\nrmdir e/empty\nrmdir e",
+    ));
     assert_eq!(gateway.keys(), [""; 0]);
     let df = gateway.run(&mut sftp(&gateway, USER, "df -h"));
     assert!(df.lines().any(|line| line.ends_with("0%")), "{df}");
@@ -163,7 +232,9 @@ fn sftp_manages_files() {
 
 #[test]
 fn sftp_resumes() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     let whole = noise(20_000_000, 4);
     // Loaded into the buffer, copied inside the store, and one whose tail is too short to be copied.
     for there in [1000, 7_000_000, 10 * 1024 * 1024 + 7] {
@@ -179,17 +250,26 @@ fn sftp_resumes() {
 
 #[test]
 fn sftp_logs_in_with_a_password() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     gateway.write("askpass", format!("#!/bin/sh\necho '{PASSWORD}'\n"));
     gateway.run(gateway.command("chmod").args(["+x", "askpass"]));
     gateway.write("file", "hello");
     let login = || {
         let mut command = gateway.command("sftp");
         // The first word on an option counts, and -b brings BatchMode.
-        let options = "-oBatchMode=no -oPreferredAuthentications=password -oNumberOfPasswordPrompts=1";
+        let options =
+            "-oBatchMode=no -oPreferredAuthentications=password -oNumberOfPasswordPrompts=1";
         command.args(options.split(' '));
-        command.arg("-F").arg(gateway.ssh_config()).args(["-b", ".batch", HOST]);
-        command.env("SSH_ASKPASS", gateway.path("askpass")).env("SSH_ASKPASS_REQUIRE", "force").env("DISPLAY", ":0");
+        command
+            .arg("-F")
+            .arg(gateway.ssh_config())
+            .args(["-b", ".batch", HOST]);
+        command
+            .env("SSH_ASKPASS", gateway.path("askpass"))
+            .env("SSH_ASKPASS_REQUIRE", "force")
+            .env("DISPLAY", ":0");
         command
     };
     gateway.write(".batch", "put file");
@@ -206,26 +286,47 @@ fn slow_put(gateway: &Gateway) -> Running {
     gateway.write("new", noise(60_000_000, 5));
     gateway.write(".batch", "put new file");
     let mut command = gateway.command("sftp");
-    command.args(["-l", "40000", "-b", ".batch", "-F"]).arg(gateway.ssh_config()).arg(HOST);
-    Running::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
+    command
+        .args(["-l", "40000", "-b", ".batch", "-F"])
+        .arg(gateway.ssh_config())
+        .arg(HOST);
+    Running::spawn(
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
+    )
 }
 
 #[test]
 fn a_killed_client_leaves_the_old_object_and_nothing_else() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     gateway.put_object("file", "the old one");
     let client = slow_put(&gateway);
-    eventually("a multipart upload begins", || (!gateway.uploads().is_empty()).then_some(()));
+    eventually("a multipart upload begins", || {
+        (!gateway.uploads().is_empty()).then_some(())
+    });
     drop(client);
-    eventually("no upload is in progress", || gateway.uploads().is_empty().then_some(()));
+    eventually("no upload is in progress", || {
+        gateway.uploads().is_empty().then_some(())
+    });
     gateway.expect_object("file", "the old one");
     assert_eq!(gateway.keys(), ["file"]);
-    eventually("the log says so", || gateway.log().contains("put \"/file\" forced to end").then_some(()));
+    eventually("the log says so", || {
+        gateway
+            .log()
+            .contains("put \"/file\" forced to end")
+            .then_some(())
+    });
 }
 
 #[test]
 fn a_read_only_user_changes_nothing() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     gateway.add_user("reader", "read-only");
     gateway.put_object("file", "hello");
     gateway.put_object("d/file", "hello");
@@ -246,12 +347,17 @@ fn a_read_only_user_changes_nothing() {
         assert_eq!(gateway.objects(""), before, "{refused}");
     }
     gateway.run(&mut sftp(&gateway, "reader", "ls -l\nget file\nget -r d"));
-    assert_eq!((gateway.read("file"), gateway.read("d/file")), ("hello".into(), "hello".into()));
+    assert_eq!(
+        (gateway.read("file"), gateway.read("d/file")),
+        ("hello".into(), "hello".into())
+    );
 }
 
 #[test]
 fn a_write_only_user_reads_nothing() {
-    let Some(gateway) = Gateway::start(&["sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
     gateway.add_user("dropper", "write-only");
     gateway.put_object("secret", "hello");
     gateway.put_object("d/secret", "hello");
@@ -261,19 +367,35 @@ fn a_write_only_user_reads_nothing() {
     for refused in ["get secret", "get -r d", "reget secret begun"] {
         gateway.refused(&mut sftp(&gateway, "dropper", refused));
         assert_eq!(gateway.objects(""), before, "{refused}");
-        assert!(!gateway.path("secret").exists() || gateway.read("secret") == "".into(), "{refused}");
+        assert!(
+            !gateway.path("secret").exists() || gateway.read("secret") == "".into(),
+            "{refused}"
+        );
     }
     assert_eq!(gateway.read("begun"), "h".into());
-    gateway.run(&mut sftp(&gateway, "dropper", "put new\nmkdir in\nput new in/new"));
+    gateway.run(&mut sftp(
+        &gateway,
+        "dropper",
+        "put new\nmkdir in\nput new in/new",
+    ));
     gateway.expect_object("new", noise(LARGE, 6));
     gateway.expect_object("in/new", noise(LARGE, 6));
 }
 
 #[test]
 fn ssh_is_told_that_there_is_no_shell() {
-    let Some(gateway) = Gateway::start(&["ssh"]) else { return };
+    let Some(gateway) = Gateway::start(&["ssh"]) else {
+        return;
+    };
     for command in [&["ls"][..], &[]] {
-        let said = gateway.refused(gateway.command("ssh").arg("-TF").arg(gateway.ssh_config()).arg(HOST).args(command));
+        let said = gateway.refused(
+            gateway
+                .command("ssh")
+                .arg("-TF")
+                .arg(gateway.ssh_config())
+                .arg(HOST)
+                .args(command),
+        );
         assert!(said.to_lowercase().contains("sftp"), "{said:?}");
     }
 }
@@ -289,8 +411,13 @@ fn scp(gateway: &Gateway) -> Command {
 /// scp opens without truncation, writes from 0 and sets the size at the end.
 #[test]
 fn scp_overwrites_exactly() {
-    let Some(gateway) = Gateway::start(&["scp"]) else { return };
-    for (number, len) in [3, LARGE, 3, 0, 1000, LARGE, 6_000_000, LARGE].into_iter().enumerate() {
+    let Some(gateway) = Gateway::start(&["scp"]) else {
+        return;
+    };
+    for (number, len) in [3, LARGE, 3, 0, 1000, LARGE, 6_000_000, LARGE]
+        .into_iter()
+        .enumerate()
+    {
         let bytes = noise(len, number as u64);
         gateway.write("up", &bytes);
         gateway.run(scp(&gateway).args(["up", &format!("{HOST}:file")]));
@@ -303,7 +430,9 @@ fn scp_overwrites_exactly() {
 
 #[test]
 fn scp_copies_directories() {
-    let Some(gateway) = Gateway::start(&["scp"]) else { return };
+    let Some(gateway) = Gateway::start(&["scp"]) else {
+        return;
+    };
     let files = a_tree();
     gateway.write_all("tree", &files);
     gateway.run(scp(&gateway).args(["-r", "-p", "tree", &format!("{HOST}:/")]));
@@ -325,13 +454,23 @@ impl Mount<'_> {
             return None;
         }
         fs::create_dir(gateway.path("mnt")).unwrap();
-        gateway.run(gateway.command("sshfs").arg(format!("{HOST}:/")).args(["mnt", "-F"]).arg(gateway.ssh_config()));
+        gateway.run(
+            gateway
+                .command("sshfs")
+                .arg(format!("{HOST}:/"))
+                .args(["mnt", "-F"])
+                .arg(gateway.ssh_config()),
+        );
         Some(Mount(gateway))
     }
 
     /// A shell script, in the mounted directory.
     fn shell(&self, script: &str) -> String {
-        self.0.run(self.0.command("sh").args(["-euc", &format!("cd mnt\n{script}")]))
+        self.0.run(
+            self.0
+                .command("sh")
+                .args(["-euc", &format!("cd mnt\n{script}")]),
+        )
     }
 }
 
@@ -339,7 +478,13 @@ impl Drop for Mount<'_> {
     fn drop(&mut self) {
         let mountpoint = self.0.path("mnt");
         for lazily in ["-u", "-uz"] {
-            let unmount = self.0.command("fusermount3").arg(lazily).arg(&mountpoint).stderr(Stdio::null()).status();
+            let unmount = self
+                .0
+                .command("fusermount3")
+                .arg(lazily)
+                .arg(&mountpoint)
+                .stderr(Stdio::null())
+                .status();
             if unmount.is_ok_and(|status| status.success()) {
                 return;
             }
@@ -349,8 +494,12 @@ impl Drop for Mount<'_> {
 
 #[test]
 fn sshfs_copies_and_manages() {
-    let Some(gateway) = Gateway::start(&["sshfs", "fusermount3"]) else { return };
-    let Some(mount) = Mount::new(&gateway) else { return };
+    let Some(gateway) = Gateway::start(&["sshfs", "fusermount3"]) else {
+        return;
+    };
+    let Some(mount) = Mount::new(&gateway) else {
+        return;
+    };
     let files = a_tree();
     gateway.write_all("tree", &files);
     mount.shell("cp -r ../tree tree; cp -r tree ../back");
@@ -359,7 +508,10 @@ fn sshfs_copies_and_manages() {
         gateway.expect_object(&format!("tree/{name}"), content.0);
     }
     let listed = mount.shell("ls -l tree");
-    assert!(listed.contains(&format!(" {LARGE} ")) && listed.contains("drwx"), "{listed}");
+    assert!(
+        listed.contains(&format!(" {LARGE} ")) && listed.contains("drwx"),
+        "{listed}"
+    );
     mount.shell(
         "mkdir d; mkdir d/e; mv tree/hello.txt d/e/hi; rmdir tree/sub 2>/dev/null && exit 1; rm -r tree; ! ls tree",
     );
@@ -373,8 +525,12 @@ fn sshfs_copies_and_manages() {
 
 #[test]
 fn sshfs_edits_in_place() {
-    let Some(gateway) = Gateway::start(&["sshfs", "fusermount3"]) else { return };
-    let Some(mount) = Mount::new(&gateway) else { return };
+    let Some(gateway) = Gateway::start(&["sshfs", "fusermount3"]) else {
+        return;
+    };
+    let Some(mount) = Mount::new(&gateway) else {
+        return;
+    };
     let large = noise(LARGE, 7);
     gateway.put_object("large", &large);
     mount.shell("echo one > small; echo two >> small; echo end >> large");
@@ -392,13 +548,29 @@ fn sshfs_edits_in_place() {
 
 #[test]
 fn sshfs_reads_anywhere() {
-    let Some(gateway) = Gateway::start(&["sshfs", "fusermount3"]) else { return };
-    let Some(mount) = Mount::new(&gateway) else { return };
+    let Some(gateway) = Gateway::start(&["sshfs", "fusermount3"]) else {
+        return;
+    };
+    let Some(mount) = Mount::new(&gateway) else {
+        return;
+    };
     let large = noise(LARGE, 8);
     gateway.put_object("large", &large);
-    for (at, len) in [(11_000_000, 4096), (5, 10), (6_000_001, 70_000), (LARGE - 10, 10), (1_000_000, 2_000_000)] {
-        mount.shell(&format!("dd if=large of=../piece iflag=skip_bytes,count_bytes skip={at} count={len} bs=64K"));
-        assert_eq!(gateway.read("piece"), Content::from(&large[at..at + len]), "{len} bytes at {at}");
+    for (at, len) in [
+        (11_000_000, 4096),
+        (5, 10),
+        (6_000_001, 70_000),
+        (LARGE - 10, 10),
+        (1_000_000, 2_000_000),
+    ] {
+        mount.shell(&format!(
+            "dd if=large of=../piece iflag=skip_bytes,count_bytes skip={at} count={len} bs=64K"
+        ));
+        assert_eq!(
+            gateway.read("piece"),
+            Content::from(&large[at..at + len]),
+            "{len} bytes at {at}"
+        );
     }
 }
 
@@ -406,7 +578,9 @@ fn sshfs_reads_anywhere() {
 
 #[test]
 fn lftp_transfers_and_mirrors() {
-    let Some(gateway) = Gateway::start(&["lftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["lftp"]) else {
+        return;
+    };
     let lftp = |commands: &str| {
         let connect = format!("ssh -a -x -F {}", gateway.ssh_config().display());
         let script = format!(
@@ -426,13 +600,15 @@ fn lftp_transfers_and_mirrors() {
     assert_eq!(gateway.read_all("down"), files);
     lftp("pget -n 4 up/large.bin -o pieces; mv up/empty up/moved; rm -r up/sub");
     assert_eq!(gateway.read("pieces"), files["large.bin"]);
-    assert_eq!(gateway.keys(), ["file", "up/hello.txt", "up/large.bin", "up/moved"]);
+    assert_eq!(
+        gateway.keys(),
+        ["file", "up/hello.txt", "up/large.bin", "up/moved"]
+    );
 }
 
 // ssh-audit
 
-const CURVE: &str =
-    "[fail] using elliptic curves that are suspected as being backdoored by the U.S. National Security Agency";
+const CURVE: &str = "[fail] using elliptic curves that are suspected as being backdoored by the U.S. National Security Agency";
 const NONCE: &str = "[warn] using weak random number generator could reveal the key";
 const QUANTUM: &str = "[warn] does not provide protection against post-quantum attacks";
 
@@ -440,11 +616,17 @@ const QUANTUM: &str = "[warn] does not provide protection against post-quantum a
 fn findings(audit: &str) -> Vec<(&str, Vec<&str>)> {
     let mut findings: Vec<(&str, Vec<&str>)> = Vec::new();
     for line in audit.lines() {
-        let Some(at) = line.find("[fail]").or(line.find("[warn]")) else { continue };
+        let Some(at) = line.find("[fail]").or(line.find("[warn]")) else {
+            continue;
+        };
         if line.starts_with('(') {
             findings.push((line.split(' ').nth(1).unwrap(), Vec::new()));
         }
-        findings.last_mut().expect("an algorithm").1.push(&line[at..]);
+        findings
+            .last_mut()
+            .expect("an algorithm")
+            .1
+            .push(&line[at..]);
     }
     findings
 }
@@ -458,7 +640,9 @@ fn ssh_audit_finds_only_what_old_clients_need() {
         command.args([&port.to_string(), "127.0.0.1"]);
         command
     };
-    let Some(gateway) = Gateway::start(&["ssh-audit"]) else { return };
+    let Some(gateway) = Gateway::start(&["ssh-audit"]) else {
+        return;
+    };
     let all = gateway.refused(&mut audit(&gateway, gateway.port));
     let host_key = ("ecdsa-sha2-nistp256", vec![CURVE, NONCE]);
     let expected = [
@@ -484,29 +668,59 @@ fn ssh_audit_finds_only_what_old_clients_need() {
 
 #[test]
 fn curl_uploads_and_downloads() {
-    let Some(gateway) = Gateway::start(&["curl:sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["curl:sftp"]) else {
+        return;
+    };
     let curl = |path: &str, args: &[&str]| {
         let mut command = gateway.command("curl");
         // With a password: libssh2 before 1.11 signs with RSA keys by SHA-1 only.
-        command.args(["--silent", "--show-error", "--fail", "--user", &format!("{USER}:{PASSWORD}")]).args(args);
+        command
+            .args([
+                "--silent",
+                "--show-error",
+                "--fail",
+                "--user",
+                &format!("{USER}:{PASSWORD}"),
+            ])
+            .args(args);
         command.arg(format!("sftp://127.0.0.1:{}/{path}", gateway.port));
         command
     };
-    for (name, bytes) in [("small", noise(1000, 1)), ("empty", Vec::new()), ("large", noise(LARGE, 2))] {
+    for (name, bytes) in [
+        ("small", noise(1000, 1)),
+        ("empty", Vec::new()),
+        ("large", noise(LARGE, 2)),
+    ] {
         gateway.write(name, &bytes);
-        gateway.run(&mut curl(&format!("up/{name}"), &["--ftp-create-dirs", "--upload-file", name]));
+        gateway.run(&mut curl(
+            &format!("up/{name}"),
+            &["--ftp-create-dirs", "--upload-file", name],
+        ));
         gateway.expect_object(&format!("up/{name}"), &bytes);
         gateway.run(&mut curl(&format!("up/{name}"), &["--output", "back"]));
         // curl makes no file for no bytes.
         assert!(bytes.is_empty() || gateway.read("back") == Content(bytes));
     }
-    gateway.run(&mut curl("up/large", &["--range", "6000000-6999999", "--output", "range"]));
-    assert_eq!(gateway.read("range"), Content::from(&noise(LARGE, 2)[6_000_000..7_000_000]));
+    gateway.run(&mut curl(
+        "up/large",
+        &["--range", "6000000-6999999", "--output", "range"],
+    ));
+    assert_eq!(
+        gateway.read("range"),
+        Content::from(&noise(LARGE, 2)[6_000_000..7_000_000])
+    );
     let list = gateway.run(&mut curl("up/", &[]));
-    assert!(list.lines().any(|line| line.ends_with(" large") && line.contains(&format!(" {LARGE} "))), "{list}");
+    assert!(
+        list.lines()
+            .any(|line| line.ends_with(" large") && line.contains(&format!(" {LARGE} "))),
+        "{list}"
+    );
     gateway.refused(&mut curl("nothing", &[]));
     gateway.write("more", "more");
-    gateway.run(&mut curl("up/small", &["--append", "--upload-file", "more"]));
+    gateway.run(&mut curl(
+        "up/small",
+        &["--append", "--upload-file", "more"],
+    ));
     gateway.expect_object("up/small", [&noise(1000, 1)[..], b"more"].concat());
 }
 
@@ -514,13 +728,25 @@ fn curl_uploads_and_downloads() {
 
 #[test]
 fn rclone_copies_checks_and_purges() {
-    let Some(gateway) = Gateway::start(&["rclone"]) else { return };
+    let Some(gateway) = Gateway::start(&["rclone"]) else {
+        return;
+    };
     let rclone = |args: &[&str]| {
         let mut command = gateway.command("rclone");
-        command.env("RCLONE_CONFIG", gateway.path("rclone.conf")).env("RCLONE_SFTP_HOST", "127.0.0.1");
-        command.env("RCLONE_SFTP_PORT", gateway.port.to_string()).env("RCLONE_SFTP_USER", USER);
-        command.env("RCLONE_SFTP_KEY_FILE", gateway.key()).env("RCLONE_SFTP_KNOWN_HOSTS_FILE", gateway.known_hosts());
-        gateway.run(command.args(["--low-level-retries", "1", "--retries", "1"]).args(args))
+        command
+            .env("RCLONE_CONFIG", gateway.path("rclone.conf"))
+            .env("RCLONE_SFTP_HOST", "127.0.0.1");
+        command
+            .env("RCLONE_SFTP_PORT", gateway.port.to_string())
+            .env("RCLONE_SFTP_USER", USER);
+        command
+            .env("RCLONE_SFTP_KEY_FILE", gateway.key())
+            .env("RCLONE_SFTP_KNOWN_HOSTS_FILE", gateway.known_hosts());
+        gateway.run(
+            command
+                .args(["--low-level-retries", "1", "--retries", "1"])
+                .args(args),
+        )
     };
     let files = a_tree();
     gateway.write_all("tree", &files);
@@ -531,7 +757,10 @@ fn rclone_copies_checks_and_purges() {
     rclone(&["check", "--download", "tree", ":sftp:up/tree"]);
     rclone(&["check", "--size-only", "tree", ":sftp:up/tree"]);
     let listed = rclone(&["lsf", "-R", "--files-only", ":sftp:up/tree"]);
-    assert_eq!(listed.lines().collect::<std::collections::BTreeSet<_>>(), files.keys().map(String::as_str).collect());
+    assert_eq!(
+        listed.lines().collect::<std::collections::BTreeSet<_>>(),
+        files.keys().map(String::as_str).collect()
+    );
     // Again, over what is there.
     gateway.write("tree/large.bin", "short now");
     rclone(&["copy", "--ignore-times", "tree", ":sftp:up/tree"]);
@@ -570,7 +799,9 @@ fn paramiko(gateway: &Gateway, script: &str, args: &[&str]) -> String {
 /// Characters that XML can't carry, and that URLs have their own ideas about: stored, listed, fetched, renamed, removed.
 #[test]
 fn paramiko_uses_every_character_in_names() {
-    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
+        return;
+    };
     let script = r#"
 left_out = sys.argv[4]
 characters = [chr(n) for n in range(1, 32)] + ["\ufffe", "\x7f", "\u0085", "  ", "%", "%41", "+", "&", "<", ">"]
@@ -588,18 +819,32 @@ for name in names:
     sftp.remove("e/moved " + name)
 assert sftp.listdir("e") == []
 "#;
-    let left_out = if gateway.has(Deviation::NoLineFeed) { "\n" } else { "" };
+    let left_out = if gateway.has(Deviation::NoLineFeed) {
+        "\n"
+    } else {
+        ""
+    };
     paramiko(&gateway, script, &[left_out]);
     assert_eq!(gateway.keys(), [""; 0]);
 }
 
 #[test]
 fn paramiko_puts_and_gets() {
-    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
-    for (name, bytes) in [("small", noise(1000, 1)), ("empty", Vec::new()), ("large", noise(LARGE, 2))] {
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
+        return;
+    };
+    for (name, bytes) in [
+        ("small", noise(1000, 1)),
+        ("empty", Vec::new()),
+        ("large", noise(LARGE, 2)),
+    ] {
         gateway.write(name, &bytes);
         // `put` asks for the size afterwards and compares.
-        paramiko(&gateway, "name = sys.argv[4]\nsftp.put(name, name)\nsftp.get(name, 'back')\n", &[name]);
+        paramiko(
+            &gateway,
+            "name = sys.argv[4]\nsftp.put(name, name)\nsftp.get(name, 'back')\n",
+            &[name],
+        );
         gateway.expect_object(name, &bytes);
         assert_eq!(gateway.read("back"), Content(bytes));
     }
@@ -608,7 +853,9 @@ fn paramiko_puts_and_gets() {
 /// 6,400 READs at once: a server that stops reading its socket while its answers wait stops for ever.
 #[test]
 fn paramiko_gets_200_megabytes() {
-    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
+        return;
+    };
     let bytes = noise(200 * 1024 * 1024, 9);
     gateway.put_object("huge", &bytes);
     paramiko(&gateway, "sftp.get('huge', 'back')\n", &[]);
@@ -617,7 +864,9 @@ fn paramiko_gets_200_megabytes() {
 
 #[test]
 fn paramiko_edits() {
-    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
+        return;
+    };
     let large = noise(LARGE, 3);
     gateway.put_object("large", &large);
     let script = r#"
@@ -640,7 +889,9 @@ with sftp.open("notes", "r+") as f: f.write("new")
 
 #[test]
 fn paramiko_manages_files() {
-    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
+        return;
+    };
     let script = r#"
 import stat
 def fails(error, function, *args):
@@ -670,13 +921,22 @@ sftp.utime("b", (1, 1)); sftp.chmod("b", 0o600)
 assert sftp.normalize("../../d/./c") == "/d/c"
 "#;
     paramiko(&gateway, script, &[]);
-    assert_eq!(gateway.objects(""), [("b".to_owned(), "a".into()), ("d/c".to_owned(), "c".into())].into());
+    assert_eq!(
+        gateway.objects(""),
+        [("b".to_owned(), "a".into()), ("d/c".to_owned(), "c".into())].into()
+    );
 }
 
 #[test]
 fn paramiko_logs_in_with_other_keys() {
-    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
-    for kind in [&["-t", "ecdsa"][..], &["-t", "ecdsa", "-b", "521"], &["-t", "rsa", "-b", "3072"]] {
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
+        return;
+    };
+    for kind in [
+        &["-t", "ecdsa"][..],
+        &["-t", "ecdsa", "-b", "521"],
+        &["-t", "rsa", "-b", "3072"],
+    ] {
         let key = gateway.add_key(&kind.concat(), kind);
         let script = "other = connect(sys.argv[4])\nassert other.open_sftp().listdir('.') == []\nother.close()\n";
         paramiko(&gateway, script, &[key.to_str().unwrap()]);
@@ -685,9 +945,16 @@ fn paramiko_logs_in_with_other_keys() {
 
 #[test]
 fn paramiko_is_refused_with_a_strangers_key() {
-    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
+        return;
+    };
     let stranger = gateway.path("stranger");
-    gateway.run(gateway.command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&stranger));
+    gateway.run(
+        gateway
+            .command("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&stranger),
+    );
     let script = r#"
 try: connect(sys.argv[4])
 except paramiko.AuthenticationException: pass
@@ -710,8 +977,12 @@ async def main():
 
 #[test]
 fn asyncssh_does_much_at_once() {
-    let Some(gateway) = Gateway::start(&["python3:asyncssh"]) else { return };
-    let files: Files = (0..12).map(|n: usize| (format!("{n}.bin"), Content(noise(n * n * 70_000, n as u64)))).collect();
+    let Some(gateway) = Gateway::start(&["python3:asyncssh"]) else {
+        return;
+    };
+    let files: Files = (0..12)
+        .map(|n: usize| (format!("{n}.bin"), Content(noise(n * n * 70_000, n as u64))))
+        .collect();
     gateway.write_all("tree", &files);
     let script = r#"
 async def work(connection, sftp):
@@ -740,14 +1011,29 @@ asyncio.run(main())
 
 #[test]
 fn psftp_puts_and_gets() {
-    let Some(gateway) = Gateway::start(&["psftp", "puttygen"]) else { return };
-    gateway.run(gateway.command("puttygen").arg(gateway.key()).args(["-O", "private", "-o", "key.ppk"]));
+    let Some(gateway) = Gateway::start(&["psftp", "puttygen"]) else {
+        return;
+    };
+    gateway.run(
+        gateway
+            .command("puttygen")
+            .arg(gateway.key())
+            .args(["-O", "private", "-o", "key.ppk"]),
+    );
     let files = a_tree();
     gateway.write_all("tree", &files);
     gateway
         .write("batch", "put tree/large.bin large\nget large back\nput -r tree up\nget -r up down\nmv large moved\nls");
     let mut psftp = gateway.command("psftp");
-    psftp.args(["-batch", "-hostkey", &gateway.fingerprint(), "-P", &gateway.port.to_string(), "-i", "key.ppk"]);
+    psftp.args([
+        "-batch",
+        "-hostkey",
+        &gateway.fingerprint(),
+        "-P",
+        &gateway.port.to_string(),
+        "-i",
+        "key.ppk",
+    ]);
     gateway.run(psftp.args(["-b", "batch", &format!("{USER}@127.0.0.1")]));
     assert_eq!(gateway.read("back"), files["large.bin"]);
     gateway.expect_object("moved", &files["large.bin"].0);
@@ -759,13 +1045,20 @@ fn psftp_puts_and_gets() {
 
 #[test]
 fn restic_backs_up_and_restores() {
-    let Some(gateway) = Gateway::start(&["restic"]) else { return };
+    let Some(gateway) = Gateway::start(&["restic"]) else {
+        return;
+    };
     let files = a_tree();
     gateway.write_all("tree", &files);
     let restic = |args: &[&str]| {
-        let connect = format!("sftp.command=ssh -F {} {HOST} -s sftp", gateway.ssh_config().display());
+        let connect = format!(
+            "sftp.command=ssh -F {} {HOST} -s sftp",
+            gateway.ssh_config().display()
+        );
         let mut command = gateway.command("restic");
-        command.env("RESTIC_PASSWORD", "secret").args(["--no-cache", "-o", &connect, "-r"]);
+        command
+            .env("RESTIC_PASSWORD", "secret")
+            .args(["--no-cache", "-o", &connect, "-r"]);
         gateway.run(command.arg(format!("sftp:{HOST}:/repository")).args(args))
     };
     restic(&["init"]);
@@ -777,5 +1070,10 @@ fn restic_backs_up_and_restores() {
     assert_eq!(gateway.read_all("restored/tree"), gateway.read_all("tree"));
     restic(&["forget", "--keep-last", "1", "--prune"]);
     restic(&["check", "--read-data"]);
-    assert!(gateway.keys().iter().all(|key| key.starts_with("repository/") && !key.contains("locks/")));
+    assert!(
+        gateway
+            .keys()
+            .iter()
+            .all(|key| key.starts_with("repository/") && !key.contains("locks/"))
+    );
 }

@@ -5,7 +5,12 @@
 //! `cargo test --test faults -- --nocapture` prints the table.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -97,7 +102,10 @@ const SCENARIOS: [(Scenario, &str); 26] = [
     (ReplaceInParts, "posix-rename over the copy limit"),
     (RenameInPartsRefused, "rename over the copy limit, refused"),
     (RenameDirectory, "rename of a directory (21 keys)"),
-    (RenameDirectoryRefused, "rename of a directory, last copy refused"),
+    (
+        RenameDirectoryRefused,
+        "rename of a directory, last copy refused",
+    ),
 ];
 
 type Objects = BTreeMap<String, Bytes>;
@@ -135,12 +143,18 @@ impl Scenario {
         s3.put("alice/other", "somebody else's");
         match self {
             PutExcl | MakeDirectory => {}
-            PutSmall | PutSmallInDoubt | PutLarge | PutLargeInDoubt | PutLargeRefused | PutLargeCutOff
-            | AppendSmall | Truncate | GetSmall | Remove => s3.put("alice/f", "what was there before"),
+            PutSmall | PutSmallInDoubt | PutLarge | PutLargeInDoubt | PutLargeRefused
+            | PutLargeCutOff | AppendSmall | Truncate | GetSmall | Remove => {
+                s3.put("alice/f", "what was there before")
+            }
             AppendLarge => s3.put("alice/f", base()),
             GetLarge => s3.put("alice/f", noise(2 * MIB, 4)),
-            Stat => ["alice/f", "alice/d/f"].into_iter().for_each(|key| s3.put(key, small())),
-            List => listed().iter().for_each(|name| s3.put(&format!("alice/d/{name}"), name.clone())),
+            Stat => ["alice/f", "alice/d/f"]
+                .into_iter()
+                .for_each(|key| s3.put(key, small())),
+            List => listed()
+                .iter()
+                .for_each(|name| s3.put(&format!("alice/d/{name}"), name.clone())),
             RemoveDirectory => s3.put("alice/d/", ""),
             Rename | Replace => s3.put("alice/f", small()),
             RenameOfParts | ReplaceByParts => client.put("/f", &large()).await.unwrap(),
@@ -191,14 +205,25 @@ impl Scenario {
             }
             AppendSmall | AppendLarge => put(client, append, 0, &added()).await?,
             Truncate => {
-                let empty = FileAttributes { size: Some(0), ..Default::default() };
+                let empty = FileAttributes {
+                    size: Some(0),
+                    ..Default::default()
+                };
                 drop(client.sftp.setstat("/f", empty).await?);
             }
             GetSmall => return Ok(client.get("/f").await? == b"what was there before"),
             GetLarge => return Ok(client.get("/f").await? == noise(2 * MIB, 4)),
-            Stat => return Ok(client.size("/f").await? == small().len() as u64 && client.is_dir("/d").await?),
+            Stat => {
+                return Ok(
+                    client.size("/f").await? == small().len() as u64 && client.is_dir("/d").await?
+                );
+            }
             List => {
-                return Ok(client.list("/d").await? == listed().iter().map(|n| format!("{n} 4")).collect::<Vec<_>>());
+                return Ok(client.list("/d").await?
+                    == listed()
+                        .iter()
+                        .map(|n| format!("{n} 4"))
+                        .collect::<Vec<_>>());
             }
             MakeDirectory => drop(client.sftp.mkdir("/d", FileAttributes::empty()).await?),
             RemoveDirectory => drop(client.sftp.rmdir("/d").await?),
@@ -222,9 +247,15 @@ impl Scenario {
             Remove => drop(after.remove("alice/f")),
             PutLargeCutOff | GetSmall | GetLarge | Stat | List | MakeDirectory => {}
             _ => {
-                let (moved, mut stays): (Objects, Objects) =
-                    before.clone().into_iter().partition(|(key, _)| key.starts_with("alice/f"));
-                stays.extend(moved.into_iter().map(|(key, body)| (key.replacen("alice/f", "alice/g", 1), body)));
+                let (moved, mut stays): (Objects, Objects) = before
+                    .clone()
+                    .into_iter()
+                    .partition(|(key, _)| key.starts_with("alice/f"));
+                stays.extend(
+                    moved
+                        .into_iter()
+                        .map(|(key, body)| (key.replacen("alice/f", "alice/g", 1), body)),
+                );
                 after = stays;
             }
         }
@@ -252,7 +283,8 @@ impl Scenario {
             (ReplaceByParts, "CopyObject") => fault.answer_is_lost(),
             // Copies are there, sources stay.
             (
-                Rename | Replace | RenameOfParts | ReplaceByParts | RenameInParts | ReplaceInParts | RenameDirectory,
+                Rename | Replace | RenameOfParts | ReplaceByParts | RenameInParts | ReplaceInParts
+                | RenameDirectory,
                 "DeleteObject" | "HeadObject",
             ) => true,
             // Every source is there, copies stay.
@@ -266,12 +298,19 @@ async fn put(client: &Client, flags: OpenFlags, at: usize, data: &[u8]) -> Resul
     let handle = client.open("/f", flags).await?;
     let written = client.write(&handle, at as u64, data).await;
     let closed = client.close(&handle).await;
-    assert!(written.is_ok() || closed.is_err(), "CLOSE says OK after {written:?}");
+    assert!(
+        written.is_ok() || closed.is_err(),
+        "CLOSE says OK after {written:?}"
+    );
     closed
 }
 
 async fn serve(store: &Arc<dyn Store>) -> Server {
-    let sizes = PartSizes { first: PART as u64, cap: PART as u64, double_every: 1000 };
+    let sizes = PartSizes {
+        first: PART as u64,
+        cap: PART as u64,
+        double_every: 1000,
+    };
     Server::with(store.clone(), |config| config.part_sizes = sizes).await
 }
 
@@ -334,7 +373,13 @@ impl Kind for Fault {
     fn applies_to(&self, op: &str) -> bool {
         let sends_body = ["PutObject", "UploadPart", "CompleteMultipartUpload"].contains(&op);
         let copies = ["CopyObject", "UploadPartCopy"].contains(&op);
-        let answers = ["GetObject", "ListObjectsV2", "CreateMultipartUpload", "CompleteMultipartUpload"].contains(&op);
+        let answers = [
+            "GetObject",
+            "ListObjectsV2",
+            "CreateMultipartUpload",
+            "CompleteMultipartUpload",
+        ]
+        .contains(&op);
         match self {
             Fault::ResetMidRequest => sends_body,
             Fault::ResetMidBody | Fault::HangMidBody => answers || copies,
@@ -426,14 +471,28 @@ struct Report {
 /// Everything there is and was is whole, and nothing that should be kept or made is nowhere.
 fn nothing_lost(before: &Objects, done: &Objects, now: &Objects) -> bool {
     let known = |body| before.values().chain(done.values()).any(|b| b == body);
-    let elsewhere = |body| before.iter().any(|(key, b)| b == body && now.get(key) == Some(b));
-    now.values().all(known) && done.iter().all(|(key, body)| now.get(key) == Some(body) || elsewhere(body))
+    let elsewhere = |body| {
+        before
+            .iter()
+            .any(|(key, b)| b == body && now.get(key) == Some(b))
+    };
+    now.values().all(known)
+        && done
+            .iter()
+            .all(|(key, body)| now.get(key) == Some(body) || elsewhere(body))
 }
 
 fn differences(want: &Objects, now: &Objects) -> String {
-    let changed = want.iter().filter(|(key, body)| now.get(*key) != Some(body)).map(|(key, _)| key);
+    let changed = want
+        .iter()
+        .filter(|(key, body)| now.get(*key) != Some(body))
+        .map(|(key, _)| key);
     let more = now.keys().filter(|key| !want.contains_key(*key));
-    format!("missing or changed: {:?}, not expected: {:?}", changed.collect::<Vec<_>>(), more.collect::<Vec<_>>())
+    format!(
+        "missing or changed: {:?}, not expected: {:?}",
+        changed.collect::<Vec<_>>(),
+        more.collect::<Vec<_>>()
+    )
 }
 
 async fn run(scenario: Scenario, cell: Option<Cell>) -> Report {
@@ -454,15 +513,28 @@ async fn run(scenario: Scenario, cell: Option<Cell>) -> Report {
     let _telling = (!by_the_clock).then(|| AbortOnDropHandle::new(tokio::spawn(telling)));
     let pause = Duration::from_millis(1);
     let store = s3_store_with(&s3, |config| {
-        let retry = RetryConfig::standard().with_max_attempts(3).with_initial_backoff(pause).with_max_backoff(pause);
-        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(PATIENCE).disable_read_timeout();
+        let retry = RetryConfig::standard()
+            .with_max_attempts(3)
+            .with_initial_backoff(pause)
+            .with_max_backoff(pause);
+        let timeouts = TimeoutConfig::builder()
+            .operation_attempt_timeout(PATIENCE)
+            .disable_read_timeout();
         config
             .retry_config(retry)
             // As the server sets it: else all clients of the process share a number of tries.
-            .retry_partition(RetryPartition::custom("test").token_bucket(TokenBucket::unlimited()).build())
+            .retry_partition(
+                RetryPartition::custom("test")
+                    .token_bucket(TokenBucket::unlimited())
+                    .build(),
+            )
             .timeout_config(timeouts.build())
             .sleep_impl(impatience.clone())
-            .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(stalled).build())
+            .stalled_stream_protection(
+                StalledStreamProtectionConfig::enabled()
+                    .grace_period(stalled)
+                    .build(),
+            )
     });
     let mut server = serve(&store).await;
     let client = server.client().await;
@@ -482,31 +554,52 @@ async fn run(scenario: Scenario, cell: Option<Cell>) -> Report {
     s3.clear_faults();
     let mut outcome = match &told {
         Ok(true) if now == done => Outcome::Done,
-        Ok(true) => Outcome::False(format!("the client was told OK; {}", differences(&done, &now))),
+        Ok(true) => Outcome::False(format!(
+            "the client was told OK; {}",
+            differences(&done, &now)
+        )),
         Ok(false) => Outcome::False("the client was told OK and got something else".to_owned()),
-        Err(Failed(StatusCode::NoSuchFile, why)) => Outcome::False(format!("said not to be there: {why}")),
+        Err(Failed(StatusCode::NoSuchFile, why)) => {
+            Outcome::False(format!("said not to be there: {why}"))
+        }
         Err(_) if now == before => Outcome::Refused,
-        Err(failed) if cell.as_ref().is_some_and(|cell| !cell.is_transient() && scenario.may_end_half_way(cell)) => {
+        Err(failed)
+            if cell
+                .as_ref()
+                .is_some_and(|cell| !cell.is_transient() && scenario.may_end_half_way(cell)) =>
+        {
             match nothing_lost(&before, &done, &now) {
                 true => Outcome::HalfWay,
-                false => Outcome::False(format!("{failed:?}, and something is lost; {}", differences(&before, &now))),
+                false => Outcome::False(format!(
+                    "{failed:?}, and something is lost; {}",
+                    differences(&before, &now)
+                )),
             }
         }
         Err(failed) => Outcome::False(format!("{failed:?}, yet {}", differences(&before, &now))),
     };
-    let calls = requests.into_iter().fold(BTreeMap::new(), |mut calls, request| {
-        *calls.entry(request.op).or_default() += 1;
-        calls
-    });
+    let calls = requests
+        .into_iter()
+        .fold(BTreeMap::new(), |mut calls, request| {
+            *calls.entry(request.op).or_default() += 1;
+            calls
+        });
     if !matches!(outcome, Outcome::False(_)) && !scenario.seen(&client, told.is_ok()).await {
         outcome = Outcome::False(format!("{told:?}, and the session sees something else"));
     }
     // The server works on: the same again where it failed, else something else.
     let again = match &outcome {
-        Outcome::Done => client.put("/other", b"somebody else's").await.map(|()| true),
+        Outcome::Done => client
+            .put("/other", b"somebody else's")
+            .await
+            .map(|()| true),
         Outcome::Refused => scenario.act(&store, &client).await,
-        Outcome::HalfWay if matches!(scenario, RenameDirectory | RenameDirectoryRefused) => Ok(true),
-        Outcome::HalfWay if done.contains_key("alice/g") => client.posix_rename("/f", "/g").await.map(|()| true),
+        Outcome::HalfWay if matches!(scenario, RenameDirectory | RenameDirectoryRefused) => {
+            Ok(true)
+        }
+        Outcome::HalfWay if done.contains_key("alice/g") => {
+            client.posix_rename("/f", "/g").await.map(|()| true)
+        }
         Outcome::HalfWay => scenario.act(&store, &client).await,
         Outcome::False(_) => Ok(true),
     };
@@ -519,12 +612,23 @@ async fn run(scenario: Scenario, cell: Option<Cell>) -> Report {
         Outcome::HalfWay if scenario == RenameDirectory || scenario == RenameDirectoryRefused => {
             assert!(nothing_lost(&before, &done, &last));
         }
-        _ if again != Ok(true) => outcome = Outcome::False(format!("{told:?}; then, without a fault: {again:?}")),
-        _ if last != done => outcome = Outcome::False(format!("in the end {}", differences(&done, &last))),
-        _ if s3.uploads() != left => outcome = Outcome::False("the next request left an upload".to_owned()),
+        _ if again != Ok(true) => {
+            outcome = Outcome::False(format!("{told:?}; then, without a fault: {again:?}"))
+        }
+        _ if last != done => {
+            outcome = Outcome::False(format!("in the end {}", differences(&done, &last)))
+        }
+        _ if s3.uploads() != left => {
+            outcome = Outcome::False("the next request left an upload".to_owned())
+        }
         _ => {}
     }
-    Report { outcome, left, calls, struck }
+    Report {
+        outcome,
+        left,
+        calls,
+        struck,
+    }
 }
 
 /// Uploads that nobody can abort: the store refused every abort, or never told their name.
@@ -561,17 +665,29 @@ async fn fault_matrix() {
             Some((_, _, Fault::Status(..))) => Outcome::Refused,
             _ => Outcome::Done,
         };
-        assert_eq!((&reference.outcome, reference.left), (&wanted, 0), "{name}, without a fault");
+        assert_eq!(
+            (&reference.outcome, reference.left),
+            (&wanted, 0),
+            "{name}, without a fault"
+        );
         for (op, calls) in reference.calls {
             // What goes wrong before is another scenario's.
-            let clears = ["HeadObject", "AbortMultipartUpload", "DeleteObject"].contains(&op.as_str());
+            let clears =
+                ["HeadObject", "AbortMultipartUpload", "DeleteObject"].contains(&op.as_str());
             if trouble.is_some() && !clears {
                 continue;
             }
             let last = (calls > 1).then_some(When::Nth(calls));
-            for when in [Some(When::Nth(1)), last, Some(When::Every)].into_iter().flatten() {
+            for when in [Some(When::Nth(1)), last, Some(When::Every)]
+                .into_iter()
+                .flatten()
+            {
                 for fault in faults().into_iter().filter(|fault| fault.applies_to(&op)) {
-                    let cell = Cell { op: op.clone(), fault, when };
+                    let cell = Cell {
+                        op: op.clone(),
+                        fault,
+                        when,
+                    };
                     let place = places.clone();
                     cells.spawn(async move {
                         let _place = place.acquire_owned().await;
@@ -587,8 +703,12 @@ async fn fault_matrix() {
     while let Some(ended) = cells.join_next().await {
         let (scenario, cell, report) = ended.unwrap();
         let row = rows.entry(scenario).or_default();
-        let mut note =
-            |what: String| bad.push(format!("{scenario:?}: {} {:?} {:?}: {what}", cell.op, cell.fault, cell.when));
+        let mut note = |what: String| {
+            bad.push(format!(
+                "{scenario:?}: {} {:?} {:?}: {what}",
+                cell.op, cell.fault, cell.when
+            ))
+        };
         let report = match report {
             Ok(report) if !report.struck => continue,
             Ok(report) => report,
@@ -624,7 +744,14 @@ async fn fault_matrix() {
     println!("|---|---|---|---|---|---|---|");
     let mut all = Row::default();
     for (scenario, name) in SCENARIOS {
-        let Row { cells, absorbed, done, refused, half_way, left } = rows.remove(&scenario).unwrap_or_default();
+        let Row {
+            cells,
+            absorbed,
+            done,
+            refused,
+            half_way,
+            left,
+        } = rows.remove(&scenario).unwrap_or_default();
         println!("| {name} | {cells} | {absorbed} | {done} | {refused} | {half_way} | {left} |");
         all.cells += cells;
         all.done += done;
@@ -632,7 +759,14 @@ async fn fault_matrix() {
         all.half_way += half_way;
         all.left += left;
     }
-    let Row { cells, done, refused, half_way, left, .. } = all;
+    let Row {
+        cells,
+        done,
+        refused,
+        half_way,
+        left,
+        ..
+    } = all;
     let kept = format!("{half_way} ended half-way with nothing lost");
     let line = format!(
         "fault matrix: {cells} cells: {done} OK and exact, {refused} refused with the old state intact, {kept}, {} false; \
@@ -642,7 +776,12 @@ async fn fault_matrix() {
     // Not `eprintln`, which the test harness keeps to itself when all is well.
     writeln!(std::io::stderr(), "{line}").unwrap();
     bad.sort();
-    assert!(bad.is_empty(), "{} bad cells:\n{}", bad.len(), bad.join("\n"));
+    assert!(
+        bad.is_empty(),
+        "{} bad cells:\n{}",
+        bad.len(),
+        bad.join("\n")
+    );
     assert!(cells >= LEAST_CELLS, "only {cells} cells");
 }
 
@@ -653,7 +792,8 @@ async fn a_failed_rename_of_a_directory_removes_only_what_it_made() {
     let server = Server::start(s3_store(&s3)).await;
     let client = server.client().await;
     let keys: Vec<String> = (0..40).map(|n| format!("{n:02}")).collect();
-    keys.iter().for_each(|key| s3.put(&format!("alice/d/{key}"), key.clone()));
+    keys.iter()
+        .for_each(|key| s3.put(&format!("alice/d/{key}"), key.clone()));
     let hold = Arc::new(Notify::new());
     s3.fault("CopyObject", When::Every, Fault::Hold(hold.clone()));
     let rename = tokio::spawn(async move { code(client.sftp.rename("/d", "/e").await) });
@@ -670,7 +810,10 @@ async fn a_failed_rename_of_a_directory_removes_only_what_it_made() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_ne!(rename.await.unwrap(), StatusCode::Ok);
-    let mut want: Vec<String> = keys[1..].iter().map(|key| format!("alice/d/{key}")).collect();
+    let mut want: Vec<String> = keys[1..]
+        .iter()
+        .map(|key| format!("alice/d/{key}"))
+        .collect();
     want.extend(["alice/e/00", "alice/e/39"].map(str::to_owned));
     assert_eq!(s3.objects(), want);
     assert_eq!(s3.object("alice/e/39").unwrap(), "theirs");
@@ -696,7 +839,12 @@ async fn a_burst_of_failures_is_absorbed() {
     for (client, handle) in puts {
         closes.spawn(async move { client.close(&handle).await });
     }
-    let refused: Vec<Failed> = closes.join_all().await.into_iter().filter_map(Result::err).collect();
+    let refused: Vec<Failed> = closes
+        .join_all()
+        .await
+        .into_iter()
+        .filter_map(Result::err)
+        .collect();
     assert_eq!(refused, []);
     assert_eq!(s3.objects().len(), 160);
 }

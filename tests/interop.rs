@@ -8,7 +8,12 @@
 //! `SFTPD_TEST_ALL_CLIENTS=1` makes that a failure. `.ci/run` installs all of them.
 
 // A panic is how a test fails, in its helpers too.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 #[path = "support/process.rs"]
 mod process;
@@ -57,7 +62,10 @@ fn errand_files(gateway: &Gateway) -> Files {
     files.insert("large.bin".to_owned(), Content(noise(LARGE, 1)));
     files.insert("sub/one".to_owned(), Content(noise(70_000, 2)));
     files.insert("sub/20000".to_owned(), Content(noise(20_000, 3)));
-    files.insert("sub/deeper/two".to_owned(), Content(noise(5 * 1024 * 1024, 4)));
+    files.insert(
+        "sub/deeper/two".to_owned(),
+        Content(noise(5 * 1024 * 1024, 4)),
+    );
     for name in ODD_NAMES {
         files.insert(format!("odd/{name}"), name.into());
     }
@@ -80,12 +88,18 @@ fn left_by_errand(files: &Files) -> Files {
 }
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/clients")
+        .join(name)
 }
 
 /// Adds the arguments that every script gets.
 fn add_login<'a>(gateway: &Gateway, command: &'a mut Command, key: &Path) -> &'a mut Command {
-    command.arg(gateway.port.to_string()).arg(gateway.known_hosts()).arg(key).arg(PASSWORD)
+    command
+        .arg(gateway.port.to_string())
+        .arg(gateway.known_hosts())
+        .arg(key)
+        .arg(PASSWORD)
 }
 
 /// Runs an errand, and compares what came back and what is in the bucket with what was sent.
@@ -114,7 +128,9 @@ fn node(gateway: &Gateway, name: &str) -> Command {
 
 #[test]
 fn ssh2_runs_the_errand() {
-    let Some(gateway) = Gateway::start(&["node:ssh2"]) else { return };
+    let Some(gateway) = Gateway::start(&["node:ssh2"]) else {
+        return;
+    };
     run_errand(&gateway, node(&gateway, "ssh2/errand.js"), &gateway.key());
 }
 
@@ -126,9 +142,17 @@ fn fast_put(gateway: &Gateway, size: usize, count: usize, concurrency: usize) {
     gateway.write("local", &content.0);
     let mut command = node(gateway, "ssh2/fast_put.js");
     add_login(gateway, &mut command, &gateway.key());
-    command.args(["local", "remote", &count.to_string(), &concurrency.to_string()]);
+    command.args([
+        "local",
+        "remote",
+        &count.to_string(),
+        &concurrency.to_string(),
+    ]);
     let failed = gateway.run(&mut command);
-    assert_eq!(failed, "", "of {count} uploads of {size} bytes, concurrency {concurrency}");
+    assert_eq!(
+        failed, "",
+        "of {count} uploads of {size} bytes, concurrency {concurrency}"
+    );
     for number in 0..count {
         let name = format!("remote{number}");
         assert_eq!(gateway.object(&name).as_ref(), Some(&content), "{name}");
@@ -141,7 +165,9 @@ const DEFAULT: usize = 64;
 
 #[test]
 fn ssh2_fast_puts_a_hundred_files_of_several_parts() {
-    let Some(gateway) = Gateway::start(&["node:ssh2"]) else { return };
+    let Some(gateway) = Gateway::start(&["node:ssh2"]) else {
+        return;
+    };
     for _ in 0..4 {
         fast_put(&gateway, 6_000_000, 25, DEFAULT);
     }
@@ -149,7 +175,9 @@ fn ssh2_fast_puts_a_hundred_files_of_several_parts() {
 
 #[test]
 fn ssh2_fast_puts_large_files() {
-    let Some(gateway) = Gateway::start(&["node:ssh2"]) else { return };
+    let Some(gateway) = Gateway::start(&["node:ssh2"]) else {
+        return;
+    };
     for _ in 0..5 {
         fast_put(&gateway, 100_000_000, 4, DEFAULT);
     }
@@ -157,7 +185,9 @@ fn ssh2_fast_puts_large_files() {
 
 #[test]
 fn ssh2_fast_puts_with_more_at_once() {
-    let Some(gateway) = Gateway::start(&["node:ssh2"]) else { return };
+    let Some(gateway) = Gateway::start(&["node:ssh2"]) else {
+        return;
+    };
     for concurrency in [16, 32, 128] {
         fast_put(&gateway, 7_000_000, 10, concurrency);
     }
@@ -166,7 +196,9 @@ fn ssh2_fast_puts_with_more_at_once() {
 
 #[test]
 fn ssh2_sftp_client_puts_and_gets() {
-    let Some(gateway) = Gateway::start(&["node:ssh2-sftp-client"]) else { return };
+    let Some(gateway) = Gateway::start(&["node:ssh2-sftp-client"]) else {
+        return;
+    };
     let files = errand_files(&gateway);
     gateway.write_all("tree", &files);
     let mut command = node(&gateway, "ssh2/sftp_client.js");
@@ -179,14 +211,20 @@ fn ssh2_sftp_client_puts_and_gets() {
     }
     let appended = Content([&large.0[..], b"end"].concat());
     let left = [("copied", large), ("file", &appended), ("stream", large)];
-    assert_eq!(gateway.objects("put/"), left.map(|(name, content)| (name.to_owned(), content.clone())).into());
+    assert_eq!(
+        gateway.objects("put/"),
+        left.map(|(name, content)| (name.to_owned(), content.clone()))
+            .into()
+    );
 }
 
 // Ruby: net-sftp
 
 #[test]
 fn net_sftp_runs_the_errand() {
-    let Some(gateway) = Gateway::start(&["ruby:net/sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["ruby:net/sftp"]) else {
+        return;
+    };
     let mut command = gateway.command("ruby");
     command.arg(script("net_sftp_errand.rb"));
     // For ed25519 keys net-ssh wants two more packages.
@@ -202,12 +240,22 @@ const GO_PATH: &str = "/usr/share/gocode";
 #[test]
 fn pkg_sftp_runs_the_errand() {
     let source = format!("{GO_PATH}/src/github.com/pkg/sftp/client.go");
-    let Some(gateway) = Gateway::start(&["go", &source]) else { return };
+    let Some(gateway) = Gateway::start(&["go", &source]) else {
+        return;
+    };
     let program = gateway.path("errand");
     let mut build = gateway.command("go");
     // Without modules, which would be fetched.
-    build.env("GO111MODULE", "off").env("GOPATH", GO_PATH).env("GOFLAGS", "");
-    gateway.run(build.args(["build", "-o"]).arg(&program).arg(script("pkg_sftp_errand.go")));
+    build
+        .env("GO111MODULE", "off")
+        .env("GOPATH", GO_PATH)
+        .env("GOFLAGS", "");
+    gateway.run(
+        build
+            .args(["build", "-o"])
+            .arg(&program)
+            .arg(script("pkg_sftp_errand.go")),
+    );
     run_errand(&gateway, Command::new(&program), &gateway.key());
 }
 
@@ -215,7 +263,9 @@ fn pkg_sftp_runs_the_errand() {
 
 #[test]
 fn phpseclib_runs_the_errand() {
-    let Some(gateway) = Gateway::start(&["php", "/usr/share/php/phpseclib/autoload.php"]) else { return };
+    let Some(gateway) = Gateway::start(&["php", "/usr/share/php/phpseclib/autoload.php"]) else {
+        return;
+    };
     let mut command = gateway.command("php");
     command.arg(script("phpseclib_errand.php"));
     // This version reads no other keys than RSA.
@@ -229,7 +279,9 @@ const JSCH: &str = "/usr/share/java/jsch.jar";
 
 #[test]
 fn jsch_runs_the_errand() {
-    let Some(gateway) = Gateway::start(&["javac", JSCH]) else { return };
+    let Some(gateway) = Gateway::start(&["javac", JSCH]) else {
+        return;
+    };
     let mut command = gateway.command("java");
     command.args(["-cp", JSCH]).arg(script("JschErrand.java"));
     // This version signs with RSA keys by SHA-1 only.
@@ -241,10 +293,18 @@ fn jsch_runs_the_errand() {
 
 #[test]
 fn libssh_runs_the_errand() {
-    let Some(gateway) = Gateway::start(&["cc", "/usr/include/libssh/sftp.h"]) else { return };
+    let Some(gateway) = Gateway::start(&["cc", "/usr/include/libssh/sftp.h"]) else {
+        return;
+    };
     let program = gateway.path("errand");
     let mut build = gateway.command("cc");
-    gateway.run(build.arg("-o").arg(&program).arg(script("libssh_errand.c")).arg("-lssh"));
+    gateway.run(
+        build
+            .arg("-o")
+            .arg(&program)
+            .arg(script("libssh_errand.c"))
+            .arg("-lssh"),
+    );
     run_errand(&gateway, Command::new(&program), &gateway.key());
 }
 
@@ -256,22 +316,38 @@ fn assert_sends_again(gateway: &Gateway, command: &mut Command, expected: bool) 
     gateway.put_object("up/file", "other");
     gateway.run(command);
     let content = if expected { "hello" } else { "other" };
-    assert_eq!(gateway.object("up/file"), Some(content.into()), "{command:?}");
+    assert_eq!(
+        gateway.object("up/file"),
+        Some(content.into()),
+        "{command:?}"
+    );
 }
 
 fn write_old_file(gateway: &Gateway) {
     gateway.write("tree/file", "hello");
-    gateway.run(gateway.command("touch").args(["-d", "2020-01-01", "tree/file"]));
+    gateway.run(
+        gateway
+            .command("touch")
+            .args(["-d", "2020-01-01", "tree/file"]),
+    );
 }
 
 #[test]
 fn rclone_sends_nothing_twice_with_update_or_size_only() {
-    let Some(gateway) = Gateway::start(&["rclone"]) else { return };
+    let Some(gateway) = Gateway::start(&["rclone"]) else {
+        return;
+    };
     let rclone = |args: &[&str]| {
         let mut command = gateway.command("rclone");
-        command.env("RCLONE_CONFIG", gateway.path("rclone.conf")).env("RCLONE_SFTP_HOST", "127.0.0.1");
-        command.env("RCLONE_SFTP_PORT", gateway.port.to_string()).env("RCLONE_SFTP_USER", USER);
-        command.env("RCLONE_SFTP_KEY_FILE", gateway.key()).env("RCLONE_SFTP_KNOWN_HOSTS_FILE", gateway.known_hosts());
+        command
+            .env("RCLONE_CONFIG", gateway.path("rclone.conf"))
+            .env("RCLONE_SFTP_HOST", "127.0.0.1");
+        command
+            .env("RCLONE_SFTP_PORT", gateway.port.to_string())
+            .env("RCLONE_SFTP_USER", USER);
+        command
+            .env("RCLONE_SFTP_KEY_FILE", gateway.key())
+            .env("RCLONE_SFTP_KNOWN_HOSTS_FILE", gateway.known_hosts());
         command.args(args);
         command
     };
@@ -279,9 +355,21 @@ fn rclone_sends_nothing_twice_with_update_or_size_only() {
     write_old_file(&gateway);
     gateway.run(&mut rclone(&["sync", "tree", ":sftp:up"]));
     gateway.expect_object("up/file", "hello");
-    assert_sends_again(&gateway, &mut rclone(&["sync", "--update", "tree", ":sftp:up"]), false);
-    assert_sends_again(&gateway, &mut rclone(&["sync", "--size-only", "tree", ":sftp:up"]), false);
-    assert_sends_again(&gateway, &mut rclone(&["sync", "--sftp-set-modtime=false", "tree", ":sftp:up"]), true);
+    assert_sends_again(
+        &gateway,
+        &mut rclone(&["sync", "--update", "tree", ":sftp:up"]),
+        false,
+    );
+    assert_sends_again(
+        &gateway,
+        &mut rclone(&["sync", "--size-only", "tree", ":sftp:up"]),
+        false,
+    );
+    assert_sends_again(
+        &gateway,
+        &mut rclone(&["sync", "--sftp-set-modtime=false", "tree", ":sftp:up"]),
+        true,
+    );
     assert_sends_again(&gateway, &mut rclone(&["sync", "tree", ":sftp:up"]), true);
     let bisync = ["bisync", "--size-only", "tree", ":sftp:up"];
     gateway.run(&mut rclone(&[&bisync[..], &["--resync"]].concat()));
@@ -294,7 +382,9 @@ fn rclone_sends_nothing_twice_with_update_or_size_only() {
 
 #[test]
 fn lftp_mirror_sends_nothing_twice() {
-    let Some(gateway) = Gateway::start(&["lftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["lftp"]) else {
+        return;
+    };
     let connect = format!("ssh -a -x -F {}", gateway.ssh_config().display());
     let script = format!(
         "set cmd:fail-exit yes; set net:max-retries 2; set sftp:connect-program \"{connect}\"; \

@@ -4,7 +4,12 @@
 //! `cargo test --release --locked --test load -- --ignored --nocapture two_hundred`
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -27,18 +32,35 @@ const BLOCK: usize = 128 * 1024;
 
 /// As [`Client::put`], for a server that may end in the middle of it.
 async fn put(client: &Client, path: &str, data: &[u8]) -> Result<(), SftpError> {
-    let handle = client.sftp.open(path, PUT, FileAttributes::empty()).await?.handle;
+    let handle = client
+        .sftp
+        .open(path, PUT, FileAttributes::empty())
+        .await?
+        .handle;
     for (n, block) in data.chunks(BLOCK).enumerate() {
-        client.sftp.write(&handle, (n * BLOCK) as u64, block.to_vec()).await?;
+        client
+            .sftp
+            .write(&handle, (n * BLOCK) as u64, block.to_vec())
+            .await?;
     }
     client.sftp.close(&handle).await.map(drop)
 }
 
 async fn get(client: &Client, path: &str, size: usize) -> Result<Vec<u8>, SftpError> {
-    let handle = client.sftp.open(path, OpenFlags::READ, FileAttributes::empty()).await?.handle;
+    let handle = client
+        .sftp
+        .open(path, OpenFlags::READ, FileAttributes::empty())
+        .await?
+        .handle;
     let mut all = Vec::with_capacity(size);
     while all.len() < size {
-        all.extend(client.sftp.read(&handle, all.len() as u64, BLOCK as u32).await?.data);
+        all.extend(
+            client
+                .sftp
+                .read(&handle, all.len() as u64, BLOCK as u32)
+                .await?
+                .data,
+        );
     }
     client.sftp.close(&handle).await?;
     Ok(all)
@@ -65,11 +87,20 @@ async fn sessions(count: usize, files: usize, largest: usize, pool: usize) {
                     (0, 1) => largest,
                     _ => dice(most).clamp(1, largest),
                 };
-                let (path, data) = (format!("/{n}-{file}"), noise(size, (n * files + file) as u64));
+                let (path, data) = (
+                    format!("/{n}-{file}"),
+                    noise(size, (n * files + file) as u64),
+                );
                 let outcome = async {
                     put(&client, &path, &data).await?;
-                    assert!(s3.object(&format!("alice{path}")).as_ref() == Some(&data), "{path} in the bucket");
-                    assert!(get(&client, &path, size).await? == data, "{path}, as it came back");
+                    assert!(
+                        s3.object(&format!("alice{path}")).as_ref() == Some(&data),
+                        "{path} in the bucket"
+                    );
+                    assert!(
+                        get(&client, &path, size).await? == data,
+                        "{path}, as it came back"
+                    );
                     client.sftp.remove(&path).await
                 };
                 match outcome.await {
@@ -84,8 +115,14 @@ async fn sessions(count: usize, files: usize, largest: usize, pool: usize) {
         });
     }
     let outcomes = clients.join_all().await;
-    let (bytes, errors) = outcomes.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-    let (peak, took, cpu) = (process.peak(), began.elapsed().as_secs_f64(), process.ticks() as f64 / 100.0);
+    let (bytes, errors) = outcomes
+        .iter()
+        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let (peak, took, cpu) = (
+        process.peak(),
+        began.elapsed().as_secs_f64(),
+        process.ticks() as f64 / 100.0,
+    );
     println!(
         "{count} sessions, {} files put and got, {} MiB in both directions together, {errors} errors, {took:.1} s, \
          {cpu:.1} s of the server's processor time, peak RSS {peak} MiB",
@@ -131,18 +168,32 @@ async fn connections_without_a_place_disturb_no_transfer() {
         crowd.spawn(async move {
             let mut heard = String::new();
             let mut stream = TcpStream::connect(address).await.unwrap();
-            within("the refusal", stream.read_to_string(&mut heard)).await.unwrap();
+            within("the refusal", stream.read_to_string(&mut heard))
+                .await
+                .unwrap();
             heard
         });
     }
     for (client, handle) in &transfers {
-        client.write(handle, MIB as u64, &data[MIB..]).await.unwrap();
+        client
+            .write(handle, MIB as u64, &data[MIB..])
+            .await
+            .unwrap();
         client.close(handle).await.unwrap();
     }
-    assert!(crowd.join_all().await.iter().all(|heard| heard.contains("try again later")));
+    assert!(
+        crowd
+            .join_all()
+            .await
+            .iter()
+            .all(|heard| heard.contains("try again later"))
+    );
     assert!((0..PLACES).all(|n| s3.object(&format!("alice/{n}")).as_ref() == Some(&data)));
     drop(transfers.pop());
-    within("the place", async { while Client::login_or_refused(&process.server).await.is_none() {} }).await;
+    within("the place", async {
+        while Client::login_or_refused(&process.server).await.is_none() {}
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,25 +207,41 @@ async fn without_descriptors_nobody_is_lied_to() {
         let client = process.server.client().await;
         let handle = client.open(&format!("/{n}"), PUT).await.unwrap();
         // Two of them have begun to send to the store.
-        client.write(&handle, 0, &data[..[1000, 6 * MIB][n % 2]]).await.unwrap();
+        client
+            .write(&handle, 0, &data[..[1000, 6 * MIB][n % 2]])
+            .await
+            .unwrap();
         transfers.push((client, handle));
     }
     let mut crowd = Vec::new();
     for _ in 0..100 {
         crowd.push(TcpStream::connect(process.server.address).await.unwrap());
     }
-    eventually("no descriptor is left", || process.logged("can't accept") > 0).await;
+    eventually("no descriptor is left", || {
+        process.logged("can't accept") > 0
+    })
+    .await;
     let (began, lines, ticks) = (Instant::now(), process.logged(""), process.ticks());
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let (lines, ticks, took) = (process.logged("") - lines, process.ticks() - ticks, began.elapsed());
-    assert!(lines <= took.as_millis() as usize / 200 + 1, "{lines} lines of log in {took:?}");
+    let (lines, ticks, took) = (
+        process.logged("") - lines,
+        process.ticks() - ticks,
+        began.elapsed(),
+    );
+    assert!(
+        lines <= took.as_millis() as usize / 200 + 1,
+        "{lines} lines of log in {took:?}"
+    );
     assert!(ticks < 50, "{ticks} ticks of processor time in {took:?}");
     let mut stored = 0;
     for (n, (client, handle)) in transfers.iter().enumerate() {
         let from = [1000, 6 * MIB][n % 2];
         let outcome = within("a put", async {
             for (block, rest) in data[from..].chunks(BLOCK).enumerate() {
-                client.sftp.write(handle, (from + block * BLOCK) as u64, rest.to_vec()).await?;
+                client
+                    .sftp
+                    .write(handle, (from + block * BLOCK) as u64, rest.to_vec())
+                    .await?;
             }
             client.sftp.close(handle).await
         });
@@ -185,9 +252,16 @@ async fn without_descriptors_nobody_is_lied_to() {
         }
         stored += usize::from(outcome.is_ok());
         let got = within("a get", client.sftp.stat("/old")).await;
-        println!("put {n}: {:?}, stat: {:?}", outcome.map(drop), got.map(drop));
+        println!(
+            "put {n}: {:?}, stat: {:?}",
+            outcome.map(drop),
+            got.map(drop)
+        );
     }
-    println!("{stored} of {} puts were stored without a descriptor to spare", transfers.len());
+    println!(
+        "{stored} of {} puts were stored without a descriptor to spare",
+        transfers.len()
+    );
     drop(crowd);
     let client = within("a place", async { process.server.client().await }).await;
     within("a put", client.put("/new", &data)).await.unwrap();
@@ -216,7 +290,10 @@ async fn connections_that_dawdle_before_login_take_little_and_go() {
         });
     }
     crowd.join_all().await;
-    within("a place", async { while Client::login_or_refused(&process.server).await.is_none() {} }).await;
+    within("a place", async {
+        while Client::login_or_refused(&process.server).await.is_none() {}
+    })
+    .await;
     let peak = process.peak();
     println!("{COUNT} connections before login: peak RSS {peak} MiB");
     // 20 of the process, 20 of the password check at the end.
@@ -244,18 +321,28 @@ async fn clients_that_ask_and_never_read_take_little_and_go() {
             requests.extend(packet(
                 5,
                 n,
-                &[&text("1"), &(u64::from(n) * 32768).to_be_bytes(), &32768u32.to_be_bytes()],
+                &[
+                    &text("1"),
+                    &(u64::from(n) * 32768).to_be_bytes(),
+                    &32768u32.to_be_bytes(),
+                ],
             ));
         }
         channel.data(&requests[..]).await.unwrap();
         deaf.push((proxy, ssh, channel));
     }
-    eventually("every session ends", || process.logged("session ended") == COUNT).await;
+    eventually("every session ends", || {
+        process.logged("session ended") == COUNT
+    })
+    .await;
     let peak = process.peak();
     println!("{COUNT} clients that never read: peak RSS {peak} MiB");
     let promise = 60 + 32 + COUNT * 4;
     assert!(peak <= promise, "{peak} MiB, of {promise}");
-    assert_eq!(process.server.client().await.size("/f").await.unwrap(), 40 * MIB as u64);
+    assert_eq!(
+        process.server.client().await.size("/f").await.unwrap(),
+        40 * MIB as u64
+    );
 }
 
 // A server that dies
@@ -277,7 +364,10 @@ async fn busy(process: &Process, count: usize, seed: u64) -> (Arc<Mutex<Told>>, 
             for file in 0.. {
                 let data = noise([1, 100_000, 5 * MIB, 6 * MIB][dice(4)], dice(1000) as u64);
                 let path = format!("{n}-{file}");
-                told.lock().unwrap().sent.insert(format!("alice/{path}"), data.clone());
+                told.lock()
+                    .unwrap()
+                    .sent
+                    .insert(format!("alice/{path}"), data.clone());
                 if put(&client, &path, &data).await.is_err() {
                     return;
                 }
@@ -291,9 +381,16 @@ async fn busy(process: &Process, count: usize, seed: u64) -> (Arc<Mutex<Told>>, 
 /// What was stored is whole, and what clients were told is stored.
 fn check(s3: &FakeS3, told: &Told) {
     for key in s3.objects() {
-        assert!(s3.object(&key) == told.sent.get(&key).cloned(), "{key} is not what was sent");
+        assert!(
+            s3.object(&key) == told.sent.get(&key).cloned(),
+            "{key} is not what was sent"
+        );
     }
-    let lost: Vec<_> = told.stored.iter().filter(|key| s3.object(key).is_none()).collect();
+    let lost: Vec<_> = told
+        .stored
+        .iter()
+        .filter(|key| s3.object(key).is_none())
+        .collect();
     assert!(lost.is_empty(), "{lost:?}");
 }
 
@@ -311,9 +408,16 @@ async fn a_signal_under_load_drains_and_a_second_one_cuts() {
         if patience == "1h" {
             // Each finishes the file it is at, and is told that there is no other.
             within("the transfers", clients.join_all()).await;
-            assert!(process.child.try_wait().unwrap().is_none(), "one is still open");
+            assert!(
+                process.child.try_wait().unwrap().is_none(),
+                "one is still open"
+            );
             let told = told.lock().unwrap();
-            assert_eq!(told.sent.len(), told.stored.len() + 4, "only what had not begun was refused");
+            assert_eq!(
+                told.sent.len(),
+                told.stored.len() + 4,
+                "only what had not begun was refused"
+            );
             process.signal("TERM");
         }
         assert_eq!(within("the end", process.ended()).await.code(), Some(0));
@@ -334,7 +438,10 @@ async fn a_killed_server_leaves_whole_objects_only() {
         let mut process = Process::start(&s3, &[]);
         let (told, clients) = busy(&process, 3, round).await;
         let requests = 1 + dice(40);
-        eventually("requests have been sent", || s3.requests().len() >= requests).await;
+        eventually("requests have been sent", || {
+            s3.requests().len() >= requests
+        })
+        .await;
         process.child.kill().unwrap();
         process.ended().await;
         within("the clients' end", clients.join_all()).await;

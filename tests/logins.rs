@@ -3,7 +3,12 @@
 //! A client that isn't installed is skipped, with a word; `SFTPD_TEST_ALL_CLIENTS=1` makes that a failure.
 
 // A panic is how a test fails, in its helpers too.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 #[path = "support/process.rs"]
 mod process;
@@ -20,7 +25,9 @@ const SIZE: usize = 300_000;
 
 /// The source of a client.
 fn source(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/clients")
+        .join(name)
 }
 
 /// Runs a client that puts a file and gets it back; what it is called with begins with the port and known_hosts.
@@ -28,7 +35,11 @@ fn put_and_get(gateway: &Gateway, program: &str, before: &[&str], credential: &[
     let bytes = noise(SIZE, 1);
     gateway.write("file", &bytes);
     let mut client = gateway.command(program);
-    client.args(before).arg(gateway.port.to_string()).arg(gateway.known_hosts()).args(credential);
+    client
+        .args(before)
+        .arg(gateway.port.to_string())
+        .arg(gateway.known_hosts())
+        .args(credential);
     gateway.run(client.args(["file", name, "back"]));
     gateway.expect_object(name, &bytes);
     assert_eq!(gateway.read("back"), Content(bytes));
@@ -39,12 +50,20 @@ fn put_and_get(gateway: &Gateway, program: &str, before: &[&str], credential: &[
 
 #[test]
 fn net_sftp_logs_in() {
-    let Some(gateway) = Gateway::start(&["ruby:net/sftp"]) else { return };
+    let Some(gateway) = Gateway::start(&["ruby:net/sftp"]) else {
+        return;
+    };
     let source = source("net_sftp.rb");
     let key = gateway.add_key("rsa", &["-t", "rsa", "-b", "3072", "-m", "PEM"]);
     let client = [source.to_str().unwrap()];
     put_and_get(&gateway, "ruby", &client, &["password", PASSWORD], "one");
-    put_and_get(&gateway, "ruby", &client, &["key", key.to_str().unwrap()], "two");
+    put_and_get(
+        &gateway,
+        "ruby",
+        &client,
+        &["key", key.to_str().unwrap()],
+        "two",
+    );
 }
 
 // JSch 0.1 has no ed25519 host keys, and reads no private keys in OpenSSH's format.
@@ -53,19 +72,29 @@ fn net_sftp_logs_in() {
 fn jsch_logs_in() {
     const JAR: &str = "/usr/share/java/jsch.jar";
     // A runtime alone runs no source.
-    let Some(gateway) = Gateway::start(&["java", "javac", JAR]) else { return };
+    let Some(gateway) = Gateway::start(&["java", "javac", JAR]) else {
+        return;
+    };
     let source = source("Jsch.java");
     let key = gateway.add_key("ecdsa", &["-t", "ecdsa", "-m", "PEM"]);
     let client = ["-cp", JAR, source.to_str().unwrap()];
     put_and_get(&gateway, "java", &client, &["password", PASSWORD], "one");
-    put_and_get(&gateway, "java", &client, &["key", key.to_str().unwrap()], "two");
+    put_and_get(
+        &gateway,
+        "java",
+        &client,
+        &["key", key.to_str().unwrap()],
+        "two",
+    );
 }
 
 // libssh decides how to sign with an RSA key before its first request.
 
 #[test]
 fn libssh_logs_in_with_any_key_at_once() {
-    let Some(gateway) = Gateway::start(&["cc", "/usr/include/libssh/sftp.h"]) else { return };
+    let Some(gateway) = Gateway::start(&["cc", "/usr/include/libssh/sftp.h"]) else {
+        return;
+    };
     gateway.run(
         gateway
             .command("cc")
@@ -80,7 +109,13 @@ fn libssh_logs_in_with_any_key_at_once() {
         gateway.key(),
     ];
     for (key, name) in keys.iter().zip(["rsa", "ecdsa", "ed25519"]) {
-        put_and_get(&gateway, client.to_str().unwrap(), &[], &[key.to_str().unwrap()], name);
+        put_and_get(
+            &gateway,
+            client.to_str().unwrap(),
+            &[],
+            &[key.to_str().unwrap()],
+            name,
+        );
     }
 }
 
@@ -112,21 +147,41 @@ fn strangers_home(gateway: &Gateway, in_agent: bool) -> (PathBuf, Option<Running
     let home = gateway.path(if in_agent { "with-agent" } else { "with-key" });
     fs::create_dir_all(home.join(".ssh")).unwrap();
     let key = home.join(if in_agent { "key" } else { ".ssh/id_ed25519" });
-    gateway.run(gateway.command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+    gateway.run(
+        gateway
+            .command("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&key),
+    );
     if !in_agent {
         return (home, None);
     }
     let socket = home.join("agent");
     let mut agent = gateway.command("ssh-agent");
-    let running = Running::spawn(agent.arg("-D").arg("-a").arg(&socket).stdin(Stdio::null()).stdout(Stdio::null()));
+    let running = Running::spawn(
+        agent
+            .arg("-D")
+            .arg("-a")
+            .arg(&socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null()),
+    );
     eventually("the agent listens", || socket.exists().then_some(()));
-    gateway.run(gateway.command("ssh-add").arg("-q").arg(&key).env("SSH_AUTH_SOCK", &socket));
+    gateway.run(
+        gateway
+            .command("ssh-add")
+            .arg("-q")
+            .arg(&key)
+            .env("SSH_AUTH_SOCK", &socket),
+    );
     (home, Some(running))
 }
 
 #[test]
 fn paramiko_is_told_that_it_has_one_credential_a_connection() {
-    let Some(gateway) = Gateway::start(&["python3:paramiko", "ssh-agent", "ssh-add"]) else { return };
+    let Some(gateway) = Gateway::start(&["python3:paramiko", "ssh-agent", "ssh-add"]) else {
+        return;
+    };
     for in_agent in [false, true] {
         let (home, _agent) = strangers_home(&gateway, in_agent);
         let before = gateway.log().matches("one credential a connection").count();
@@ -137,7 +192,10 @@ fn paramiko_is_told_that_it_has_one_credential_a_connection() {
              connect(key_filename=key, look_for_keys=False, allow_agent=False)\n"
         );
         let said = gateway.run(&mut gateway.python(&script, &[PASSWORD, home.to_str().unwrap()]));
-        assert!(said.contains("look_for_keys=False and allow_agent=False"), "{said}");
+        assert!(
+            said.contains("look_for_keys=False and allow_agent=False"),
+            "{said}"
+        );
         let told = gateway.log().matches("one credential a connection").count() - before;
         assert_eq!(told, 20, "{}", gateway.log());
     }
@@ -147,7 +205,9 @@ fn paramiko_is_told_that_it_has_one_credential_a_connection() {
 /// The transport of paramiko that asks for the service once can go on, as every other client.
 #[test]
 fn paramiko_that_asks_once_may_try_several_credentials() {
-    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
+        return;
+    };
     let (home, _) = strangers_home(&gateway, false);
     let script = format!(
         r#"{PARAMIKO}
@@ -169,7 +229,9 @@ transport.close()
 
 #[test]
 fn paramiko_may_not_guess_passwords() {
-    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else { return };
+    let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
+        return;
+    };
     let script = format!(
         r#"{PARAMIKO}
 for n in range(12):
@@ -177,11 +239,14 @@ for n in range(12):
     except paramiko.SSHException as error: print("refused:", error)
 "#
     );
-    let said = gateway.run(&mut gateway.python(&script, &["guess", gateway.path("").to_str().unwrap()]));
+    let said =
+        gateway.run(&mut gateway.python(&script, &["guess", gateway.path("").to_str().unwrap()]));
     assert_eq!(said.matches("refused: ").count(), 12, "{said}");
     let log = gateway.log();
     assert!(
-        log.contains("login not looked at: user \"alice\", password: too many failed logins of this user"),
+        log.contains(
+            "login not looked at: user \"alice\", password: too many failed logins of this user"
+        ),
         "{log}"
     );
 }

@@ -1,7 +1,12 @@
 //! The memory promise of the README, measured on the real binary: peak RSS against the formula.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -20,7 +25,11 @@ async fn many_uploads_stay_inside_the_formula() {
     const UPLOADS: usize = 20;
     let s3 = FakeS3::start().await;
     // A store slow enough that all of the pool is in use.
-    s3.fault("UploadPart", When::Every, Fault::Stall(Duration::from_millis(100)));
+    s3.fault(
+        "UploadPart",
+        When::Every,
+        Fault::Stall(Duration::from_millis(100)),
+    );
     let process = Process::start(&s3, &["--buffer-memory", "32MiB"]);
     let data = noise(11 * MIB, 1);
     let mut puts = tokio::task::JoinSet::new();
@@ -33,7 +42,10 @@ async fn many_uploads_stay_inside_the_formula() {
     // 20 of the process, 14 for two password checks, the pool, and each upload's and session's share.
     let promise = 34 + 32 + UPLOADS * 21 / 4 + UPLOADS * 4;
     let peak = process.peak();
-    assert!((UPLOADS * 5..=promise).contains(&peak), "{peak} MiB, of {promise}");
+    assert!(
+        (UPLOADS * 5..=promise).contains(&peak),
+        "{peak} MiB, of {promise}"
+    );
     assert_clean(&s3);
 }
 
@@ -53,8 +65,13 @@ async fn uploads_written_out_of_order_stay_inside_the_formula() {
         puts.spawn(async move {
             let handle = client.open(&format!("/{n}"), PUT).await.unwrap();
             client.write(&handle, 0, &data[..gap]).await.unwrap();
-            let write =
-                |at: usize| client.sftp.write(&handle, at as u64, data[at..data.len().min(at + BLOCK)].to_vec());
+            let write = |at: usize| {
+                client.sftp.write(
+                    &handle,
+                    at as u64,
+                    data[at..data.len().min(at + BLOCK)].to_vec(),
+                )
+            };
             // Those that are far ahead are answered once the gap is closed, or nothing else comes.
             let ahead = join_all((gap + BLOCK..data.len()).step_by(BLOCK).map(write)).await;
             ahead.into_iter().for_each(|answer| drop(answer.unwrap()));
@@ -66,9 +83,15 @@ async fn uploads_written_out_of_order_stay_inside_the_formula() {
     // As above, and what each upload has out of order.
     let promise = 34 + 32 + UPLOADS * 21 / 4 + UPLOADS * 4 + UPLOADS * 9;
     let held = UPLOADS * (data.len() / MIB);
-    assert!((held..=promise).contains(&peak), "{peak} MiB, of {promise}; {held} were sent");
+    assert!(
+        (held..=promise).contains(&peak),
+        "{peak} MiB, of {promise}; {held} were sent"
+    );
     for (client, handle) in open {
-        client.write(&handle, gap as u64, &data[gap..gap + BLOCK]).await.unwrap();
+        client
+            .write(&handle, gap as u64, &data[gap..gap + BLOCK])
+            .await
+            .unwrap();
         client.close(&handle).await.unwrap();
     }
     (0..UPLOADS).for_each(|n| assert!(s3.object(&format!("alice/{n}")).unwrap() == data, "{n}"));
@@ -96,8 +119,17 @@ async fn password_checks_stay_inside_the_formula() {
     for n in 0..20 {
         // Wrong ones for names of their own: more of them would not be looked at.
         if n % 4 == 0 {
-            let guess = async |m| Client::login(&process.server, &format!("user{n}{m}"), "guess").await.is_none();
-            assert!(join_all((0..3).map(guess)).await.into_iter().all(|refused| refused));
+            let guess = async |m| {
+                Client::login(&process.server, &format!("user{n}{m}"), "guess")
+                    .await
+                    .is_none()
+            };
+            assert!(
+                join_all((0..3).map(guess))
+                    .await
+                    .into_iter()
+                    .all(|refused| refused)
+            );
         }
         let at_once = join_all((0..3).map(|_| process.server.client())).await;
         drop(at_once);
@@ -152,7 +184,10 @@ async fn open_directories_stay_inside_the_formula() {
     assert!(peak <= promise, "{peak} MiB, of {promise}");
     // What had to go is fetched again.
     assert_eq!(count_entries(&sessions[0], &handles[0][0]).await, NAMES + 2);
-    assert_eq!(count_entries(&sessions[SESSIONS - 2], &handles[SESSIONS - 2][HANDLES - 1]).await, NAMES + 2);
+    assert_eq!(
+        count_entries(&sessions[SESSIONS - 2], &handles[SESSIONS - 2][HANDLES - 1]).await,
+        NAMES + 2
+    );
 }
 
 /// Directories that only this process knows, and directories full of them.
@@ -163,7 +198,12 @@ async fn made_directories_stay_inside_the_formula() {
     let process = Process::start(&s3, &["--store", "memory:", "--buffer-memory", "20MiB"]);
     let client = process.server.client().await;
     for at_once in (0..DIRECTORIES).collect::<Vec<_>>().chunks(64) {
-        let made = join_all(at_once.iter().map(|n| client.sftp.mkdir(format!("/d/{n:060}"), Default::default()))).await;
+        let made = join_all(
+            at_once
+                .iter()
+                .map(|n| client.sftp.mkdir(format!("/d/{n:060}"), Default::default())),
+        )
+        .await;
         made.into_iter().for_each(|answer| drop(answer.unwrap()));
     }
     let before = process.peak();
@@ -178,6 +218,12 @@ async fn made_directories_stay_inside_the_formula() {
     let peak = process.peak();
     // As above, and the directories and pages of one user.
     let promise = 34 + 4 + 32 + 2;
-    assert!(peak <= promise, "{peak} MiB, of {promise}; {before} before they were listed");
-    assert_eq!(first + count_entries(&client.sftp, &handles[7]).await, DIRECTORIES + 2);
+    assert!(
+        peak <= promise,
+        "{peak} MiB, of {promise}; {before} before they were listed"
+    );
+    assert_eq!(
+        first + count_entries(&client.sftp, &handles[7]).await,
+        DIRECTORIES + 2
+    );
 }

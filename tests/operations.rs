@@ -2,7 +2,12 @@
 //! directories that a restart remembers.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -30,13 +35,19 @@ async fn doctor(s3: &FakeS3, args: &[&str]) -> (i32, BTreeMap<String, (String, S
     std::fs::write(&file, users.to_string()).unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let mut command = sftpd(":", s3, folder.path(), "doctor");
-    command.arg("--json").args(["--listen", "127.0.0.1:0"]).args(args);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    command
+        .arg("--json")
+        .args(["--listen", "127.0.0.1:0"])
+        .args(args);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["healthy"], output.status.success());
     let mut found = BTreeMap::new();
     for finding in report["findings"].as_array().unwrap() {
-        let [check, grade, text] = ["check", "grade", "text"].map(|field| finding[field].as_str().unwrap().to_owned());
+        let [check, grade, text] =
+            ["check", "grade", "text"].map(|field| finding[field].as_str().unwrap().to_owned());
         assert!(!text.contains("README"), "{text}");
         assert!(found.insert(check, (grade, text)).is_none(), "{report}");
     }
@@ -45,7 +56,11 @@ async fn doctor(s3: &FakeS3, args: &[&str]) -> (i32, BTreeMap<String, (String, S
 
 /// Checks that did not end well.
 fn troubles(found: &BTreeMap<String, (String, String)>) -> Vec<(&str, &str)> {
-    found.iter().filter(|(_, (grade, _))| grade != "ok").map(|(check, (grade, _))| (&check[..], &grade[..])).collect()
+    found
+        .iter()
+        .filter(|(_, (grade, _))| grade != "ok")
+        .map(|(check, (grade, _))| (&check[..], &grade[..]))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,7 +69,11 @@ async fn doctor_finds_nothing_wrong_and_leaves_nothing_behind() {
     let (status, found) = doctor(&s3, &[]).await;
     assert_eq!((status, troubles(&found)), (0, vec![]), "{found:?}");
     assert!(found["credentials"].1.contains(s3::ACCESS_KEY), "{found:?}");
-    assert!(found.values().all(|(_, text)| !text.contains(s3::SECRET_KEY)));
+    assert!(
+        found
+            .values()
+            .all(|(_, text)| !text.contains(s3::SECRET_KEY))
+    );
     assert_eq!((s3.objects(), s3.uploads()), (vec![], 0));
 }
 
@@ -79,17 +98,30 @@ async fn doctor_says_what_each_missing_permission_costs() {
         ("GetBucketLifecycleConfiguration", "lifecycle"),
     ];
     let failed = failed.map(|(operation, check)| (operation, check, "failed"));
-    for (operation, check, grade) in failed.into_iter().chain(warned.map(|(op, check)| (op, check, "warning"))) {
+    for (operation, check, grade) in failed
+        .into_iter()
+        .chain(warned.map(|(op, check)| (op, check, "warning")))
+    {
         let s3 = FakeS3::start().await;
         s3.fault(operation, When::Every, Fault::Status(403, "AccessDenied"));
         let (status, found) = doctor(&s3, &[]).await;
         assert_eq!(found[check].0, grade, "{operation}: {found:?}");
-        assert!(found[check].1.contains("AccessDenied") || found[check].1.contains("403"), "{operation}: {found:?}");
-        assert_eq!(status, i32::from(grade == "failed"), "{operation}: {found:?}");
+        assert!(
+            found[check].1.contains("AccessDenied") || found[check].1.contains("403"),
+            "{operation}: {found:?}"
+        );
+        assert_eq!(
+            status,
+            i32::from(grade == "failed"),
+            "{operation}: {found:?}"
+        );
         let removable = !matches!(operation, "DeleteObject" | "AbortMultipartUpload");
         assert_eq!(
             (s3.objects().is_empty(), s3.uploads() == 0),
-            (removable || operation != "DeleteObject", removable || operation == "DeleteObject"),
+            (
+                removable || operation != "DeleteObject",
+                removable || operation == "DeleteObject"
+            ),
             "{operation}: {:?}",
             s3.objects()
         );
@@ -106,16 +138,30 @@ async fn doctor_knows_what_to_do() {
     let s3 = FakeS3::start().await;
     let (status, found) = doctor(&s3, &["--store", "s3://elsewhere"]).await;
     assert_eq!((status, &*found["list"].0), (1, "failed"));
-    assert!(found["list"].1.contains("no bucket \"elsewhere\""), "{found:?}");
+    assert!(
+        found["list"].1.contains("no bucket \"elsewhere\""),
+        "{found:?}"
+    );
     let (status, found) = doctor(&s3, &["--users", "nobody.json"]).await;
     assert_eq!((status, &*found["users"].0), (1, "failed"), "{found:?}");
-    s3.fault("ListObjectsV2", When::Every, Fault::Status(403, "RequestTimeTooSkewed"));
+    s3.fault(
+        "ListObjectsV2",
+        When::Every,
+        Fault::Status(403, "RequestTimeTooSkewed"),
+    );
     let (_, found) = doctor(&s3, &[]).await;
     assert!(found["list"].1.contains("clock is wrong"), "{found:?}");
     s3.clear_faults();
-    s3.fault("PutObject", When::Every, Fault::Status(403, "RequestTimeTooSkewed"));
+    s3.fault(
+        "PutObject",
+        When::Every,
+        Fault::Status(403, "RequestTimeTooSkewed"),
+    );
     let (_, found) = doctor(&s3, &[]).await;
-    assert!(found["put"].1.contains("set this machine's clock"), "{found:?}");
+    assert!(
+        found["put"].1.contains("set this machine's clock"),
+        "{found:?}"
+    );
     s3.clear_faults();
     let (status, found) = doctor(&s3, &["--store", "memory:"]).await;
     assert_eq!((status, troubles(&found)), (0, vec![("store", "warning")]));
@@ -125,14 +171,25 @@ async fn doctor_knows_what_to_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_names_the_checksum_setting_where_it_can_help() {
     const SETTING: &str = "AWS_REQUEST_CHECKSUM_CALCULATION";
-    for (status, code, helps) in
-        [(400, "XAmzContentChecksumMismatch", true), (501, "NotImplemented", true), (400, "EntityTooLarge", false)]
-    {
+    for (status, code, helps) in [
+        (400, "XAmzContentChecksumMismatch", true),
+        (501, "NotImplemented", true),
+        (400, "EntityTooLarge", false),
+    ] {
         let s3 = FakeS3::start().await;
         s3.fault("PutObject", When::Every, Fault::Status(status, code));
         let (exit, found) = doctor(&s3, &[]).await;
-        assert_eq!((exit, found["put"].1.contains(SETTING)), (1, helps), "{found:?}");
-        assert!(found.iter().all(|(check, (_, text))| check == "put" || !text.contains(SETTING)), "{found:?}");
+        assert_eq!(
+            (exit, found["put"].1.contains(SETTING)),
+            (1, helps),
+            "{found:?}"
+        );
+        assert!(
+            found
+                .iter()
+                .all(|(check, (_, text))| check == "put" || !text.contains(SETTING)),
+            "{found:?}"
+        );
     }
 }
 
@@ -142,11 +199,22 @@ async fn doctor_tries_the_addresses() {
     let running = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let taken = running.local_addr().unwrap().to_string();
     let (status, found) = doctor(&s3, &["--metrics", &taken]).await;
-    assert_eq!((status, troubles(&found)), (0, vec![("metrics address", "warning")]), "{found:?}");
+    assert_eq!(
+        (status, troubles(&found)),
+        (0, vec![("metrics address", "warning")]),
+        "{found:?}"
+    );
     // TEST-NET-1: no machine has it.
     let (status, found) = doctor(&s3, &["--metrics", "192.0.2.1:0"]).await;
-    assert_eq!((status, troubles(&found)), (1, vec![("metrics address", "failed")]), "{found:?}");
-    assert!(found["metrics address"].1.contains("--metrics"), "{found:?}");
+    assert_eq!(
+        (status, troubles(&found)),
+        (1, vec![("metrics address", "failed")]),
+        "{found:?}"
+    );
+    assert!(
+        found["metrics address"].1.contains("--metrics"),
+        "{found:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +222,11 @@ async fn doctor_finds_a_store_that_ignores_if_match() {
     let s3 = FakeS3::start().await;
     s3.ignore_if_match();
     let (status, found) = doctor(&s3, &[]).await;
-    assert_eq!((status, troubles(&found)), (0, vec![("conditional get", "warning")]), "{found:?}");
+    assert_eq!(
+        (status, troubles(&found)),
+        (0, vec![("conditional get", "warning")]),
+        "{found:?}"
+    );
     assert_eq!(s3.objects(), [] as [&str; 0]);
 }
 
@@ -163,13 +235,20 @@ async fn doctor_finds_a_store_that_ignores_if_match() {
 async fn doctor_says_what_serve_would_refuse() {
     let s3 = FakeS3::start().await;
     let (status, found) = doctor(&s3, &["--store", "s3://my bucket"]).await;
-    assert_eq!((status, troubles(&found)), (1, vec![("settings", "failed")]), "{found:?}");
+    assert_eq!(
+        (status, troubles(&found)),
+        (1, vec![("settings", "failed")]),
+        "{found:?}"
+    );
 }
 
 /// GET by hand: the status line and the body.
 async fn http_get(address: &str, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -178,7 +257,9 @@ async fn http_get(address: &str, path: &str) -> (String, String) {
 
 /// Each sample of an exposition, by name and labels.
 fn samples(text: &str) -> BTreeMap<String, f64> {
-    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let lines = text
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines
         .map(|line| line.rsplit_once(' ').unwrap())
         .map(|(name, value)| (name.into(), value.parse().unwrap()))
@@ -191,7 +272,11 @@ async fn metrics_tell_what_happened() {
     let server = Process::start(&s3, &["--metrics", "127.0.0.1:0", "--max-sessions", "40"]);
     let address = server.said("metrics on ").unwrap();
     let client = server.server.client().await;
-    assert!(Client::login(&server.server, "alice", "wrong").await.is_none());
+    assert!(
+        Client::login(&server.server, "alice", "wrong")
+            .await
+            .is_none()
+    );
     client.put("/small", &noise(1000, 1)).await.unwrap();
     client.put("/large", &noise(6 * MIB, 2)).await.unwrap();
     client.get("/small").await.unwrap();
@@ -210,21 +295,63 @@ async fn metrics_tell_what_happened() {
         ("sftpd_connections", 1.0),
         ("sftpd_max_sessions", 40.0),
         ("sftpd_sessions", 1.0),
-        ("sftpd_logins_total{method=\"password\",result=\"accepted\"}", 2.0),
-        ("sftpd_logins_total{method=\"password\",result=\"refused\"}", 1.0),
-        ("sftpd_transfers_total{direction=\"upload\",result=\"ok\"}", 2.0),
-        ("sftpd_transfers_total{direction=\"upload\",result=\"failed\"}", 1.0),
-        ("sftpd_transfers_total{direction=\"upload\",result=\"cut_off\"}", 1.0),
-        ("sftpd_transfers_total{direction=\"download\",result=\"ok\"}", 1.0),
-        ("sftpd_transferred_bytes_total{direction=\"upload\",result=\"ok\"}", (1000 + 6 * MIB) as f64),
-        ("sftpd_transferred_bytes_total{direction=\"upload\",result=\"cut_off\"}", 10.0),
-        ("sftpd_transferred_bytes_total{direction=\"download\",result=\"ok\"}", 1000.0),
+        (
+            "sftpd_logins_total{method=\"password\",result=\"accepted\"}",
+            2.0,
+        ),
+        (
+            "sftpd_logins_total{method=\"password\",result=\"refused\"}",
+            1.0,
+        ),
+        (
+            "sftpd_transfers_total{direction=\"upload\",result=\"ok\"}",
+            2.0,
+        ),
+        (
+            "sftpd_transfers_total{direction=\"upload\",result=\"failed\"}",
+            1.0,
+        ),
+        (
+            "sftpd_transfers_total{direction=\"upload\",result=\"cut_off\"}",
+            1.0,
+        ),
+        (
+            "sftpd_transfers_total{direction=\"download\",result=\"ok\"}",
+            1.0,
+        ),
+        (
+            "sftpd_transferred_bytes_total{direction=\"upload\",result=\"ok\"}",
+            (1000 + 6 * MIB) as f64,
+        ),
+        (
+            "sftpd_transferred_bytes_total{direction=\"upload\",result=\"cut_off\"}",
+            10.0,
+        ),
+        (
+            "sftpd_transferred_bytes_total{direction=\"download\",result=\"ok\"}",
+            1000.0,
+        ),
         // One, two and two are of the start, which finds out what the store keeps.
-        ("sftpd_s3_request_duration_seconds_count{operation=\"PutObject\",result=\"ok\"}", 1.0 + 1.0),
-        ("sftpd_s3_request_duration_seconds_count{operation=\"PutObject\",result=\"refused\"}", 2.0 + 1.0),
-        ("sftpd_s3_request_duration_seconds_count{operation=\"UploadPart\",result=\"ok\"}", 2.0 + 2.0),
-        ("sftpd_s3_request_duration_seconds_count{operation=\"CompleteMultipartUpload\",result=\"ok\"}", 1.0),
-        ("sftpd_logins_total{method=\"password\",result=\"unheard\"}", 0.0),
+        (
+            "sftpd_s3_request_duration_seconds_count{operation=\"PutObject\",result=\"ok\"}",
+            1.0 + 1.0,
+        ),
+        (
+            "sftpd_s3_request_duration_seconds_count{operation=\"PutObject\",result=\"refused\"}",
+            2.0 + 1.0,
+        ),
+        (
+            "sftpd_s3_request_duration_seconds_count{operation=\"UploadPart\",result=\"ok\"}",
+            2.0 + 2.0,
+        ),
+        (
+            "sftpd_s3_request_duration_seconds_count{operation=\"CompleteMultipartUpload\",result=\"ok\"}",
+            1.0,
+        ),
+        (
+            "sftpd_logins_total{method=\"password\",result=\"unheard\"}",
+            0.0,
+        ),
         ("sftpd_aborted_uploads_total{result=\"left\"}", 0.0),
         ("sftpd_buffer_memory_limit_bytes", (256 * MIB) as f64),
         ("sftpd_open_uploads", 1.0),
@@ -251,8 +378,14 @@ async fn metrics_tell_what_happened() {
         text.contains("sftpd_s3_request_duration_seconds_bucket{operation=\"PutObject\",result=\"ok\",le=\"+Inf\"} 2")
     );
     for name in found.keys().map(|name| name.split('{').next().unwrap()) {
-        let base = name.trim_end_matches("_bucket").trim_end_matches("_sum").trim_end_matches("_count");
-        assert!(text.contains(&format!("# HELP {base} ")) && text.contains(&format!("# TYPE {base} ")), "{name}");
+        let base = name
+            .trim_end_matches("_bucket")
+            .trim_end_matches("_sum")
+            .trim_end_matches("_count");
+        assert!(
+            text.contains(&format!("# HELP {base} ")) && text.contains(&format!("# TYPE {base} ")),
+            "{name}"
+        );
     }
     promtool(&["check", "metrics"], &text);
 }
@@ -260,17 +393,32 @@ async fn metrics_tell_what_happened() {
 /// Prometheus' own opinion, where it is installed.
 fn promtool(args: &[&str], input: &str) {
     let mut command = Command::new("promtool");
-    let command = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let command = command
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = match command.spawn() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            assert!(std::env::var_os("SFTPD_TEST_ALL_CLIENTS").is_none(), "not installed: promtool");
+            assert!(
+                std::env::var_os("SFTPD_TEST_ALL_CLIENTS").is_none(),
+                "not installed: promtool"
+            );
             return eprintln!("skipped: not installed: promtool");
         }
         child => child.unwrap(),
     };
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
     let output = child.wait_with_output().unwrap();
-    assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{args:?}: {output:?}"
+    );
 }
 
 /// Each alert fires when it should, and none on a normal day.
@@ -278,7 +426,10 @@ fn promtool(args: &[&str], input: &str) {
 fn alerts_are_rules_that_fire() {
     let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
     promtool(&["check", "rules", &format!("{examples}/alerts.yml")], "");
-    promtool(&["test", "rules", &format!("{examples}/alerts_test.yml")], "");
+    promtool(
+        &["test", "rules", &format!("{examples}/alerts_test.yml")],
+        "",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -286,7 +437,10 @@ async fn a_server_that_drains_is_unhealthy_and_a_broken_users_file_shows() {
     let s3 = FakeS3::start().await;
     let mut server = Process::start(&s3, &["--metrics", "127.0.0.1:0"]);
     let address = server.said("metrics on ").unwrap();
-    assert_eq!(http_get(&address, "/healthz").await, ("HTTP/1.1 200 OK".into(), "ok\n".into()));
+    assert_eq!(
+        http_get(&address, "/healthz").await,
+        ("HTTP/1.1 200 OK".into(), "ok\n".into())
+    );
     assert_eq!(http_get(&address, "/").await.0, "HTTP/1.1 404 Not Found");
     std::fs::write(server.folder().join("users.json"), "{").unwrap();
     // Nobody has to log in for that.
@@ -296,7 +450,10 @@ async fn a_server_that_drains_is_unhealthy_and_a_broken_users_file_shows() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(samples(&http_get(&address, "/metrics").await.1)["sftpd_users_file_ok"], 0.0);
+    assert_eq!(
+        samples(&http_get(&address, "/metrics").await.1)["sftpd_users_file_ok"],
+        0.0
+    );
     let client = server.server.client().await;
     let handle = client.open("/f", PUT).await.unwrap();
     server.signal("TERM");
@@ -306,7 +463,10 @@ async fn a_server_that_drains_is_unhealthy_and_a_broken_users_file_shows() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(http_get(&address, "/healthz").await.0, "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(
+        http_get(&address, "/healthz").await.0,
+        "HTTP/1.1 503 Service Unavailable"
+    );
     client.write(&handle, 0, b"in time").await.unwrap();
     client.close(&handle).await.unwrap();
     assert!(server.ended().await.success());
@@ -317,18 +477,30 @@ async fn a_server_that_drains_is_unhealthy_and_a_broken_users_file_shows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn examples_ask_for_metrics_that_there_are() {
     let source = include_str!("../src/metrics.rs");
-    let names: Vec<_> = source.split('"').filter(|text| text.starts_with("sftpd_")).collect();
+    let names: Vec<_> = source
+        .split('"')
+        .filter(|text| text.starts_with("sftpd_"))
+        .collect();
     assert!(names.len() > 10);
     for (file, text) in [
         ("alerts.yml", include_str!("../examples/alerts.yml")),
         ("dashboard.json", include_str!("../examples/dashboard.json")),
     ] {
         let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
-        let asked: Vec<_> = text.split(word).filter(|word| word.starts_with("sftpd_")).collect();
+        let asked: Vec<_> = text
+            .split(word)
+            .filter(|word| word.starts_with("sftpd_"))
+            .collect();
         assert!(!asked.is_empty());
         for name in asked {
-            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
-            assert!(names.contains(&name) || names.contains(&base), "{file}: {name}");
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|end| name.strip_suffix(end))
+                .unwrap_or(name);
+            assert!(
+                names.contains(&name) || names.contains(&base),
+                "{file}: {name}"
+            );
         }
     }
 }
@@ -338,15 +510,23 @@ async fn systemd_hears_when_it_is_ready_alive_and_stopping() {
     let (s3, folder) = (FakeS3::start().await, tempfile::tempdir().unwrap());
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
     let heard = || {
         let mut buffer = [0; 100];
         let length = socket.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
     };
-    let setting = format!("export NOTIFY_SOCKET={} WATCHDOG_USEC=300000", path.display());
+    let setting = format!(
+        "export NOTIFY_SOCKET={} WATCHDOG_USEC=300000",
+        path.display()
+    );
     let mut server = Process::start_after(&setting, &s3, &[]);
-    assert_eq!([heard(), heard(), heard()], ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]);
+    assert_eq!(
+        [heard(), heard(), heard()],
+        ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]
+    );
     server.signal("TERM");
     while heard() != "STOPPING=1" {}
     assert!(server.ended().await.success());
@@ -356,10 +536,15 @@ async fn systemd_hears_when_it_is_ready_alive_and_stopping() {
 async fn through(server: &Server, header: &[u8]) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     // The server may have hung up already.
-    let _ = stream.write_all(&[header, b"SSH-2.0-test\r\n"].concat()).await;
+    let _ = stream
+        .write_all(&[header, b"SSH-2.0-test\r\n"].concat())
+        .await;
     let mut banner = vec![0; 10];
     let length = stream.read(&mut banner).await.unwrap_or(0);
-    (stream, String::from_utf8_lossy(&banner[..length]).into_owned())
+    (
+        stream,
+        String::from_utf8_lossy(&banner[..length]).into_owned(),
+    )
 }
 
 fn from(client: &str) -> Vec<u8> {
@@ -368,7 +553,9 @@ fn from(client: &str) -> Vec<u8> {
 
 /// Version 2, with bytes of another kind behind the addresses.
 fn binary_from(client: SocketAddr) -> Vec<u8> {
-    let SocketAddr::V4(client) = client else { panic!("not IPv4") };
+    let SocketAddr::V4(client) = client else {
+        panic!("not IPv4")
+    };
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x10".to_vec();
     header.extend(client.ip().octets());
     header.extend([127, 0, 0, 1]);
@@ -380,8 +567,14 @@ fn binary_from(client: SocketAddr) -> Vec<u8> {
 
 async fn behind(networks: &[&str], max_sessions: usize) -> Server {
     let store = std::sync::Arc::new(sftpd::store::memory::MemoryStore::default());
-    let proxies = networks.iter().map(|network| network.parse().unwrap()).collect();
-    Server::with(store, |config| (config.proxies, config.max_sessions) = (proxies, max_sessions)).await
+    let proxies = networks
+        .iter()
+        .map(|network| network.parse().unwrap())
+        .collect();
+    Server::with(store, |config| {
+        (config.proxies, config.max_sessions) = (proxies, max_sessions)
+    })
+    .await
 }
 
 /// Whether the server has not closed it. Drops what it has said.
@@ -402,7 +595,11 @@ async fn a_load_balancer_says_who_the_client_is() {
     let mut places = 0;
     // One address has places for ten strangers, of whom each gets a word.
     for n in 0..12 {
-        let header = if n % 2 == 0 { from("192.0.2.1") } else { binary_from("192.0.2.1:40000".parse().unwrap()) };
+        let header = if n % 2 == 0 {
+            from("192.0.2.1")
+        } else {
+            binary_from("192.0.2.1:40000".parse().unwrap())
+        };
         let (stream, banner) = through(&server, &header).await;
         match banner.as_str() {
             "SSH-2.0-sf" => places += 1,
@@ -420,18 +617,35 @@ async fn a_load_balancer_says_who_the_client_is() {
     assert_eq!(through(&server, &from("192.0.2.2")).await.1, "SSH-2.0-sf");
     assert_eq!(through(&server, b"PROXY UNKNOWN\r\n").await.1, "SSH-2.0-sf");
     // The balancer's own health check.
-    assert_eq!(through(&server, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await.1, "SSH-2.0-sf");
+    assert_eq!(
+        through(&server, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await.1,
+        "SSH-2.0-sf"
+    );
     drop(open);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_load_balancers_are_believed_and_they_must_speak() {
     let server = behind(&["127.0.0.1/32"], 40).await;
-    let long = [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff".as_slice(), &[0; 5000]].concat();
-    for header in
-        [&b""[..], b"PROXY TCP4 x y 1 2\r\n", b"PROXY ", &[b'P'; 200], b"\r\n\r\n\0\r\nQUIT\n\xff\xff\0\0", &long]
-    {
-        assert_eq!(through(&server, header).await.1, "", "{:?}", String::from_utf8_lossy(header));
+    let long = [
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff".as_slice(),
+        &[0; 5000],
+    ]
+    .concat();
+    for header in [
+        &b""[..],
+        b"PROXY TCP4 x y 1 2\r\n",
+        b"PROXY ",
+        &[b'P'; 200],
+        b"\r\n\r\n\0\r\nQUIT\n\xff\xff\0\0",
+        &long,
+    ] {
+        assert_eq!(
+            through(&server, header).await.1,
+            "",
+            "{:?}",
+            String::from_utf8_lossy(header)
+        );
     }
     // From anyone else a header is no SSH.
     let server = behind(&["192.0.2.0/24"], 40).await;
@@ -440,7 +654,10 @@ async fn only_load_balancers_are_believed_and_they_must_speak() {
     let mut out = Vec::new();
     let (mut stream, _) = through(&server, &from("192.0.2.1")).await;
     stream.read_to_end(&mut out).await.ok();
-    assert!(!String::from_utf8_lossy(&out).contains("ssh-ed25519"), "no key exchange after a header");
+    assert!(
+        !String::from_utf8_lossy(&out).contains("ssh-ed25519"),
+        "no key exchange after a header"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -452,10 +669,16 @@ async fn directories_with_markers_are_seen_by_every_gateway_and_after_a_restart(
     a.sftp.mkdir("/d", Default::default()).await.unwrap();
     assert_eq!(s3.snapshot()["alice/d/"], "");
     assert!(b.is_dir("/d").await.unwrap() && b.list("/").await.unwrap().contains(&"d/".to_owned()));
-    assert!(b.sftp.mkdir("/d", Default::default()).await.is_err(), "a taken name");
+    assert!(
+        b.sftp.mkdir("/d", Default::default()).await.is_err(),
+        "a taken name"
+    );
     b.put("/d/sub/f", b"x").await.unwrap();
     a.sftp.remove("/d/sub/f").await.unwrap();
-    assert!(b.is_dir("/d/sub").await.unwrap(), "it does not go with its last file");
+    assert!(
+        b.is_dir("/d/sub").await.unwrap(),
+        "it does not go with its last file"
+    );
     // A marker is not put where something else is left.
     b.put("/e/f", b"x").await.unwrap();
     b.put("/e/g", b"x").await.unwrap();
@@ -468,7 +691,10 @@ async fn directories_with_markers_are_seen_by_every_gateway_and_after_a_restart(
     let after = restarted.client().await;
     assert!(after.is_dir("/moved").await.unwrap() && after.is_dir("/moved/sub").await.is_err());
     after.sftp.rmdir("/moved").await.unwrap();
-    assert!(a.is_dir("/moved").await.is_err(), "nor does the gateway that made it remember it");
+    assert!(
+        a.is_dir("/moved").await.is_err(),
+        "nor does the gateway that made it remember it"
+    );
     assert_eq!(s3.objects(), ["alice/e/g"]);
 }
 
@@ -479,25 +705,54 @@ async fn requests_that_change_or_fail_leave_a_line() {
     let process = Process::start(&s3, &[]);
     let client = process.server.client().await;
     client.put("/f", b"x").await.unwrap();
-    client.sftp.mkdir("/d", FileAttributes::empty()).await.unwrap();
+    client
+        .sftp
+        .mkdir("/d", FileAttributes::empty())
+        .await
+        .unwrap();
     client.sftp.rename("/f", "/d/g").await.unwrap();
     client.posix_rename("/d/g", "/h").await.unwrap();
-    client.sftp.setstat("/h", FileAttributes { size: Some(0), ..Default::default() }).await.unwrap();
+    client
+        .sftp
+        .setstat(
+            "/h",
+            FileAttributes {
+                size: Some(0),
+                ..Default::default()
+            },
+        )
+        .await
+        .unwrap();
     client.sftp.remove("/h").await.unwrap();
     client.sftp.rmdir("/d").await.unwrap();
     client.size("/none").await.unwrap_err();
     client.get("/none").await.unwrap_err();
     client.list("/none").await.unwrap_err();
-    client.sftp.remove(format!("/{}", "long".repeat(1000))).await.unwrap_err();
+    client
+        .sftp
+        .remove(format!("/{}", "long".repeat(1000)))
+        .await
+        .unwrap_err();
     (0..1001).for_each(|n| s3.put(&format!("alice/many/{n:04}"), ""));
-    s3.fault("ListObjectsV2", When::Nth(2), Fault::Status(403, "AccessDenied"));
+    s3.fault(
+        "ListObjectsV2",
+        When::Nth(2),
+        Fault::Status(403, "AccessDenied"),
+    );
     client.list("/many").await.unwrap_err();
-    s3.fault("DeleteObject", When::Every, Fault::Status(403, "AccessDenied"));
+    s3.fault(
+        "DeleteObject",
+        When::Every,
+        Fault::Status(403, "AccessDenied"),
+    );
     client.put("/kept", b"x").await.unwrap();
     client.sftp.remove("/kept").await.unwrap_err();
     let channel = client.ssh.channel().await.unwrap();
     channel.exec(true, "scp -t .").await.unwrap();
-    eventually("the last line", || process.logged("refused the command \"scp -t .\"") == 1).await;
+    eventually("the last line", || {
+        process.logged("refused the command \"scp -t .\"") == 1
+    })
+    .await;
     let lines = [
         ": put \"/f\" 1 bytes",
         ": mkdir \"/d\"",
@@ -515,5 +770,9 @@ async fn requests_that_change_or_fail_leave_a_line() {
     for line in lines {
         assert_eq!(process.logged(line), 1, "{line}");
     }
-    assert_eq!(process.logged(": stat "), 0, "clients ask all the time whether a name is free");
+    assert_eq!(
+        process.logged(": stat "),
+        0,
+        "clients ask all the time whether a name is free"
+    );
 }

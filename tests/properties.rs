@@ -2,7 +2,12 @@
 //! to the old inputs of its property here.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 #[path = "support/properties/mod.rs"]
 mod properties;
@@ -27,12 +32,20 @@ fn packets_are_answered_whatever_they_hold() {
     let empty_far_ahead = "00000000f800000000ba0000000000000000000000000000000000000000e80000000000008d000000005f0000000000007400\
                            44650000f70000f70016d600000092790000e6008100e6000000000000000000000000d00000005100b3000095000000\
                            470000ff00310000000000000000000000004c";
-    check(properties::packets, 250, &["", short, closed_while_reading, empty_far_ahead]);
+    check(
+        properties::packets,
+        250,
+        &["", short, closed_while_reading, empty_far_ahead],
+    );
 }
 
 #[test]
 fn paths_stay_in_the_home() {
-    check(properties::paths, 3000, &["4400000000003d0000000000004d7cfc86ebf10022e954cb8200a4f5"]);
+    check(
+        properties::paths,
+        3000,
+        &["4400000000003d0000000000004d7cfc86ebf10022e954cb8200a4f5"],
+    );
 }
 
 #[test]
@@ -48,7 +61,11 @@ fn uploads_store_the_file_or_nothing() {
     let early = "00000000fb000000000000000000000000000000000000000000000000000000bee30039";
     let failed_in_flight = "000000008600bf000000008800910000004ebf00000000000000000000000000";
     let middle_of_the_old = "00008ac77b000000000000000000000000000000000000000000000000000000124f";
-    check(properties::uploads, 250, &[early, failed_in_flight, middle_of_the_old]);
+    check(
+        properties::uploads,
+        250,
+        &[early, failed_in_flight, middle_of_the_old],
+    );
 }
 
 #[test]
@@ -59,7 +76,8 @@ fn users_files_are_refused_or_sound() {
 /// The old inputs, in hex, and so many new ones: those of the seed that a failure printed, if SFTPD_TEST_SEED gives it.
 fn check(property: fn(&[u8]), cases: usize, old: &[&str]) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let seed = std::env::var("SFTPD_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    let seed = std::env::var("SFTPD_TEST_SEED")
+        .map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     let mut random = StdRng::seed_from_u64(seed);
     let new = std::iter::repeat_with(|| {
         let most = 1 << random.random_range(5..12);
@@ -70,9 +88,13 @@ fn check(property: fn(&[u8]), cases: usize, old: &[&str]) {
     let mut all = old.iter().map(|hex| from_hex(hex)).chain(new.take(cases));
     let usual = take_hook();
     // Those of tasks too, which the runtime would swallow.
-    set_hook(Box::new(|panic| PANICS.lock().unwrap().push(panic.to_string())));
+    set_hook(Box::new(|panic| {
+        PANICS.lock().unwrap().push(panic.to_string())
+    }));
     let failing = all.find(|data| !panics(property, data).is_empty());
-    let found = failing.map(|data| smaller(property, data)).map(|data| (panics(property, &data), to_hex(&data)));
+    let found = failing
+        .map(|data| smaller(property, data))
+        .map(|data| (panics(property, &data), to_hex(&data)));
     set_hook(usual);
     if let Some((panics, hex)) = found {
         panic!("{}\nseed {seed}, input \"{hex}\"", panics.join("\n"));
@@ -95,7 +117,10 @@ fn smaller(property: fn(&[u8]), mut data: Vec<u8>) -> Vec<u8> {
             let (mut cut, mut flat) = (data.clone(), data.clone());
             cut.drain(at..end);
             flat[at..end].fill(0);
-            match [cut, flat].into_iter().find(|less| *less != data && !panics(property, less).is_empty()) {
+            match [cut, flat]
+                .into_iter()
+                .find(|less| *less != data && !panics(property, less).is_empty())
+            {
                 Some(less) if less.len() < data.len() => data = less,
                 Some(less) => (data, at) = (less, end),
                 None => at = end,
@@ -111,5 +136,8 @@ fn to_hex(data: &[u8]) -> String {
 }
 
 fn from_hex(hex: &str) -> Vec<u8> {
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+    (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+        .collect()
 }

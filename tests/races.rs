@@ -2,7 +2,12 @@
 //! them, and two servers on a store that keeps them.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -16,7 +21,9 @@ use support::*;
 use tokio::sync::Notify;
 
 const EXCL: OpenFlags = PUT.union(OpenFlags::EXCLUDE);
-const APPEND: OpenFlags = OpenFlags::WRITE.union(OpenFlags::CREATE).union(OpenFlags::APPEND);
+const APPEND: OpenFlags = OpenFlags::WRITE
+    .union(OpenFlags::CREATE)
+    .union(OpenFlags::APPEND);
 
 /// Two clients and what is between them.
 struct World {
@@ -33,7 +40,11 @@ enum Setting {
     TwoServers,
 }
 
-const SETTINGS: [Setting; 3] = [Setting::OneServer, Setting::OneServerWithoutConditions, Setting::TwoServers];
+const SETTINGS: [Setting; 3] = [
+    Setting::OneServer,
+    Setting::OneServerWithoutConditions,
+    Setting::TwoServers,
+];
 
 impl World {
     async fn new(setting: Setting) -> World {
@@ -53,7 +64,12 @@ impl World {
         }
         let one = Arc::new(servers[0].client().await);
         let two = Arc::new(servers[servers.len() - 1].client().await);
-        World { s3, one, two, _servers: servers }
+        World {
+            s3,
+            one,
+            two,
+            _servers: servers,
+        }
     }
 
     fn content(&self, name: &str) -> Option<String> {
@@ -73,16 +89,27 @@ async fn of_two_renames_to_one_name_one_wins() {
             let world = World::new(setting).await;
             // As close together as may be, or with a store that takes its time.
             if round % 2 == 1 {
-                world.s3.fault("CopyObject", When::Every, Fault::Stall(Duration::from_millis(20)));
+                world.s3.fault(
+                    "CopyObject",
+                    When::Every,
+                    Fault::Stall(Duration::from_millis(20)),
+                );
             }
             world.s3.put("alice/a", "A");
             world.s3.put("alice/b", "B");
-            let (a, b) = tokio::join!(rename(world.one.clone(), "/a", "/t"), rename(world.two.clone(), "/b", "/t"));
+            let (a, b) = tokio::join!(
+                rename(world.one.clone(), "/a", "/t"),
+                rename(world.two.clone(), "/b", "/t")
+            );
             let found = (world.content("a"), world.content("b"), world.content("t"));
             let (text_a, text_b) = (Some("A".to_owned()), Some("B".to_owned()));
             match (a, b) {
-                (StatusCode::Ok, StatusCode::Failure) => assert_eq!(found, (None, text_b, text_a), "{setting:?}"),
-                (StatusCode::Failure, StatusCode::Ok) => assert_eq!(found, (text_a, None, text_b), "{setting:?}"),
+                (StatusCode::Ok, StatusCode::Failure) => {
+                    assert_eq!(found, (None, text_b, text_a), "{setting:?}")
+                }
+                (StatusCode::Failure, StatusCode::Ok) => {
+                    assert_eq!(found, (text_a, None, text_b), "{setting:?}")
+                }
                 both => panic!("{setting:?}: {both:?} {found:?}"),
             }
         }
@@ -96,10 +123,17 @@ async fn of_two_renames_of_one_file_one_wins() {
         for round in 0..10 {
             let world = World::new(setting).await;
             if round % 2 == 1 {
-                world.s3.fault("CopyObject", When::Every, Fault::Stall(Duration::from_millis(20)));
+                world.s3.fault(
+                    "CopyObject",
+                    When::Every,
+                    Fault::Stall(Duration::from_millis(20)),
+                );
             }
             world.s3.put("alice/job", "job");
-            let (a, b) = tokio::join!(rename(world.one.clone(), "/job", "/a"), rename(world.two.clone(), "/job", "/b"));
+            let (a, b) = tokio::join!(
+                rename(world.one.clone(), "/job", "/a"),
+                rename(world.two.clone(), "/job", "/b")
+            );
             let winner = match (a, b) {
                 (StatusCode::Ok, StatusCode::NoSuchFile) => "alice/a",
                 (StatusCode::NoSuchFile, StatusCode::Ok) => "alice/b",
@@ -114,11 +148,14 @@ async fn of_two_renames_of_one_file_one_wins() {
 async fn a_rename_deletes_no_file_that_was_stored_meanwhile() {
     for setting in SETTINGS {
         for replace in [false, true] {
-            for (source, target, key, copy) in [("/x", "/y", "x", "y"), ("/d", "/e", "d/x", "e/x")] {
+            for (source, target, key, copy) in [("/x", "/y", "x", "y"), ("/d", "/e", "d/x", "e/x")]
+            {
                 let world = World::new(setting).await;
                 world.s3.put(&format!("alice/{key}"), "version 1");
                 let hold = Arc::new(Notify::new());
-                world.s3.fault("DeleteObject", When::Every, Fault::Hold(hold.clone()));
+                world
+                    .s3
+                    .fault("DeleteObject", When::Every, Fault::Hold(hold.clone()));
                 let one = world.one.clone();
                 let renaming = tokio::spawn(async move {
                     match replace {
@@ -131,21 +168,40 @@ async fn a_rename_deletes_no_file_that_was_stored_meanwhile() {
                 let (two, path) = (world.two.clone(), format!("/{key}"));
                 let putting = tokio::spawn(async move { code(two.put(&path, b"version 2").await) });
                 if setting == Setting::TwoServers {
-                    eventually("it is stored", || world.content(key).as_deref() == Some("version 2")).await;
+                    eventually("it is stored", || {
+                        world.content(key).as_deref() == Some("version 2")
+                    })
+                    .await;
                 }
                 hold.notify_one();
-                assert_eq!(within("the rename", renaming).await.unwrap(), StatusCode::Ok, "{setting:?}");
-                assert_eq!(within("the put", putting).await.unwrap(), StatusCode::Ok, "{setting:?}");
+                assert_eq!(
+                    within("the rename", renaming).await.unwrap(),
+                    StatusCode::Ok,
+                    "{setting:?}"
+                );
+                assert_eq!(
+                    within("the put", putting).await.unwrap(),
+                    StatusCode::Ok,
+                    "{setting:?}"
+                );
                 let (old, new) = (world.content(key), world.content(copy));
                 let found = (old.as_deref(), new.as_deref());
                 match setting {
                     // The put waits for the rename.
                     Setting::OneServer | Setting::OneServerWithoutConditions => {
-                        assert_eq!(found, (Some("version 2"), Some("version 1")), "{setting:?} {replace} {source}");
+                        assert_eq!(
+                            found,
+                            (Some("version 2"), Some("version 1")),
+                            "{setting:?} {replace} {source}"
+                        );
                     }
                     // It comes before: the rename finds it, and moves it.
                     Setting::TwoServers => {
-                        assert_eq!(found, (None, Some("version 2")), "{setting:?} {replace} {source}");
+                        assert_eq!(
+                            found,
+                            (None, Some("version 2")),
+                            "{setting:?} {replace} {source}"
+                        );
                     }
                 }
             }
@@ -159,15 +215,33 @@ async fn a_rename_that_fails_leaves_what_others_have_stored() {
     for setting in SETTINGS {
         let world = World::new(setting).await;
         world.s3.put("alice/a", "8 bytes.");
-        world.s3.fault("CopyObject", When::Every, Fault::Status(503, "SlowDown"));
+        world
+            .s3
+            .fault("CopyObject", When::Every, Fault::Status(503, "SlowDown"));
         let renaming = tokio::spawn(rename(world.one.clone(), "/a", "/t"));
         eventually("the copy is tried", || world.s3.count("CopyObject") > 0).await;
         let two = world.two.clone();
         let putting = tokio::spawn(async move { code(two.put("/t", b"8 others").await) });
-        assert_eq!(within("the rename", renaming).await.unwrap(), StatusCode::Failure, "{setting:?}");
-        assert_eq!(within("the put", putting).await.unwrap(), StatusCode::Ok, "{setting:?}");
-        assert_eq!(world.content("t").as_deref(), Some("8 others"), "{setting:?}");
-        assert_eq!(world.content("a").as_deref(), Some("8 bytes."), "{setting:?}");
+        assert_eq!(
+            within("the rename", renaming).await.unwrap(),
+            StatusCode::Failure,
+            "{setting:?}"
+        );
+        assert_eq!(
+            within("the put", putting).await.unwrap(),
+            StatusCode::Ok,
+            "{setting:?}"
+        );
+        assert_eq!(
+            world.content("t").as_deref(),
+            Some("8 others"),
+            "{setting:?}"
+        );
+        assert_eq!(
+            world.content("a").as_deref(),
+            Some("8 bytes."),
+            "{setting:?}"
+        );
     }
 }
 
@@ -178,13 +252,23 @@ async fn a_rename_of_a_directory_that_fails_leaves_what_others_have_stored() {
         let world = World::new(setting).await;
         (0..20).for_each(|n| world.s3.put(&format!("alice/d/{n:02}"), ""));
         let hold = Arc::new(Notify::new());
-        world.s3.fault("CopyObject", When::Nth(20), Fault::Hold(hold.clone()));
+        world
+            .s3
+            .fault("CopyObject", When::Nth(20), Fault::Hold(hold.clone()));
         let renaming = tokio::spawn(rename(world.one.clone(), "/d", "/e"));
         eventually("all but one are copied", || world.s3.objects().len() == 39).await;
         world.s3.clear_faults();
-        let made: Vec<String> = world.s3.objects().into_iter().filter(|key| key.starts_with("alice/e/")).collect();
+        let made: Vec<String> = world
+            .s3
+            .objects()
+            .into_iter()
+            .filter(|key| key.starts_with("alice/e/"))
+            .collect();
         let replaced = made[0].strip_prefix("alice").unwrap().to_owned();
-        let missing = (0..20).map(|n| format!("alice/e/{n:02}")).find(|key| !made.contains(key)).unwrap();
+        let missing = (0..20)
+            .map(|n| format!("alice/e/{n:02}"))
+            .find(|key| !made.contains(key))
+            .unwrap();
         let (two, path) = (world.two.clone(), replaced.clone());
         let putting = tokio::spawn(async move { code(two.put(&path, b"").await) });
         if setting == Setting::TwoServers {
@@ -196,8 +280,16 @@ async fn a_rename_of_a_directory_that_fails_leaves_what_others_have_stored() {
             world.s3.remove(&missing.replace("/e/", "/d/"));
         }
         hold.notify_one();
-        assert_ne!(within("the rename", renaming).await.unwrap(), StatusCode::Ok, "{setting:?}");
-        assert_eq!(within("the put", putting).await.unwrap(), StatusCode::Ok, "{setting:?}");
+        assert_ne!(
+            within("the rename", renaming).await.unwrap(),
+            StatusCode::Ok,
+            "{setting:?}"
+        );
+        assert_eq!(
+            within("the put", putting).await.unwrap(),
+            StatusCode::Ok,
+            "{setting:?}"
+        );
         let left = world.s3.object(&format!("alice{replaced}"));
         assert!(left.is_some(), "{setting:?}: what was put is gone");
     }
@@ -230,8 +322,15 @@ async fn of_two_that_create_a_file_exclusively_one_wins() {
 /// The first answer to the winner is lost: what is there is its own, whatever its ETag is.
 #[tokio::test]
 async fn a_creator_recognises_its_own_file() {
-    for (setting, is_encrypted) in SETTINGS.into_iter().flat_map(|setting| [(setting, false), (setting, true)]) {
-        for (size, operation) in [(0, "PutObject"), (12, "PutObject"), (6 * MIB, "CompleteMultipartUpload")] {
+    for (setting, is_encrypted) in SETTINGS
+        .into_iter()
+        .flat_map(|setting| [(setting, false), (setting, true)])
+    {
+        for (size, operation) in [
+            (0, "PutObject"),
+            (12, "PutObject"),
+            (6 * MIB, "CompleteMultipartUpload"),
+        ] {
             let world = World::new(setting).await;
             if is_encrypted {
                 world.s3.encrypt();
@@ -239,8 +338,16 @@ async fn a_creator_recognises_its_own_file() {
             world.s3.fault(operation, When::Nth(1), Fault::LostAnswer);
             let handle = world.one.open("/lock", EXCL).await.unwrap();
             world.one.write(&handle, 0, &noise(size, 1)).await.unwrap();
-            assert_eq!(code(world.one.close(&handle).await), StatusCode::Ok, "{setting:?} {size}");
-            assert_eq!(code(world.two.open("/lock", EXCL).await), StatusCode::Failure, "{setting:?} {size}");
+            assert_eq!(
+                code(world.one.close(&handle).await),
+                StatusCode::Ok,
+                "{setting:?} {size}"
+            );
+            assert_eq!(
+                code(world.two.open("/lock", EXCL).await),
+                StatusCode::Failure,
+                "{setting:?} {size}"
+            );
         }
     }
 }
@@ -258,13 +365,33 @@ async fn no_append_that_was_told_ok_gets_lost() {
             };
             let one = append(&world.one, b"line of one\n").await.unwrap();
             let two = append(&world.two, b"line of two\n").await.unwrap();
-            assert_eq!(code(world.one.close(&one).await), StatusCode::Ok, "{setting:?}");
-            assert_eq!(code(world.two.close(&two).await), StatusCode::Failure, "{setting:?}");
-            assert_eq!(world.content("log"), Some(format!("{base}line of one\n")), "{setting:?}");
+            assert_eq!(
+                code(world.one.close(&one).await),
+                StatusCode::Ok,
+                "{setting:?}"
+            );
+            assert_eq!(
+                code(world.two.close(&two).await),
+                StatusCode::Failure,
+                "{setting:?}"
+            );
+            assert_eq!(
+                world.content("log"),
+                Some(format!("{base}line of one\n")),
+                "{setting:?}"
+            );
             // The one who was refused tries again.
             let two = append(&world.two, b"line of two\n").await.unwrap();
-            assert_eq!(code(world.two.close(&two).await), StatusCode::Ok, "{setting:?}");
-            assert_eq!(world.content("log"), Some(format!("{base}line of one\nline of two\n")), "{setting:?}");
+            assert_eq!(
+                code(world.two.close(&two).await),
+                StatusCode::Ok,
+                "{setting:?}"
+            );
+            assert_eq!(
+                world.content("log"),
+                Some(format!("{base}line of one\nline of two\n")),
+                "{setting:?}"
+            );
             assert_clean(&world.s3);
         }
     }
@@ -276,10 +403,18 @@ async fn an_edit_replaces_nothing_that_came_meanwhile() {
     for setting in SETTINGS {
         let world = World::new(setting).await;
         world.s3.put("alice/f", "old");
-        let handle = world.one.open("/f", OpenFlags::READ | OpenFlags::WRITE).await.unwrap();
+        let handle = world
+            .one
+            .open("/f", OpenFlags::READ | OpenFlags::WRITE)
+            .await
+            .unwrap();
         world.one.write(&handle, 0, b"edited").await.unwrap();
         world.s3.put("alice/f", "new");
-        assert_eq!(code(world.one.close(&handle).await), StatusCode::Failure, "{setting:?}");
+        assert_eq!(
+            code(world.one.close(&handle).await),
+            StatusCode::Failure,
+            "{setting:?}"
+        );
         assert_eq!(world.content("f").as_deref(), Some("new"), "{setting:?}");
     }
 }
@@ -289,7 +424,9 @@ async fn an_edit_replaces_nothing_that_came_meanwhile() {
 async fn an_edit_keeps_what_is_known_of_the_file() {
     for setting in SETTINGS {
         let world = World::new(setting).await;
-        world.s3.put_described("alice/f", "old", "text/csv", &[("owner", "alice")]);
+        world
+            .s3
+            .put_described("alice/f", "old", "text/csv", &[("owner", "alice")]);
         for _ in 0..2 {
             let handle = world.one.open("/f", APPEND).await.unwrap();
             world.one.write(&handle, 0, b" and more").await.unwrap();
@@ -298,7 +435,11 @@ async fn an_edit_keeps_what_is_known_of_the_file() {
         world.one.sftp.rename("/f", "/g").await.unwrap();
         let (content_type, metadata) = world.s3.description("alice/g");
         assert_eq!(content_type.as_deref(), Some("text/csv"), "{setting:?}");
-        assert_eq!(metadata.get("owner").map(String::as_str), Some("alice"), "{setting:?}");
+        assert_eq!(
+            metadata.get("owner").map(String::as_str),
+            Some("alice"),
+            "{setting:?}"
+        );
         assert_eq!(world.content("g").as_deref(), Some("old and more and more"));
     }
 }
@@ -309,10 +450,16 @@ async fn what_a_store_keeps_is_found_out() {
     let s3 = FakeS3::start().await;
     let store: S3Store = s3_client(&s3, |config| config);
     let prefix = sftpd::store::Key::new("in/").unwrap();
-    assert_eq!(store.find_conditions(&prefix).await, Ok(KeptConditions::ALL));
+    assert_eq!(
+        store.find_conditions(&prefix).await,
+        Ok(KeptConditions::ALL)
+    );
     assert_eq!(s3.objects(), [""; 0]);
     s3.ignore_conditions();
-    assert_eq!(store.find_conditions(&prefix).await, Ok(KeptConditions::NONE));
+    assert_eq!(
+        store.find_conditions(&prefix).await,
+        Ok(KeptConditions::NONE)
+    );
     assert_eq!(s3.objects(), [""; 0]);
     assert_clean(&s3);
 }
@@ -322,18 +469,46 @@ async fn what_a_store_keeps_is_found_out() {
 async fn a_rename_finds_no_upload_whose_close_came_before() {
     let world = World::new(Setting::OneServer).await;
     let hold = Arc::new(Notify::new());
-    world.s3.fault("CompleteMultipartUpload", When::Every, Fault::Status(403, "AccessDenied"));
-    world.s3.fault("AbortMultipartUpload", When::Every, Fault::Hold(hold.clone()));
+    world.s3.fault(
+        "CompleteMultipartUpload",
+        When::Every,
+        Fault::Status(403, "AccessDenied"),
+    );
+    world.s3.fault(
+        "AbortMultipartUpload",
+        When::Every,
+        Fault::Hold(hold.clone()),
+    );
     let handle = world.one.open("/new", PUT).await.unwrap();
-    world.one.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
+    world
+        .one
+        .write(&handle, 0, &noise(6 * MIB, 1))
+        .await
+        .unwrap();
     let (one, two) = (world.one.clone(), world.one.clone());
     let closing = tokio::spawn(async move { one.close(&handle).await });
-    eventually("the abort is asked for", || world.s3.requests().iter().any(|r| r.op == "AbortMultipartUpload")).await;
+    eventually("the abort is asked for", || {
+        world
+            .s3
+            .requests()
+            .iter()
+            .any(|r| r.op == "AbortMultipartUpload")
+    })
+    .await;
     let mut renaming = tokio::spawn(rename(two, "/new", "/f"));
     let answered = tokio::time::timeout(Duration::from_millis(300), &mut renaming).await;
-    assert!(answered.is_err(), "the rename waits for what came before: {answered:?}");
+    assert!(
+        answered.is_err(),
+        "the rename waits for what came before: {answered:?}"
+    );
     hold.notify_one();
-    assert_eq!(code(within("close", closing).await.unwrap()), StatusCode::PermissionDenied);
-    assert_eq!(within("rename", renaming).await.unwrap(), StatusCode::NoSuchFile);
+    assert_eq!(
+        code(within("close", closing).await.unwrap()),
+        StatusCode::PermissionDenied
+    );
+    assert_eq!(
+        within("rename", renaming).await.unwrap(),
+        StatusCode::NoSuchFile
+    );
     assert_clean(&world.s3);
 }

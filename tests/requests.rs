@@ -1,7 +1,12 @@
 //! The README's request table, row by row: what each SFTP request does, and exactly which S3 requests it costs.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -20,7 +25,11 @@ async fn world() -> World {
     let s3 = FakeS3::start().await;
     let server = Server::start(s3_store(&s3)).await;
     let client = server.client().await;
-    World { s3, client, _server: server }
+    World {
+        s3,
+        client,
+        _server: server,
+    }
 }
 
 impl World {
@@ -31,17 +40,27 @@ impl World {
     }
 
     fn cost_so_far(&self) -> String {
-        let mut names: Vec<String> = self.s3.requests().into_iter().map(|request| request.op).collect();
+        let mut names: Vec<String> = self
+            .s3
+            .requests()
+            .into_iter()
+            .map(|request| request.op)
+            .collect();
         // The server's own, at its start: it looks for uploads that another left behind.
         names.retain(|name| name != "ListMultipartUploads");
         self.s3.reset();
         names.sort();
-        let groups = names.chunk_by(|a, b| a == b).map(|group| format!("{} {}", group.len(), group[0]));
+        let groups = names
+            .chunk_by(|a, b| a == b)
+            .map(|group| format!("{} {}", group.len(), group[0]));
         groups.collect::<Vec<_>>().join(", ")
     }
 
     fn holds(&self, key: &str, data: &[u8]) {
-        assert!(self.s3.object(key).is_some_and(|body| body == data), "{key} is not as it should be");
+        assert!(
+            self.s3.object(key).is_some_and(|body| body == data),
+            "{key} is not as it should be"
+        );
     }
 }
 
@@ -62,7 +81,8 @@ async fn put_of_a_large_file_is_its_parts_and_two() {
     for (size, parts) in [(5 * MIB + 1, 2), (10 * MIB, 2), (12 * MIB, 3)] {
         let data = noise(size, 2);
         world.client.put("/large", &data).await.unwrap();
-        let cost = format!("1 CompleteMultipartUpload, 1 CreateMultipartUpload, {parts} UploadPart");
+        let cost =
+            format!("1 CompleteMultipartUpload, 1 CreateMultipartUpload, {parts} UploadPart");
         assert_eq!(world.cost(), cost, "{size} bytes");
         world.holds("alice/large", &data);
     }
@@ -72,11 +92,23 @@ async fn put_of_a_large_file_is_its_parts_and_two() {
 async fn close_fails_when_the_store_does() {
     let world = world().await;
     world.s3.put("alice/f", "old");
-    world.s3.fault("PutObject", When::Every, Fault::Status(403, "AccessDenied"));
-    world.s3.fault("UploadPart", When::Nth(2), Fault::Status(403, "AccessDenied"));
-    assert_eq!(code(world.client.put("/f", b"new").await), StatusCode::PermissionDenied);
+    world
+        .s3
+        .fault("PutObject", When::Every, Fault::Status(403, "AccessDenied"));
+    world.s3.fault(
+        "UploadPart",
+        When::Nth(2),
+        Fault::Status(403, "AccessDenied"),
+    );
+    assert_eq!(
+        code(world.client.put("/f", b"new").await),
+        StatusCode::PermissionDenied
+    );
     assert_eq!(world.cost(), "1 PutObject");
-    assert_eq!(code(world.client.put("/f", &noise(11 * MIB, 1)).await), StatusCode::PermissionDenied);
+    assert_eq!(
+        code(world.client.put("/f", &noise(11 * MIB, 1)).await),
+        StatusCode::PermissionDenied
+    );
     assert_clean(&world.s3);
     assert_eq!(world.s3.count("AbortMultipartUpload"), 1);
     world.holds("alice/f", b"old");
@@ -102,8 +134,16 @@ async fn get_is_ranged_gets_of_one_version() {
     world.s3.put("alice/f", data.clone());
     assert_eq!(world.client.get("/f").await.unwrap(), data);
     assert_eq!(world.s3.count("HeadObject"), 0);
-    let ranges: Vec<_> = world.s3.requests().into_iter().filter_map(|request| request.range).collect();
-    assert!(ranges.len() < 10 && ranges[0] == "bytes=0-262143", "{ranges:?}");
+    let ranges: Vec<_> = world
+        .s3
+        .requests()
+        .into_iter()
+        .filter_map(|request| request.range)
+        .collect();
+    assert!(
+        ranges.len() < 10 && ranges[0] == "bytes=0-262143",
+        "{ranges:?}"
+    );
     world.s3.reset();
 
     world.s3.put("alice/small", "abc");
@@ -111,8 +151,18 @@ async fn get_is_ranged_gets_of_one_version() {
     assert_eq!(world.cost(), "1 GetObject");
     world.s3.put("alice/empty", "");
     assert_eq!(world.client.get("/empty").await.unwrap(), b"");
-    assert_eq!(world.cost(), "1 GetObject, 1 HeadObject", "an empty object has no range");
-    assert!(world.client.open("/nothing", OpenFlags::READ).await.is_err());
+    assert_eq!(
+        world.cost(),
+        "1 GetObject, 1 HeadObject",
+        "an empty object has no range"
+    );
+    assert!(
+        world
+            .client
+            .open("/nothing", OpenFlags::READ)
+            .await
+            .is_err()
+    );
     assert_eq!(world.cost(), "1 GetObject, 1 ListObjectsV2");
 }
 
@@ -135,14 +185,30 @@ async fn a_random_read_fetches_what_it_asks_for() {
     let handle = world.client.open("/f", OpenFlags::READ).await.unwrap();
     for at in [7 * MIB, MIB, 19 * MIB] {
         world.s3.reset();
-        let read = world.client.sftp.read(&handle, at as u64, 4096).await.unwrap();
+        let read = world
+            .client
+            .sftp
+            .read(&handle, at as u64, 4096)
+            .await
+            .unwrap();
         assert_eq!(read.data, data[at..at + 4096]);
-        let ranges: Vec<_> = world.s3.requests().into_iter().filter_map(|request| request.range).collect();
+        let ranges: Vec<_> = world
+            .s3
+            .requests()
+            .into_iter()
+            .filter_map(|request| request.range)
+            .collect();
         assert_eq!(ranges, [format!("bytes={at}-{}", at + 4095)]);
     }
     world.s3.reset();
-    assert_eq!(code(world.client.sftp.read(&handle, 20 << 20, 4096).await), StatusCode::Eof);
-    assert_eq!(code(world.client.sftp.read(&handle, u64::MAX, 4096).await), StatusCode::Eof);
+    assert_eq!(
+        code(world.client.sftp.read(&handle, 20 << 20, 4096).await),
+        StatusCode::Eof
+    );
+    assert_eq!(
+        code(world.client.sftp.read(&handle, u64::MAX, 4096).await),
+        StatusCode::Eof
+    );
     assert_eq!(world.cost(), "", "past the end is answered here");
 }
 
@@ -155,16 +221,27 @@ async fn stat_asks_no_more_than_it_must() {
     assert_eq!(world.cost(), "1 HeadObject");
     assert_eq!(world.client.is_dir("/d").await, Ok(true));
     assert_eq!(world.cost(), "1 HeadObject, 1 ListObjectsV2");
-    assert_eq!(code(world.client.size("/none").await), StatusCode::NoSuchFile);
+    assert_eq!(
+        code(world.client.size("/none").await),
+        StatusCode::NoSuchFile
+    );
     assert_eq!(world.cost(), "1 HeadObject, 1 ListObjectsV2");
     assert_eq!(world.client.is_dir("/").await, Ok(true));
-    world.client.sftp.mkdir("/made", FileAttributes::empty()).await.unwrap();
+    world
+        .client
+        .sftp
+        .mkdir("/made", FileAttributes::empty())
+        .await
+        .unwrap();
     world.s3.reset();
     assert_eq!(world.client.is_dir("/made").await, Ok(true));
     let handle = world.client.open("/up", PUT).await.unwrap();
     world.client.write(&handle, 0, b"12345").await.unwrap();
     assert_eq!(world.client.size("/up").await, Ok(5));
-    assert_eq!(world.client.sftp.fstat(&handle).await.unwrap().attrs.size, Some(5));
+    assert_eq!(
+        world.client.sftp.fstat(&handle).await.unwrap().attrs.size,
+        Some(5)
+    );
     assert_eq!(world.cost(), "", "what is known here is not asked");
 }
 
@@ -182,7 +259,13 @@ async fn what_was_just_listed_is_not_asked_for_again() {
     assert_eq!(world.client.is_dir("/d/e").await, Ok(true));
     assert_eq!(world.cost(), "");
     // A change through this server, whoever's, and everything is asked for anew.
-    world._server.client().await.put("/d/7", b"four").await.unwrap();
+    world
+        ._server
+        .client()
+        .await
+        .put("/d/7", b"four")
+        .await
+        .unwrap();
     world.cost();
     assert_eq!(world.client.size("/d/7").await, Ok(4));
     assert_eq!(world.client.size("/d/8").await, Ok(1));
@@ -191,10 +274,17 @@ async fn what_was_just_listed_is_not_asked_for_again() {
     let directory = world.client.sftp.opendir("/d").await.unwrap().handle;
     world.client.sftp.remove("/d/9").await.unwrap();
     world.client.sftp.readdir(&directory).await.unwrap();
-    assert_eq!(code(world.client.size("/d/9").await), StatusCode::NoSuchFile);
+    assert_eq!(
+        code(world.client.size("/d/9").await),
+        StatusCode::NoSuchFile
+    );
     world.client.list("/d").await.unwrap();
     let handle = world.client.open("/d/8", PUT).await.unwrap();
-    world.client.write(&handle, 0, b"four and more").await.unwrap();
+    world
+        .client
+        .write(&handle, 0, b"four and more")
+        .await
+        .unwrap();
     assert_eq!(world.client.size("/d/8").await, Ok(13));
 }
 
@@ -205,8 +295,14 @@ async fn a_page_may_be_empty_though_there_is_more() {
     world.s3.put("alice/d/f", "x");
     assert_eq!(world.client.list("/d").await.unwrap(), ["f 1"]);
     assert_eq!(world.client.is_dir("/d").await, Ok(true));
-    assert_eq!(code(world.client.sftp.rmdir("/d").await), StatusCode::Failure);
-    assert_eq!(code(world.client.list("/none").await), StatusCode::NoSuchFile);
+    assert_eq!(
+        code(world.client.sftp.rmdir("/d").await),
+        StatusCode::Failure
+    );
+    assert_eq!(
+        code(world.client.list("/none").await),
+        StatusCode::NoSuchFile
+    );
     world.client.sftp.rename("/d", "/e").await.unwrap();
     assert_eq!(world.s3.objects(), ["alice/e/f"]);
 }
@@ -217,11 +313,18 @@ async fn without_getobject_stat_goes_by_the_listing() {
     world.s3.put("alice/f", "abc");
     world.s3.put("alice/f-1", "abcd");
     world.s3.put("alice/g/x", "");
-    world.s3.fault("HeadObject", When::Every, Fault::Status(403, "AccessDenied"));
+    world.s3.fault(
+        "HeadObject",
+        When::Every,
+        Fault::Status(403, "AccessDenied"),
+    );
     assert_eq!(world.client.size("/f").await, Ok(3));
     assert_eq!(world.cost(), "1 HeadObject, 1 ListObjectsV2");
     assert_eq!(world.client.is_dir("/g").await, Ok(true));
-    assert_eq!(code(world.client.size("/none").await), StatusCode::NoSuchFile);
+    assert_eq!(
+        code(world.client.size("/none").await),
+        StatusCode::NoSuchFile
+    );
 }
 
 #[tokio::test]
@@ -239,11 +342,17 @@ async fn a_file_and_a_directory_of_one_name_are_both_there() {
 async fn a_listing_is_one_request_a_thousand_entries() {
     let world = world().await;
     for n in 0..2500 {
-        world.s3.put(&format!("alice/d/{n:05}-with-a-name-that-fills-the-reply"), "x");
+        world.s3.put(
+            &format!("alice/d/{n:05}-with-a-name-that-fills-the-reply"),
+            "x",
+        );
     }
     assert_eq!(world.client.list("/d").await.unwrap().len(), 2500);
     assert_eq!(world.cost(), "3 ListObjectsV2");
-    assert_eq!(code(world.client.list("/none").await), StatusCode::NoSuchFile);
+    assert_eq!(
+        code(world.client.list("/none").await),
+        StatusCode::NoSuchFile
+    );
     assert_eq!(world.cost(), "1 ListObjectsV2");
 }
 
@@ -256,8 +365,18 @@ async fn a_listing_shows_every_name_once() {
         world.s3.put(&format!("alice/d/file{n:04}"), "x");
         want.push(format!("file{n:04} 1"));
         let directory = format!("file{n:04}-d");
-        world.client.sftp.mkdir(format!("/d/{directory}"), FileAttributes::empty()).await.unwrap();
-        world.client.sftp.mkdir(format!("/d/{directory}/sub"), FileAttributes::empty()).await.unwrap();
+        world
+            .client
+            .sftp
+            .mkdir(format!("/d/{directory}"), FileAttributes::empty())
+            .await
+            .unwrap();
+        world
+            .client
+            .sftp
+            .mkdir(format!("/d/{directory}/sub"), FileAttributes::empty())
+            .await
+            .unwrap();
         if n % 3 == 0 {
             world.s3.put(&format!("alice/d/{directory}/in"), "x");
         }
@@ -304,15 +423,27 @@ async fn a_listing_shows_markers_virtual_directories_and_uploads() {
     world.s3.put("alice/marked/", "");
     world.s3.put("alice/x//y", "");
     world.s3.put("alice/overwritten", "old");
-    world.client.sftp.mkdir("/made/deep", FileAttributes::empty()).await.unwrap();
+    world
+        .client
+        .sftp
+        .mkdir("/made/deep", FileAttributes::empty())
+        .await
+        .unwrap();
     let new = world.client.open("/new", PUT).await.unwrap();
     world.client.write(&new, 0, b"12345").await.unwrap();
     let over = world.client.open("/overwritten", PUT).await.unwrap();
     world.client.write(&over, 0, b"1234567").await.unwrap();
-    assert_eq!(world.client.list("/").await.unwrap(), ["made/", "marked/", "new 5", "overwritten 7", "x/"]);
+    assert_eq!(
+        world.client.list("/").await.unwrap(),
+        ["made/", "marked/", "new 5", "overwritten 7", "x/"]
+    );
     assert_eq!(world.client.list("/made").await.unwrap(), ["deep/"]);
     assert_eq!(world.client.list("/marked").await.unwrap(), [""; 0]);
-    assert_eq!(world.client.list("/x").await.unwrap(), [""; 0], "no empty names");
+    assert_eq!(
+        world.client.list("/x").await.unwrap(),
+        [""; 0],
+        "no empty names"
+    );
 }
 
 #[tokio::test]
@@ -320,7 +451,8 @@ async fn mkdir_is_one_list() {
     let world = world().await;
     world.s3.put("alice/f", "");
     world.s3.put("alice/d/x", "");
-    let mkdir = async |path: &str| code(world.client.sftp.mkdir(path, FileAttributes::empty()).await);
+    let mkdir =
+        async |path: &str| code(world.client.sftp.mkdir(path, FileAttributes::empty()).await);
     assert_eq!(mkdir("/new").await, StatusCode::Ok);
     assert_eq!(world.cost(), "1 ListObjectsV2");
     assert_eq!(mkdir("/no/parent/yet").await, StatusCode::Ok);
@@ -328,7 +460,11 @@ async fn mkdir_is_one_list() {
         assert_eq!(mkdir(taken).await, StatusCode::Failure, "{taken}");
     }
     world.s3.reset();
-    assert_eq!(world.s3.objects(), ["alice/d/x", "alice/f"], "nothing of it is in S3");
+    assert_eq!(
+        world.s3.objects(),
+        ["alice/d/x", "alice/f"],
+        "nothing of it is in S3"
+    );
     for n in 0..1001 {
         world.s3.put(&format!("alice/many-{n}"), "");
     }
@@ -348,13 +484,25 @@ async fn rmdir_removes_markers_and_refuses_the_rest() {
     assert_eq!(rmdir("/marked").await, StatusCode::Ok);
     assert_eq!(world.cost(), "1 DeleteObject, 1 ListObjectsV2");
     assert_eq!(rmdir("/none").await, StatusCode::NoSuchFile);
-    world.client.sftp.mkdir("/made", FileAttributes::empty()).await.unwrap();
+    world
+        .client
+        .sftp
+        .mkdir("/made", FileAttributes::empty())
+        .await
+        .unwrap();
     world.s3.reset();
     assert_eq!(rmdir("/made").await, StatusCode::Ok);
     assert_eq!(world.cost(), "1 ListObjectsV2");
-    assert_eq!(code(world.client.is_dir("/made").await), StatusCode::NoSuchFile);
+    assert_eq!(
+        code(world.client.is_dir("/made").await),
+        StatusCode::NoSuchFile
+    );
     let handle = world.client.open("/up/file", PUT).await.unwrap();
-    assert_eq!(rmdir("/up").await, StatusCode::Failure, "an upload is on its way there");
+    assert_eq!(
+        rmdir("/up").await,
+        StatusCode::Failure,
+        "an upload is on its way there"
+    );
     world.client.close(&handle).await.unwrap();
     assert_eq!(world.s3.objects(), ["alice/full/x", "alice/up/file"]);
 }
@@ -371,7 +519,11 @@ async fn remove_is_head_and_delete_and_leaves_the_directory() {
     assert_eq!(remove("/d/f").await, StatusCode::NoSuchFile);
     assert_eq!(remove("/d").await, StatusCode::Failure);
     world.s3.put("alice/d", "a file of that name");
-    assert_eq!(world.client.is_dir("/d").await, Ok(false), "a directory that is only left over hides no file");
+    assert_eq!(
+        world.client.is_dir("/d").await,
+        Ok(false),
+        "a directory that is only left over hides no file"
+    );
 }
 
 #[tokio::test]
@@ -379,31 +531,62 @@ async fn rename_of_a_file_is_head_copy_head_and_delete() {
     let world = world().await;
     world.s3.put("alice/a", "A");
     world.s3.put("alice/b", "B");
-    assert_eq!(code(world.client.sftp.rename("/a", "/b").await), StatusCode::Failure, "version 3 replaces nothing");
+    assert_eq!(
+        code(world.client.sftp.rename("/a", "/b").await),
+        StatusCode::Failure,
+        "version 3 replaces nothing"
+    );
     assert_eq!(world.cost(), "1 HeadObject");
-    world.client.sftp.rename("/a", "/odd + %20 ü/c").await.unwrap();
-    assert_eq!(world.cost(), "1 CopyObject, 1 DeleteObject, 3 HeadObject, 1 ListObjectsV2");
-    world.client.posix_rename("/odd + %20 ü/c", "/b").await.unwrap();
+    world
+        .client
+        .sftp
+        .rename("/a", "/odd + %20 ü/c")
+        .await
+        .unwrap();
+    assert_eq!(
+        world.cost(),
+        "1 CopyObject, 1 DeleteObject, 3 HeadObject, 1 ListObjectsV2"
+    );
+    world
+        .client
+        .posix_rename("/odd + %20 ü/c", "/b")
+        .await
+        .unwrap();
     assert_eq!(world.cost(), "1 CopyObject, 1 DeleteObject, 3 HeadObject");
     world.holds("alice/b", b"A");
     assert_eq!(world.s3.objects(), ["alice/b"]);
-    assert_eq!(code(world.client.posix_rename("/none", "/x").await), StatusCode::NoSuchFile);
-    assert_eq!(code(world.client.posix_rename("/b", "/b").await), StatusCode::Ok);
+    assert_eq!(
+        code(world.client.posix_rename("/none", "/x").await),
+        StatusCode::NoSuchFile
+    );
+    assert_eq!(
+        code(world.client.posix_rename("/b", "/b").await),
+        StatusCode::Ok
+    );
     world.holds("alice/b", b"A");
 }
 
 #[tokio::test]
 async fn rename_over_the_copy_limit_goes_in_parts() {
     let world = world().await;
-    world.s3.put("alice/a", "A sentence that is too long to copy.");
+    world
+        .s3
+        .put("alice/a", "A sentence that is too long to copy.");
     world.s3.set_copy_limit(10);
     world.s3.set_min_part(1);
     world.client.posix_rename("/a", "/b").await.unwrap();
     let cost = "1 CompleteMultipartUpload, 1 CopyObject, 1 CreateMultipartUpload, 1 DeleteObject, 3 HeadObject, 1 UploadPartCopy";
     assert_eq!(world.cost(), cost);
     world.holds("alice/b", b"A sentence that is too long to copy.");
-    world.s3.fault("UploadPartCopy", When::Every, Fault::Status(403, "AccessDenied"));
-    assert_eq!(code(world.client.posix_rename("/b", "/c").await), StatusCode::PermissionDenied);
+    world.s3.fault(
+        "UploadPartCopy",
+        When::Every,
+        Fault::Status(403, "AccessDenied"),
+    );
+    assert_eq!(
+        code(world.client.posix_rename("/b", "/c").await),
+        StatusCode::PermissionDenied
+    );
     assert_clean(&world.s3);
     assert_eq!(world.s3.objects(), ["alice/b"]);
 }
@@ -413,19 +596,48 @@ async fn rename_of_a_directory_moves_all_or_nothing() {
     let world = world().await;
     let keys: Vec<String> = (0..40).map(|n| format!("alice/d/{n:02}")).collect();
     keys.iter().for_each(|key| world.s3.put(key, key.clone()));
-    world.client.sftp.mkdir("/d/empty", FileAttributes::empty()).await.unwrap();
+    world
+        .client
+        .sftp
+        .mkdir("/d/empty", FileAttributes::empty())
+        .await
+        .unwrap();
     world.s3.put("alice/taken/x", "");
-    assert_eq!(code(world.client.sftp.rename("/d", "/taken").await), StatusCode::Failure);
-    assert_eq!(code(world.client.sftp.rename("/d", "/d/inside").await), StatusCode::Failure);
-    world.s3.fault("CopyObject", When::Nth(30), Fault::Status(403, "AccessDenied"));
-    assert_eq!(code(world.client.sftp.rename("/d", "/e").await), StatusCode::PermissionDenied);
-    let before: Vec<String> = keys.iter().cloned().chain(["alice/taken/x".to_owned()]).collect();
-    assert_eq!(world.s3.objects(), before, "every source stays, no copy does");
+    assert_eq!(
+        code(world.client.sftp.rename("/d", "/taken").await),
+        StatusCode::Failure
+    );
+    assert_eq!(
+        code(world.client.sftp.rename("/d", "/d/inside").await),
+        StatusCode::Failure
+    );
+    world.s3.fault(
+        "CopyObject",
+        When::Nth(30),
+        Fault::Status(403, "AccessDenied"),
+    );
+    assert_eq!(
+        code(world.client.sftp.rename("/d", "/e").await),
+        StatusCode::PermissionDenied
+    );
+    let before: Vec<String> = keys
+        .iter()
+        .cloned()
+        .chain(["alice/taken/x".to_owned()])
+        .collect();
+    assert_eq!(
+        world.s3.objects(),
+        before,
+        "every source stays, no copy does"
+    );
     world.s3.clear_faults();
     world.client.sftp.rename("/d", "/e").await.unwrap();
     assert_eq!(world.client.list("/e").await.unwrap().len(), 41);
     world.holds("alice/e/07", b"alice/d/07");
-    assert_eq!(code(world.client.is_dir("/d").await), StatusCode::NoSuchFile);
+    assert_eq!(
+        code(world.client.is_dir("/d").await),
+        StatusCode::NoSuchFile
+    );
     assert_clean(&world.s3);
 }
 
@@ -434,36 +646,91 @@ async fn setstat_is_accepted_where_there_is_something() {
     let world = world().await;
     world.s3.put("alice/f", "abc");
     world.s3.put("alice/d/f", "abc");
-    let attrs = FileAttributes { permissions: Some(0o600), mtime: Some(1), atime: Some(1), ..Default::default() };
+    let attrs = FileAttributes {
+        permissions: Some(0o600),
+        mtime: Some(1),
+        atime: Some(1),
+        ..Default::default()
+    };
     let handle = world.client.open("/g", PUT).await.unwrap();
-    world.client.sftp.fsetstat(&handle, attrs.clone()).await.unwrap();
-    world.client.sftp.setstat("/g", attrs.clone()).await.unwrap();
+    world
+        .client
+        .sftp
+        .fsetstat(&handle, attrs.clone())
+        .await
+        .unwrap();
+    world
+        .client
+        .sftp
+        .setstat("/g", attrs.clone())
+        .await
+        .unwrap();
     assert_eq!(world.cost(), "", "what is known here is not asked");
-    world.client.sftp.setstat("/f", attrs.clone()).await.unwrap();
+    world
+        .client
+        .sftp
+        .setstat("/f", attrs.clone())
+        .await
+        .unwrap();
     assert_eq!(world.cost(), "1 HeadObject");
-    world.client.sftp.setstat("/d", attrs.clone()).await.unwrap();
+    world
+        .client
+        .sftp
+        .setstat("/d", attrs.clone())
+        .await
+        .unwrap();
     world.s3.reset();
-    assert_eq!(code(world.client.sftp.setstat("/none", attrs.clone()).await), StatusCode::NoSuchFile);
+    assert_eq!(
+        code(world.client.sftp.setstat("/none", attrs.clone()).await),
+        StatusCode::NoSuchFile
+    );
     assert_eq!(world.cost(), "1 HeadObject, 1 ListObjectsV2");
     let reader = world._server.client_as("reader").await;
-    assert_eq!(code(reader.sftp.setstat("/f", attrs.clone()).await), StatusCode::PermissionDenied);
+    assert_eq!(
+        code(reader.sftp.setstat("/f", attrs.clone()).await),
+        StatusCode::PermissionDenied
+    );
     let handle = reader.open("/f", OpenFlags::READ).await.unwrap();
-    assert_eq!(code(reader.sftp.fsetstat(&handle, attrs).await), StatusCode::PermissionDenied);
+    assert_eq!(
+        code(reader.sftp.fsetstat(&handle, attrs).await),
+        StatusCode::PermissionDenied
+    );
     world.s3.reset();
-    let size = |size| FileAttributes { size: Some(size), ..Default::default() };
-    assert_eq!(code(world.client.sftp.setstat("/f", size(3)).await), StatusCode::Ok);
-    assert_eq!(code(world.client.sftp.setstat("/f", size(2)).await), StatusCode::OpUnsupported);
+    let size = |size| FileAttributes {
+        size: Some(size),
+        ..Default::default()
+    };
+    assert_eq!(
+        code(world.client.sftp.setstat("/f", size(3)).await),
+        StatusCode::Ok
+    );
+    assert_eq!(
+        code(world.client.sftp.setstat("/f", size(2)).await),
+        StatusCode::OpUnsupported
+    );
     world.holds("alice/f", b"abc");
-    assert_eq!(code(world.client.sftp.setstat("/f", size(0)).await), StatusCode::Ok);
+    assert_eq!(
+        code(world.client.sftp.setstat("/f", size(0)).await),
+        StatusCode::Ok
+    );
     world.holds("alice/f", b"");
 }
 
 #[tokio::test]
 async fn links_are_unsupported() {
     let world = world().await;
-    assert_eq!(code(world.client.sftp.symlink("/a", "/b").await), StatusCode::OpUnsupported);
-    assert_eq!(code(world.client.sftp.readlink("/a").await), StatusCode::OpUnsupported);
-    assert_eq!(code(world.client.sftp.hardlink("/a", "/b").await), StatusCode::OpUnsupported);
+    assert_eq!(
+        code(world.client.sftp.symlink("/a", "/b").await),
+        StatusCode::OpUnsupported
+    );
+    assert_eq!(
+        code(world.client.sftp.readlink("/a").await),
+        StatusCode::OpUnsupported
+    );
+    assert_eq!(
+        code(world.client.sftp.hardlink("/a", "/b").await),
+        StatusCode::OpUnsupported
+    );
     assert_eq!(world.cost(), "");
 }
 
@@ -472,12 +739,23 @@ async fn excl_fails_at_open_or_at_close() {
     let world = world().await;
     world.s3.put("alice/f", "old");
     let excl = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
-    assert_eq!(code(world.client.open("/f", excl).await), StatusCode::Failure);
+    assert_eq!(
+        code(world.client.open("/f", excl).await),
+        StatusCode::Failure
+    );
     for size in [3, 6 * MIB] {
         let handle = world.client.open("/raced", excl).await.unwrap();
-        world.client.write(&handle, 0, &noise(size, 1)).await.unwrap();
+        world
+            .client
+            .write(&handle, 0, &noise(size, 1))
+            .await
+            .unwrap();
         world.s3.put("alice/raced", "winner");
-        assert_eq!(code(world.client.close(&handle).await), StatusCode::Failure, "{size}");
+        assert_eq!(
+            code(world.client.close(&handle).await),
+            StatusCode::Failure,
+            "{size}"
+        );
         world.holds("alice/raced", b"winner");
         assert_clean(&world.s3);
         world.client.sftp.remove("/raced").await.unwrap();
@@ -493,7 +771,10 @@ async fn excl_fails_where_a_directory_has_the_name() {
     let world = world().await;
     world.s3.put("alice/d/f", "");
     let excl = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
-    assert_eq!(code(world.client.open("/d", excl).await), StatusCode::Failure);
+    assert_eq!(
+        code(world.client.open("/d", excl).await),
+        StatusCode::Failure
+    );
     assert_eq!(world.cost(), "1 HeadObject, 1 ListObjectsV2");
 }
 
@@ -501,7 +782,10 @@ async fn excl_fails_where_a_directory_has_the_name() {
 async fn rmdir_keeps_content_under_a_name_that_ends_with_a_slash() {
     let world = world().await;
     world.s3.put("alice/d/", "content");
-    assert_eq!(code(world.client.sftp.rmdir("/d").await), StatusCode::Failure);
+    assert_eq!(
+        code(world.client.sftp.rmdir("/d").await),
+        StatusCode::Failure
+    );
     world.holds("alice/d/", b"content");
 }
 
@@ -510,13 +794,20 @@ async fn a_rename_whose_copy_is_not_there_keeps_its_source() {
     let world = world().await;
     world.s3.put("alice/a", "new");
     world.s3.put("alice/b", "old");
-    world.s3.fault("CopyObject", When::Every, Fault::WithoutEffect);
-    assert_eq!(code(world.client.posix_rename("/a", "/b").await), StatusCode::Failure);
+    world
+        .s3
+        .fault("CopyObject", When::Every, Fault::WithoutEffect);
+    assert_eq!(
+        code(world.client.posix_rename("/a", "/b").await),
+        StatusCode::Failure
+    );
     assert_eq!(world.cost(), "2 CopyObject, 4 HeadObject");
     world.holds("alice/a", b"new");
     world.holds("alice/b", b"old");
     world.s3.clear_faults();
-    world.s3.fault("CopyObject", When::Nth(1), Fault::WithoutEffect);
+    world
+        .s3
+        .fault("CopyObject", When::Nth(1), Fault::WithoutEffect);
     world.client.posix_rename("/a", "/b").await.unwrap();
     world.holds("alice/b", b"new");
     assert_eq!(world.s3.objects(), ["alice/b"]);
@@ -525,8 +816,13 @@ async fn a_rename_whose_copy_is_not_there_keeps_its_source() {
     for name in ["f", "g"] {
         world.s3.put(&format!("alice/d/{name}"), name);
     }
-    world.s3.fault("CopyObject", When::From(2), Fault::WithoutEffect);
-    assert_eq!(code(world.client.sftp.rename("/d", "/e").await), StatusCode::Failure);
+    world
+        .s3
+        .fault("CopyObject", When::From(2), Fault::WithoutEffect);
+    assert_eq!(
+        code(world.client.sftp.rename("/d", "/e").await),
+        StatusCode::Failure
+    );
     assert_eq!(world.s3.objects(), ["alice/b", "alice/d/f", "alice/d/g"]);
 }
 
@@ -535,9 +831,19 @@ async fn an_append_to_a_file_that_was_said_to_be_missing_replaces_nothing() {
     let world = world().await;
     world.s3.put("alice/log", "a year of it");
     for (flags, tail) in [(OpenFlags::APPEND, 4), (OpenFlags::CREATE, 6 * MIB)] {
-        world.s3.fault("HeadObject", When::Nth(1), Fault::Status(404, "NoSuchKey"));
-        let handle = world.client.open("/log", OpenFlags::WRITE | OpenFlags::CREATE | flags).await.unwrap();
-        world.client.write(&handle, 0, &noise(tail, 1)).await.unwrap();
+        world
+            .s3
+            .fault("HeadObject", When::Nth(1), Fault::Status(404, "NoSuchKey"));
+        let handle = world
+            .client
+            .open("/log", OpenFlags::WRITE | OpenFlags::CREATE | flags)
+            .await
+            .unwrap();
+        world
+            .client
+            .write(&handle, 0, &noise(tail, 1))
+            .await
+            .unwrap();
         assert_eq!(code(world.client.close(&handle).await), StatusCode::Failure);
         world.s3.clear_faults();
         world.holds("alice/log", b"a year of it");
@@ -548,22 +854,49 @@ async fn an_append_to_a_file_that_was_said_to_be_missing_replaces_nothing() {
 #[tokio::test]
 async fn names_that_xml_cannot_carry_are_listed_and_used() {
     let world = world().await;
-    let controls = (1..=0x1F).filter_map(char::from_u32).map(|c| format!("x{c}y"));
-    let odd =
-        ["\u{FFFE}", "\u{7F}", "two  blanks", " edge ", "100%", "%41", "a+b", "+", "&amp;", "<x>"].map(str::to_owned);
+    let controls = (1..=0x1F)
+        .filter_map(char::from_u32)
+        .map(|c| format!("x{c}y"));
+    let odd = [
+        "\u{FFFE}",
+        "\u{7F}",
+        "two  blanks",
+        " edge ",
+        "100%",
+        "%41",
+        "a+b",
+        "+",
+        "&amp;",
+        "<x>",
+    ]
+    .map(str::to_owned);
     let names: Vec<String> = controls.chain(odd).collect();
     for name in &names {
-        world.client.put(&format!("/d/{name}"), name.as_bytes()).await.unwrap();
-        assert!(world.s3.object(&format!("alice/d/{name}")).is_some(), "{name:?}");
+        world
+            .client
+            .put(&format!("/d/{name}"), name.as_bytes())
+            .await
+            .unwrap();
+        assert!(
+            world.s3.object(&format!("alice/d/{name}")).is_some(),
+            "{name:?}"
+        );
     }
-    let mut want: Vec<String> = names.iter().map(|name| format!("{name} {}", name.len())).collect();
+    let mut want: Vec<String> = names
+        .iter()
+        .map(|name| format!("{name} {}", name.len()))
+        .collect();
     want.sort();
     assert_eq!(world.client.list("/d").await.unwrap(), want);
     world.client.sftp.rename("/d", "/e\u{1}+ %").await.unwrap();
     assert_eq!(world.client.list("/").await.unwrap(), ["e\u{1}+ %/"]);
     for name in &names {
         let path = format!("/e\u{1}+ %/{name}");
-        assert_eq!(world.client.get(&path).await.unwrap(), name.as_bytes(), "{name:?}");
+        assert_eq!(
+            world.client.get(&path).await.unwrap(),
+            name.as_bytes(),
+            "{name:?}"
+        );
         world.client.posix_rename(&path, "/moved").await.unwrap();
         world.client.sftp.remove("/moved").await.unwrap();
     }
@@ -574,20 +907,54 @@ async fn names_that_xml_cannot_carry_are_listed_and_used() {
 async fn extensions_that_are_announced_work() {
     let world = world().await;
     let limits = world.client.sftp.limits().await.unwrap();
-    assert_eq!((limits.max_read_len, limits.max_write_len), (255 * 1024, 255 * 1024));
+    assert_eq!(
+        (limits.max_read_len, limits.max_write_len),
+        (255 * 1024, 255 * 1024)
+    );
     let statvfs = world.client.sftp.statvfs("/").await.unwrap();
     assert!(statvfs.blocks_avail > 1 << 30);
     assert_eq!(statvfs.name_max, 255);
     let handle = world.client.sftp.opendir("/").await.unwrap().handle;
-    let fstatvfs = world.client.sftp.extended("fstatvfs@openssh.com", text(&handle)).await.unwrap();
-    assert!(matches!(&fstatvfs, Packet::ExtendedReply(reply) if reply.data.len() == 11 * 8), "{fstatvfs:?}");
-    let closed = world.client.sftp.extended("fstatvfs@openssh.com", text("closed")).await.unwrap();
-    assert!(matches!(&closed, Packet::Status(status) if status.status_code == StatusCode::Failure), "{closed:?}");
+    let fstatvfs = world
+        .client
+        .sftp
+        .extended("fstatvfs@openssh.com", text(&handle))
+        .await
+        .unwrap();
+    assert!(
+        matches!(&fstatvfs, Packet::ExtendedReply(reply) if reply.data.len() == 11 * 8),
+        "{fstatvfs:?}"
+    );
+    let closed = world
+        .client
+        .sftp
+        .extended("fstatvfs@openssh.com", text("closed"))
+        .await
+        .unwrap();
+    assert!(
+        matches!(&closed, Packet::Status(status) if status.status_code == StatusCode::Failure),
+        "{closed:?}"
+    );
     world.s3.reset();
-    for (path, want) in [("~", "/"), ("~/x/../y", "/y"), ("/a/./b", "/a/b"), ("c", "/c")] {
+    for (path, want) in [
+        ("~", "/"),
+        ("~/x/../y", "/y"),
+        ("/a/./b", "/a/b"),
+        ("c", "/c"),
+    ] {
         let expanded = world.client.sftp.expand_path(path).await.unwrap();
         assert_eq!(expanded.files[0].filename, want);
     }
-    assert_eq!(world.client.sftp.realpath("a/../../b//c").await.unwrap().files[0].filename, "/b/c");
+    assert_eq!(
+        world
+            .client
+            .sftp
+            .realpath("a/../../b//c")
+            .await
+            .unwrap()
+            .files[0]
+            .filename,
+        "/b/c"
+    );
     assert_eq!(world.cost(), "");
 }

@@ -1,7 +1,12 @@
 //! The server around the sessions: logins, limits, ends, and clients that keep no rule.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -30,12 +35,23 @@ async fn memory() -> Server {
 #[tokio::test]
 async fn wrong_logins_are_refused_alike() {
     let server = memory().await;
-    for (user, password) in [("alice", "wrong"), ("nobody", PASSWORD), ("alice", ""), ("", PASSWORD)] {
-        assert!(Client::login(&server, user, password).await.is_none(), "{user:?}");
+    for (user, password) in [
+        ("alice", "wrong"),
+        ("nobody", PASSWORD),
+        ("alice", ""),
+        ("", PASSWORD),
+    ] {
+        assert!(
+            Client::login(&server, user, password).await.is_none(),
+            "{user:?}"
+        );
     }
     let mut ssh = SshClient::connect(&server).await;
     assert!(!ssh.login("alice", "wrong").await);
-    assert!(ssh.login("alice", PASSWORD).await, "a second try may succeed");
+    assert!(
+        ssh.login("alice", PASSWORD).await,
+        "a second try may succeed"
+    );
 }
 
 /// Everyone with the right password, each with a home of the same name.
@@ -48,8 +64,16 @@ impl Auth for Anyone {
     }
 
     async fn password(&self, user: &str, password: &str) -> Option<Account> {
-        let account = Account { name: user.to_owned(), home: format!("{user}/"), access: Access::ReadWrite };
-        if password == PASSWORD { Some(account) } else { None }
+        let account = Account {
+            name: user.to_owned(),
+            home: format!("{user}/"),
+            access: Access::ReadWrite,
+        };
+        if password == PASSWORD {
+            Some(account)
+        } else {
+            None
+        }
     }
 }
 
@@ -61,22 +85,47 @@ fn long_directory(n: usize) -> String {
 
 #[tokio::test]
 async fn directories_of_one_user_leave_room_for_another() {
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.auth = Arc::new(Anyone)).await;
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
+        config.auth = Arc::new(Anyone)
+    })
+    .await;
     let (alice, bob) = (server.client().await, server.client_as("bob").await);
     let mut made = 0;
-    while alice.sftp.mkdir(long_directory(made), FileAttributes::empty()).await.is_ok() {
+    while alice
+        .sftp
+        .mkdir(long_directory(made), FileAttributes::empty())
+        .await
+        .is_ok()
+    {
         made += 1;
         assert!(made < 100_000, "there is no limit");
     }
     assert!(made > 10_000, "{made}");
     bob.sftp.mkdir("/d", FileAttributes::empty()).await.unwrap();
     // What S3 knows needs no place here, and nobody notices.
-    alice.put(&format!("{}/f", long_directory(0)), b"x").await.unwrap();
-    alice.sftp.mkdir(long_directory(made), FileAttributes::empty()).await.unwrap();
+    alice
+        .put(&format!("{}/f", long_directory(0)), b"x")
+        .await
+        .unwrap();
+    alice
+        .sftp
+        .mkdir(long_directory(made), FileAttributes::empty())
+        .await
+        .unwrap();
     assert!(alice.is_dir(&long_directory(0)).await.unwrap());
-    assert!(alice.sftp.mkdir(long_directory(made + 1), FileAttributes::empty()).await.is_err());
+    assert!(
+        alice
+            .sftp
+            .mkdir(long_directory(made + 1), FileAttributes::empty())
+            .await
+            .is_err()
+    );
     // A directory that is left over may be forgotten, but not one that was made.
-    alice.sftp.remove(format!("{}/f", long_directory(0))).await.unwrap();
+    alice
+        .sftp
+        .remove(format!("{}/f", long_directory(0)))
+        .await
+        .unwrap();
     assert!(alice.is_dir(&long_directory(1)).await.unwrap());
 }
 
@@ -88,7 +137,9 @@ async fn several_sessions_share_a_connection() {
     let mut sessions = Vec::new();
     for n in 0..10 {
         let sftp = ssh.sftp().await;
-        sftp.mkdir(format!("/{n}"), FileAttributes::empty()).await.unwrap();
+        sftp.mkdir(format!("/{n}"), FileAttributes::empty())
+            .await
+            .unwrap();
         sessions.push(sftp);
     }
     assert!(ssh.channel().await.is_err(), "ten is the most");
@@ -102,7 +153,10 @@ async fn users_do_what_their_access_allows() {
     s3.put("alice/f", "secret");
     let reader = server.client_as("reader").await;
     assert_eq!(reader.get("/f").await.unwrap(), b"secret");
-    let size = FileAttributes { size: Some(0), ..Default::default() };
+    let size = FileAttributes {
+        size: Some(0),
+        ..Default::default()
+    };
     let denied = [
         code(reader.put("/g", b"").await),
         code(reader.open("/f", OpenFlags::READ | OpenFlags::WRITE).await),
@@ -118,8 +172,14 @@ async fn users_do_what_their_access_allows() {
     let writer = server.client_as("writer").await;
     writer.put("/g", b"given").await.unwrap();
     assert_eq!(code(writer.get("/f").await), StatusCode::PermissionDenied);
-    let handle = writer.open("/f", OpenFlags::READ | OpenFlags::WRITE).await.unwrap();
-    assert_eq!(code(writer.sftp.read(&handle, 0, 10).await), StatusCode::PermissionDenied);
+    let handle = writer
+        .open("/f", OpenFlags::READ | OpenFlags::WRITE)
+        .await
+        .unwrap();
+    assert_eq!(
+        code(writer.sftp.read(&handle, 0, 10).await),
+        StatusCode::PermissionDenied
+    );
     writer.close(&handle).await.unwrap();
     assert_eq!(writer.list("/").await.unwrap(), ["f 6", "g 5"]);
     assert_eq!(s3.object("alice/f").unwrap(), "secret");
@@ -132,7 +192,9 @@ async fn hear(mut channel: Channel<Msg>) -> (Vec<u8>, String, Option<u32>) {
     while let Some(message) = channel.wait().await {
         match message {
             ChannelMsg::Data { data: more } => data.extend(more),
-            ChannelMsg::ExtendedData { data: more, .. } => errors += &String::from_utf8_lossy(&more),
+            ChannelMsg::ExtendedData { data: more, .. } => {
+                errors += &String::from_utf8_lossy(&more)
+            }
             ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status),
             _ => {}
         }
@@ -148,8 +210,16 @@ async fn a_shell_or_a_command_is_a_sentence() {
     for shell in [true, false] {
         let channel = ssh.channel().await.unwrap();
         channel.set_env(true, "LANG", "C").await.unwrap();
-        channel.request_pty(true, "xterm", 80, 24, 0, 0, &[]).await.unwrap();
-        if shell { channel.request_shell(true).await } else { channel.exec(true, "scp -t .").await }.unwrap();
+        channel
+            .request_pty(true, "xterm", 80, 24, 0, 0, &[])
+            .await
+            .unwrap();
+        if shell {
+            channel.request_shell(true).await
+        } else {
+            channel.exec(true, "scp -t .").await
+        }
+        .unwrap();
         let (data, errors, status) = within("the refusal", hear(channel)).await;
         assert_eq!((data.len(), status), (0, Some(1)));
         assert!(errors.contains("SFTP only"), "{errors}");
@@ -177,14 +247,21 @@ async fn raw(server: &Server, bytes: Vec<u8>) -> (Vec<(u8, u32, Vec<u8>)>, Optio
     assert!(ssh.login("alice", PASSWORD).await);
     let channel = ssh.channel().await.unwrap();
     channel.request_subsystem(true, "sftp").await.unwrap();
-    channel.data(&[packet(1, 3, &[]), bytes].concat()[..]).await.unwrap();
+    channel
+        .data(&[packet(1, 3, &[]), bytes].concat()[..])
+        .await
+        .unwrap();
     let _ = channel.eof().await;
     let (data, _, status) = within("the session", hear(channel)).await;
     let mut replies = Vec::new();
     let mut rest = &data[..];
     while let Some((length, more)) = rest.split_first_chunk::<4>() {
         let (reply, more) = more.split_at(u32::from_be_bytes(*length) as usize);
-        replies.push((reply[0], u32::from_be_bytes(reply[1..5].try_into().unwrap()), reply[5..].to_vec()));
+        replies.push((
+            reply[0],
+            u32::from_be_bytes(reply[1..5].try_into().unwrap()),
+            reply[5..].to_vec(),
+        ));
         rest = more;
     }
     replies.remove(0);
@@ -212,8 +289,14 @@ async fn every_request_is_answered_once_with_its_id() {
         packet(3, 15, &[&text("/"), &[0, 0, 0, 26], &[0; 4]]),
     ];
     let (replies, status) = raw(&server, requests.concat()).await;
-    let codes: Vec<_> = replies.iter().map(|(kind, id, rest)| (*kind, *id, rest[3])).collect();
-    let want = [8, 8, 4, 5, 5, 8, 5, 5, 4, 8, 4, 5, 4, 4].into_iter().zip(2..).map(|(code, id)| (101, id, code));
+    let codes: Vec<_> = replies
+        .iter()
+        .map(|(kind, id, rest)| (*kind, *id, rest[3]))
+        .collect();
+    let want = [8, 8, 4, 5, 5, 8, 5, 5, 4, 8, 4, 5, 4, 4]
+        .into_iter()
+        .zip(2..)
+        .map(|(code, id)| (101, id, code));
     assert_eq!(codes[0].0, 104);
     assert_eq!(codes[1..], want.collect::<Vec<_>>());
     assert_eq!(status, Some(0));
@@ -231,23 +314,66 @@ async fn statuses_begin_with_the_words_of_openssh() {
     let failed = |result: Result<(), Failed>| result.unwrap_err();
     let statuses = [
         failed(client.get("/none").await.map(drop)),
-        failed(client.sftp.read(&handle, 10, 1).await.map(drop).map_err(Failed::from)),
+        failed(
+            client
+                .sftp
+                .read(&handle, 10, 1)
+                .await
+                .map(drop)
+                .map_err(Failed::from),
+        ),
         failed(reader.put("/f", b"").await),
-        failed(client.sftp.mkdir("/f", FileAttributes::empty()).await.map(drop).map_err(Failed::from)),
-        failed(client.sftp.readlink("/f").await.map(drop).map_err(Failed::from)),
-        failed(client.sftp.stat("/a\0b").await.map(drop).map_err(Failed::from)),
+        failed(
+            client
+                .sftp
+                .mkdir("/f", FileAttributes::empty())
+                .await
+                .map(drop)
+                .map_err(Failed::from),
+        ),
+        failed(
+            client
+                .sftp
+                .readlink("/f")
+                .await
+                .map(drop)
+                .map_err(Failed::from),
+        ),
+        failed(
+            client
+                .sftp
+                .stat("/a\0b")
+                .await
+                .map(drop)
+                .map_err(Failed::from),
+        ),
         failed(client.sftp.stat(long).await.map(drop).map_err(Failed::from)),
     ];
     let words = [
         (StatusCode::NoSuchFile, "No such file"),
         (StatusCode::Eof, "End of file"),
-        (StatusCode::PermissionDenied, "Permission denied: this user may only read"),
+        (
+            StatusCode::PermissionDenied,
+            "Permission denied: this user may only read",
+        ),
         (StatusCode::Failure, "Failure: already exists"),
-        (StatusCode::OpUnsupported, "Operation unsupported: S3 has no links"),
-        (StatusCode::BadMessage, "Bad message: the path is not valid UTF-8 or holds a NUL"),
-        (StatusCode::Failure, "Failure: File name too long: path, home and prefix together have 1,024 bytes at most"),
+        (
+            StatusCode::OpUnsupported,
+            "Operation unsupported: S3 has no links",
+        ),
+        (
+            StatusCode::BadMessage,
+            "Bad message: the path is not valid UTF-8 or holds a NUL",
+        ),
+        (
+            StatusCode::Failure,
+            "Failure: File name too long: path, home and prefix together have 1,024 bytes at most",
+        ),
     ];
-    assert_eq!(statuses, words.map(|(code, text)| Failed(code, text.to_owned())));
+    assert_eq!(
+        statuses,
+        words.map(|(code, text)| Failed(code, text.to_owned()))
+    );
 }
 
 /// What OpenSSH's server answers, at every offset.
@@ -259,7 +385,10 @@ async fn a_read_of_no_bytes_is_answered_with_no_bytes() {
     for flags in [OpenFlags::READ, OpenFlags::READ | OpenFlags::WRITE] {
         let handle = client.open("/f", flags).await.unwrap();
         for offset in [0, 5, 10, 20] {
-            assert_eq!(client.sftp.read(&handle, offset, 0).await.unwrap().data, b"");
+            assert_eq!(
+                client.sftp.read(&handle, offset, 0).await.unwrap().data,
+                b""
+            );
         }
         client.close(&handle).await.unwrap();
     }
@@ -272,7 +401,18 @@ async fn the_time_of_a_directory_is_the_same_in_each_session() {
     client.put("/d/f", b"").await.unwrap();
     let time = client.sftp.stat("/d").await.unwrap().attrs.mtime;
     assert_eq!(time, Some(0));
-    assert_eq!(server.client().await.sftp.stat("/d").await.unwrap().attrs.mtime, time);
+    assert_eq!(
+        server
+            .client()
+            .await
+            .sftp
+            .stat("/d")
+            .await
+            .unwrap()
+            .attrs
+            .mtime,
+        time
+    );
 }
 
 /// A client need not wait for the answer to a WRITE before it asks for the size.
@@ -281,8 +421,22 @@ async fn sizes_count_the_writes_before_them() {
     let server = memory().await;
     for append in [0, 4] {
         // OPEN for writing, made and emptied or appended to.
-        let open = packet(3, 1, &[&text("/f"), &[0, 0, 0, 0x1A - append / 4 * 0x10 + append], &[0; 4]]);
-        let write = |id, at: u64| packet(6, id, &[&text("1"), &at.to_be_bytes(), &[0, 0, 3, 0xE8], &[7; 1000]]);
+        let open = packet(
+            3,
+            1,
+            &[
+                &text("/f"),
+                &[0, 0, 0, 0x1A - append / 4 * 0x10 + append],
+                &[0; 4],
+            ],
+        );
+        let write = |id, at: u64| {
+            packet(
+                6,
+                id,
+                &[&text("1"), &at.to_be_bytes(), &[0, 0, 3, 0xE8], &[7; 1000]],
+            )
+        };
         let fstat = |id| packet(8, id, &[&text("1")]);
         let truncate = packet(10, 9, &[&text("1"), &[0, 0, 0, 1], &1500u64.to_be_bytes()]);
         let requests = [
@@ -299,11 +453,17 @@ async fn sizes_count_the_writes_before_them() {
         ];
         let (replies, _) = raw(&server, requests.concat()).await;
         let size = |id: u32| {
-            let attrs = replies.iter().find(|(kind, of, _)| *kind == 105 && *of == id);
+            let attrs = replies
+                .iter()
+                .find(|(kind, of, _)| *kind == 105 && *of == id);
             attrs.map(|(_, _, rest)| u64::from_be_bytes(rest[4..12].try_into().unwrap()))
         };
         let sizes = [3, 4, 6, 7, 10].map(size);
-        assert_eq!(sizes, [1000, 1000, 2000, 2000, 1500].map(Some), "append: {append}");
+        assert_eq!(
+            sizes,
+            [1000, 1000, 2000, 2000, 1500].map(Some),
+            "append: {append}"
+        );
         server.client().await.sftp.remove("/f").await.unwrap();
     }
 }
@@ -315,10 +475,18 @@ async fn what_cannot_be_followed_ends_the_session() {
         (256 * 1024 + 1u32).to_be_bytes().to_vec(),
         vec![0, 0, 0, 0],
         vec![0, 0, 0, 4, 4, 0, 0, 0],
-        [u32::MAX.to_be_bytes().to_vec(), packet(13, 1, &[&text("/f")])].concat(),
+        [
+            u32::MAX.to_be_bytes().to_vec(),
+            packet(13, 1, &[&text("/f")]),
+        ]
+        .concat(),
     ] {
         let (replies, status) = raw(&server, bytes).await;
-        assert_eq!((replies.len(), status), (0, Some(1)), "nothing of it is taken for a request");
+        assert_eq!(
+            (replies.len(), status),
+            (0, Some(1)),
+            "nothing of it is taken for a request"
+        );
     }
     server.client().await;
 }
@@ -332,11 +500,19 @@ async fn a_whole_file_asked_for_at_once_arrives() {
     assert!(ssh.login("alice", PASSWORD).await);
     let channel = ssh.channel().await.unwrap();
     channel.request_subsystem(true, "sftp").await.unwrap();
-    let mut requests = [packet(1, 3, &[]), packet(3, 0, &[&text("/f"), &[0, 0, 0, 1], &[0; 4]])].concat();
+    let mut requests = [
+        packet(1, 3, &[]),
+        packet(3, 0, &[&text("/f"), &[0, 0, 0, 1], &[0; 4]]),
+    ]
+    .concat();
     // The first handle of a session is called 1. Every READ goes out before one reply is looked at.
     for n in 0..1280u32 {
         let offset = (u64::from(n) * 32768).to_be_bytes();
-        requests.extend(packet(5, n, &[&text("1"), &offset, &32768u32.to_be_bytes()]));
+        requests.extend(packet(
+            5,
+            n,
+            &[&text("1"), &offset, &32768u32.to_be_bytes()],
+        ));
     }
     channel.data(&requests[..]).await.unwrap();
     channel.eof().await.unwrap();
@@ -360,8 +536,24 @@ async fn a_read_in_vain_is_still_answered_after_close() {
     s3.put("alice/f", noise(2 * MIB, 1));
     let server = Server::start(s3_store(&s3)).await;
     let open = packet(3, 1, &[&text("/f"), &[0, 0, 0, 1], &[0; 4]]);
-    let reads = (2..40).map(|n| packet(5, n, &[&text("1"), &(u64::from(n) * 999).to_be_bytes(), &[0, 0, 0x7F, 0]]));
-    let requests = [vec![open], reads.collect(), vec![packet(4, 40, &[&text("1")])]].concat().concat();
+    let reads = (2..40).map(|n| {
+        packet(
+            5,
+            n,
+            &[
+                &text("1"),
+                &(u64::from(n) * 999).to_be_bytes(),
+                &[0, 0, 0x7F, 0],
+            ],
+        )
+    });
+    let requests = [
+        vec![open],
+        reads.collect(),
+        vec![packet(4, 40, &[&text("1")])],
+    ]
+    .concat()
+    .concat();
     let (replies, _) = raw(&server, requests).await;
     let mut ids: Vec<_> = replies.iter().map(|(_, id, _)| *id).collect();
     ids.sort();
@@ -370,7 +562,10 @@ async fn a_read_in_vain_is_still_answered_after_close() {
 
 #[tokio::test]
 async fn handles_are_limited() {
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.max_uploads = 1000).await;
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
+        config.max_uploads = 1000
+    })
+    .await;
     let client = server.client().await;
     for n in 0..256 {
         client.open(&format!("/{n}"), PUT).await.unwrap();
@@ -400,18 +595,29 @@ async fn requests_after_close_see_its_outcome() {
         packet(18, 7, &[&text("/tmp"), &text("/final")]),
     ];
     let session = tokio::spawn(async move { raw(&server, requests.concat()).await });
-    eventually("the second upload overtakes the first", || s3.object("alice/other").is_some()).await;
+    eventually("the second upload overtakes the first", || {
+        s3.object("alice/other").is_some()
+    })
+    .await;
     assert_eq!(s3.count("CopyObject"), 0, "the rename waits");
     hold.notify_one();
     let (replies, _) = session.await.unwrap();
-    assert!(replies.iter().all(|(kind, _, rest)| *kind == 102 || rest[3] == 0), "{replies:?}");
+    assert!(
+        replies
+            .iter()
+            .all(|(kind, _, rest)| *kind == 102 || rest[3] == 0),
+        "{replies:?}"
+    );
     assert_eq!(s3.objects(), ["alice/final", "alice/other"]);
 }
 
 #[tokio::test]
 async fn no_login_in_time_ends_the_connection() {
     let brief = Duration::from_millis(300);
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.login_timeout = brief).await;
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
+        config.login_timeout = brief
+    })
+    .await;
     // Silent from the start, silent after the version, and after the key exchange.
     for greeting in ["", "SSH-2.0-test\r\n"] {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -428,7 +634,10 @@ async fn no_login_in_time_ends_the_connection() {
 async fn an_idle_session_ends_and_a_busy_one_does_not() {
     let data = noise(6 * MIB, 1);
     let s3 = FakeS3::start().await;
-    let server = Server::with(s3_store(&s3), |config| config.idle_timeout = Duration::from_secs(2)).await;
+    let server = Server::with(s3_store(&s3), |config| {
+        config.idle_timeout = Duration::from_secs(2)
+    })
+    .await;
     let busy = server.client().await;
     let idle = server.client().await;
     let handle = idle.open("/f", PUT).await.unwrap();
@@ -446,16 +655,24 @@ async fn an_idle_session_ends_and_a_busy_one_does_not() {
 
 #[tokio::test]
 async fn more_sessions_than_allowed_are_told() {
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| config.max_sessions = 2).await;
+    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
+        config.max_sessions = 2
+    })
+    .await;
     let (first, _second) = (server.client().await, server.client().await);
     let mut heard = String::new();
     let mut third = TcpStream::connect(server.address).await.unwrap();
-    within("the refusal", third.read_to_string(&mut heard)).await.unwrap();
+    within("the refusal", third.read_to_string(&mut heard))
+        .await
+        .unwrap();
     assert!(heard.contains("try again later"), "{heard}");
     first.put("/f", b"untouched").await.unwrap();
     drop(first);
     // The place is free once the server has seen the end.
-    within("the place", async { while Client::login_or_refused(&server).await.is_none() {} }).await;
+    within("the place", async {
+        while Client::login_or_refused(&server).await.is_none() {}
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -473,9 +690,14 @@ async fn a_drain_lets_transfers_finish() {
         }
     })
     .await;
-    assert!(TcpStream::connect(server.address).await.is_err(), "nobody new");
+    assert!(
+        TcpStream::connect(server.address).await.is_err(),
+        "nobody new"
+    );
     assert_eq!(code(busy.open("/g", PUT).await), StatusCode::Failure);
-    busy.write(&handle, 6 << 20, &data[6 * MIB..]).await.unwrap();
+    busy.write(&handle, 6 << 20, &data[6 * MIB..])
+        .await
+        .unwrap();
     busy.close(&handle).await.unwrap();
     within("the server's end", &mut server.task).await.unwrap();
     assert_eq!(s3.object("alice/f").unwrap(), data);
@@ -487,7 +709,8 @@ async fn what_outlasts_the_drain_is_aborted() {
     for second_signal in [false, true] {
         let s3 = FakeS3::start().await;
         let patience = Duration::from_millis(if second_signal { 60_000 } else { 300 });
-        let mut server = Server::with(s3_store(&s3), |config| config.drain_timeout = patience).await;
+        let mut server =
+            Server::with(s3_store(&s3), |config| config.drain_timeout = patience).await;
         let client = server.client().await;
         let handle = client.open("/f", PUT).await.unwrap();
         client.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
@@ -522,12 +745,21 @@ impl sftpd::sftp::Sink for Deaf {
 
 fn settings() -> Settings {
     let store = Arc::new(MemoryStore::default());
-    let context = Arc::new(Context::new(store, Budget::new(64 << 20), PartSizes::default()));
+    let context = Arc::new(Context::new(
+        store,
+        Budget::new(64 << 20),
+        PartSizes::default(),
+    ));
     Settings {
         budget: context.budget.clone(),
         limits: Arc::new(UserLimits::new(256, &context.budget)),
         uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        tree: Tree::new(context, Arc::default(), Home::new("", "alice").unwrap(), false),
+        tree: Tree::new(
+            context,
+            Arc::default(),
+            Home::new("", "alice").unwrap(),
+            false,
+        ),
         access: Access::ReadWrite,
         who: "alice@test".into(),
         user: "alice".into(),
@@ -539,7 +771,11 @@ fn settings() -> Settings {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_never_listens_is_cut_off() {
     let many = (0..100).map(|id| packet(16, id, &[&text(&"deep/".repeat(150))]));
-    let requests = [packet(1, 3, &[])].into_iter().chain(many).collect::<Vec<_>>().concat();
+    let requests = [packet(1, 3, &[])]
+        .into_iter()
+        .chain(many)
+        .collect::<Vec<_>>()
+        .concat();
     let end = sftpd::sftp::serve(Flood(requests.into()), Deaf, settings()).await;
     assert!(matches!(end, End::Ignored), "{end}");
 }
@@ -556,7 +792,10 @@ async fn what_is_asked_after_close_waits_for_it_in_every_session() {
     let handle = first.open("/log", append).await.unwrap();
     first.write(&handle, 0, b"two\n").await.unwrap();
     let closing = tokio::spawn(async move { first.close(&handle).await });
-    eventually("the first append is on its way", || s3.count("PutObject") == 1).await;
+    eventually("the first append is on its way", || {
+        s3.count("PutObject") == 1
+    })
+    .await;
     let appended = tokio::spawn(async move {
         let handle = second.open("/log", append).await?;
         second.write(&handle, 0, b"three\n").await?;
@@ -574,8 +813,14 @@ async fn excl_without_write_is_no_way_to_read() {
     let server = Server::start(s3_store(&s3)).await;
     s3.put("alice/f", "old");
     let excl = OpenFlags::CREATE | OpenFlags::EXCLUDE;
-    assert_eq!(code(server.client().await.open("/f", excl).await), StatusCode::Failure);
-    assert_eq!(code(server.client_as("reader").await.open("/f", excl).await), StatusCode::PermissionDenied);
+    assert_eq!(
+        code(server.client().await.open("/f", excl).await),
+        StatusCode::Failure
+    );
+    assert_eq!(
+        code(server.client_as("reader").await.open("/f", excl).await),
+        StatusCode::PermissionDenied
+    );
 }
 
 #[test]
@@ -585,20 +830,37 @@ fn host_keys_are_made_once_and_can_be_moved_in() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("host_keys");
-    let mode = |name: &str| std::fs::metadata(keys.join(name)).unwrap().permissions().mode() & 0o777;
+    let mode = |name: &str| {
+        std::fs::metadata(keys.join(name))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
     let load = || {
-        let mut loaded: Vec<_> =
-            sftpd::server::load_or_create(&keys).unwrap().iter().map(ToString::to_string).collect();
+        let mut loaded: Vec<_> = sftpd::server::load_or_create(&keys)
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         loaded.sort();
         loaded
     };
     let made = load();
-    let types: Vec<_> = made.iter().map(|key| key.split_once(" SHA256:").unwrap().0).collect();
+    let types: Vec<_> = made
+        .iter()
+        .map(|key| key.split_once(" SHA256:").unwrap().0)
+        .collect();
     assert_eq!(types, ["ECDSA", "ED25519", "RSA"]);
     assert_eq!(mode(""), 0o700);
-    for (kind, algorithm) in [("ed25519", "ssh-ed25519"), ("ecdsa", "ecdsa-sha2-nistp256"), ("rsa", "ssh-rsa")] {
+    for (kind, algorithm) in [
+        ("ed25519", "ssh-ed25519"),
+        ("ecdsa", "ecdsa-sha2-nistp256"),
+        ("rsa", "ssh-rsa"),
+    ] {
         assert_eq!(mode(&format!("ssh_host_{kind}_key")), 0o600);
-        let public = std::fs::read_to_string(keys.join(format!("ssh_host_{kind}_key.pub"))).unwrap();
+        let public =
+            std::fs::read_to_string(keys.join(format!("ssh_host_{kind}_key.pub"))).unwrap();
         assert!(public.starts_with(&format!("{algorithm} AAAA")), "{public}");
     }
     assert_eq!(load(), made);
@@ -608,9 +870,16 @@ fn host_keys_are_made_once_and_can_be_moved_in() {
     }
     assert_eq!(load(), made[2..]);
     let ed25519 = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
-    std::fs::write(keys.join("moved_in"), ed25519.to_openssh(LineEnding::LF).unwrap()).unwrap();
+    std::fs::write(
+        keys.join("moved_in"),
+        ed25519.to_openssh(LineEnding::LF).unwrap(),
+    )
+    .unwrap();
     assert_eq!(load().len(), 2);
     std::fs::write(keys.join("notes.txt"), "not a key").unwrap();
     let error = sftpd::server::load_or_create(&keys).err().unwrap();
-    assert!(format!("{error:#}").contains("notes.txt is no private key"), "{error:#}");
+    assert!(
+        format!("{error:#}").contains("notes.txt is no private key"),
+        "{error:#}"
+    );
 }

@@ -6,7 +6,12 @@
 //! `SFTPD_SIMULATION_SEED=123 cargo test --test simulation` the one of a seed, and both together so many from that seed on.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 #[path = "simulation/mod.rs"]
 mod simulation;
@@ -54,8 +59,16 @@ impl Figures {
     }
 
     fn line(&self, seconds: f64) -> String {
-        let Figures { histories, operations, delays, failures, lost_answers, duplicates, empty_promises, violations } =
-            self;
+        let Figures {
+            histories,
+            operations,
+            delays,
+            failures,
+            lost_answers,
+            duplicates,
+            empty_promises,
+            violations,
+        } = self;
         format!(
             "simulation: {histories} histories, {operations} operations, {seconds:.1} s, faults: delays {delays}, \
              failures {failures}, lost answers {lost_answers}, duplicates {duplicates}, copies confirmed and not made \
@@ -84,7 +97,11 @@ fn every_history_keeps_every_promise() {
         }
     }
     // Past the harness, which shows what a test prints only if it fails.
-    let _closed = writeln!(std::io::stderr(), "{}", figures.line(began.elapsed().as_secs_f64()));
+    let _closed = writeln!(
+        std::io::stderr(),
+        "{}",
+        figures.line(began.elapsed().as_secs_f64())
+    );
     assert!(broken.is_empty(), "{}", explain(&broken));
 }
 
@@ -119,10 +136,24 @@ fn explain(broken: &BTreeMap<Rule, Vec<u64>>) -> String {
         let seed = seeds[0];
         let (plan, history) = shrink(Plan::draw(seed), *rule);
         let (count, first) = (seeds.len(), &seeds[..seeds.len().min(SEEDS_SHOWN)]);
-        let _infallible = writeln!(text, "\n{rule:?} is broken by {count} histories, with the seeds {first:?}…:");
-        let _infallible = writeln!(text, "  SFTPD_SIMULATION_SEED={seed} cargo test --test simulation");
-        let conditions = if plan.store.keeps_conditions { "keeps conditions" } else { "ignores conditions" };
-        let _infallible = writeln!(text, "{} gateways, a store that {conditions}; made small it is:", plan.gateways);
+        let _infallible = writeln!(
+            text,
+            "\n{rule:?} is broken by {count} histories, with the seeds {first:?}…:"
+        );
+        let _infallible = writeln!(
+            text,
+            "  SFTPD_SIMULATION_SEED={seed} cargo test --test simulation"
+        );
+        let conditions = if plan.store.keeps_conditions {
+            "keeps conditions"
+        } else {
+            "ignores conditions"
+        };
+        let _infallible = writeln!(
+            text,
+            "{} gateways, a store that {conditions}; made small it is:",
+            plan.gateways
+        );
         let _infallible = write!(text, "{history}");
         for violation in check(&history) {
             let _infallible = writeln!(text, "  {violation}");

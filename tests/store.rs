@@ -1,7 +1,12 @@
 //! One conformance suite for every store: what `sftpd::store::Store` promises, on the memory store and on S3.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -9,7 +14,9 @@ use aws_credential_types::provider::{ProvideCredentials, future};
 use aws_sdk_s3::config::Credentials;
 use bytes::Bytes;
 use sftpd::store::memory::MemoryStore;
-use sftpd::store::{Attributes, Condition, CopySource, Entry, Key, ListRequest, Object, Page, Part, PartSource};
+use sftpd::store::{
+    Attributes, Condition, CopySource, Entry, Key, ListRequest, Object, Page, Part, PartSource,
+};
 use sftpd::store::{Store, StoreError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -56,56 +63,164 @@ on_every_store! {
 }
 
 async fn objects_come_back_as_they_went(store: Arc<dyn Store>) {
-    for name in ["a", "a/b", "a b+c%20d#e?f&g=h", "ü/☃", "back\\slash", "dir/", "quote'\"<>", &"x".repeat(1024)] {
+    for name in [
+        "a",
+        "a/b",
+        "a b+c%20d#e?f&g=h",
+        "ü/☃",
+        "back\\slash",
+        "dir/",
+        "quote'\"<>",
+        &"x".repeat(1024),
+    ] {
         for body in [Bytes::new(), Bytes::from_static(b"abc"), noise(300_000, 1)] {
-            store.put(&key(name), body.clone(), &Attributes::default(), &Condition::None).await.unwrap();
+            store
+                .put(
+                    &key(name),
+                    body.clone(),
+                    &Attributes::default(),
+                    &Condition::None,
+                )
+                .await
+                .unwrap();
             let object = store.head(&key(name)).await.unwrap();
             assert_eq!(object.size, body.len() as u64, "{name}");
             for most in [1, 1000, 1 << 20] {
                 let (opened, first) = store.open(&key(name), most).await.unwrap();
                 // An open need not tell the attributes.
-                let opened = Object { attributes: object.attributes.clone(), ..opened };
-                assert_eq!((&opened, &first[..]), (&object, &body[..body.len().min(most as usize)]), "{name} {most}");
+                let opened = Object {
+                    attributes: object.attributes.clone(),
+                    ..opened
+                };
+                assert_eq!(
+                    (&opened, &first[..]),
+                    (&object, &body[..body.len().min(most as usize)]),
+                    "{name} {most}"
+                );
             }
-            assert!(object.modified.elapsed().is_ok_and(|age| age.as_secs() < 60), "{name}");
+            assert!(
+                object
+                    .modified
+                    .elapsed()
+                    .is_ok_and(|age| age.as_secs() < 60),
+                "{name}"
+            );
             if !body.is_empty() {
-                assert_eq!(store.get(&key(name), 0..object.size, &object.etag).await.unwrap().concat(), body, "{name}");
-                assert_eq!(store.get(&key(name), 1..2, &object.etag).await.unwrap().concat(), body[1..2], "{name}");
+                assert_eq!(
+                    store
+                        .get(&key(name), 0..object.size, &object.etag)
+                        .await
+                        .unwrap()
+                        .concat(),
+                    body,
+                    "{name}"
+                );
+                assert_eq!(
+                    store
+                        .get(&key(name), 1..2, &object.etag)
+                        .await
+                        .unwrap()
+                        .concat(),
+                    body[1..2],
+                    "{name}"
+                );
             }
         }
         store.delete(&key(name), &Condition::None).await.unwrap();
-        assert_eq!(store.head(&key(name)).await, Err(StoreError::NotFound), "{name}");
+        assert_eq!(
+            store.head(&key(name)).await,
+            Err(StoreError::NotFound),
+            "{name}"
+        );
     }
 }
 
 async fn missing_objects_are_not_found(store: Arc<dyn Store>) {
     assert_eq!(store.head(&key("none")).await, Err(StoreError::NotFound));
-    assert_eq!(store.open(&key("none"), 10).await, Err(StoreError::NotFound));
+    assert_eq!(
+        store.open(&key("none"), 10).await,
+        Err(StoreError::NotFound)
+    );
     let (none, etag) = (key("none"), "\"etag\"");
-    let source = CopySource { key: &none, etag, storage_class: None };
-    assert_eq!(store.copy(source, &key("x"), &Condition::None).await, Err(StoreError::NotFound));
+    let source = CopySource {
+        key: &none,
+        etag,
+        storage_class: None,
+    };
+    assert_eq!(
+        store.copy(source, &key("x"), &Condition::None).await,
+        Err(StoreError::NotFound)
+    );
     let unchanged = Condition::Unchanged(etag.to_owned());
-    assert_eq!(store.delete(&none, &unchanged).await, Err(StoreError::NotFound));
+    assert_eq!(
+        store.delete(&none, &unchanged).await,
+        Err(StoreError::NotFound)
+    );
     store.delete(&key("none"), &Condition::None).await.unwrap();
     assert!(store.get(&key("none"), 0..1, "\"etag\"").await.is_err());
 }
 
 async fn gets_are_pinned_to_a_version(store: Arc<dyn Store>) {
-    store.put(&key("f"), "old".into(), &Attributes::default(), &Condition::None).await.unwrap();
+    store
+        .put(
+            &key("f"),
+            "old".into(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await
+        .unwrap();
     let old = store.head(&key("f")).await.unwrap();
-    store.put(&key("f"), "new".into(), &Attributes::default(), &Condition::None).await.unwrap();
-    assert_eq!(store.get(&key("f"), 0..3, &old.etag).await, Err(StoreError::Precondition));
+    store
+        .put(
+            &key("f"),
+            "new".into(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        store.get(&key("f"), 0..3, &old.etag).await,
+        Err(StoreError::Precondition)
+    );
 }
 
 async fn conditions_hold(store: Arc<dyn Store>) {
-    store.put(&key("f"), "first".into(), &Attributes::default(), &Condition::Absent).await.unwrap();
+    store
+        .put(
+            &key("f"),
+            "first".into(),
+            &Attributes::default(),
+            &Condition::Absent,
+        )
+        .await
+        .unwrap();
     assert_eq!(
-        store.put(&key("f"), "second".into(), &Attributes::default(), &Condition::Absent).await,
+        store
+            .put(
+                &key("f"),
+                "second".into(),
+                &Attributes::default(),
+                &Condition::Absent
+            )
+            .await,
         Err(StoreError::Precondition)
     );
-    let id = store.create_upload(&key("f"), &Attributes::default()).await.unwrap();
-    let part = store.upload_part(&key("f"), &id, 1, "third".into()).await.unwrap();
-    assert_eq!(store.complete(&key("f"), &id, &[part], &Condition::Absent).await, Err(StoreError::Precondition));
+    let id = store
+        .create_upload(&key("f"), &Attributes::default())
+        .await
+        .unwrap();
+    let part = store
+        .upload_part(&key("f"), &id, 1, "third".into())
+        .await
+        .unwrap();
+    assert_eq!(
+        store
+            .complete(&key("f"), &id, &[part], &Condition::Absent)
+            .await,
+        Err(StoreError::Precondition)
+    );
     store.abort(&key("f"), &id).await.unwrap();
     assert_eq!(store.head(&key("f")).await.unwrap().size, 5);
 }
@@ -113,22 +228,59 @@ async fn conditions_hold(store: Arc<dyn Store>) {
 async fn changes_are_of_a_version(store: Arc<dyn Store>) {
     let (file, other) = (key("f"), key("other"));
     let plain = Attributes::default();
-    let old = store.put(&file, "old".into(), &plain, &Condition::None).await.unwrap();
+    let old = store
+        .put(&file, "old".into(), &plain, &Condition::None)
+        .await
+        .unwrap();
     let was_old = Condition::Unchanged(old.clone());
-    let new = store.put(&file, "new".into(), &plain, &was_old).await.unwrap();
-    assert_eq!(store.put(&file, "late".into(), &plain, &was_old).await, Err(StoreError::Precondition));
-    assert_eq!(store.put(&other, "late".into(), &plain, &was_old).await, Err(StoreError::Precondition));
+    let new = store
+        .put(&file, "new".into(), &plain, &was_old)
+        .await
+        .unwrap();
+    assert_eq!(
+        store.put(&file, "late".into(), &plain, &was_old).await,
+        Err(StoreError::Precondition)
+    );
+    assert_eq!(
+        store.put(&other, "late".into(), &plain, &was_old).await,
+        Err(StoreError::Precondition)
+    );
     let id = store.create_upload(&file, &plain).await.unwrap();
-    let part = store.upload_part(&file, &id, 1, "late".into()).await.unwrap();
-    assert_eq!(store.complete(&file, &id, &[part], &was_old).await, Err(StoreError::Precondition));
+    let part = store
+        .upload_part(&file, &id, 1, "late".into())
+        .await
+        .unwrap();
+    assert_eq!(
+        store.complete(&file, &id, &[part], &was_old).await,
+        Err(StoreError::Precondition)
+    );
     store.abort(&file, &id).await.unwrap();
-    let source = |etag| CopySource { key: &FILE, etag, storage_class: None };
+    let source = |etag| CopySource {
+        key: &FILE,
+        etag,
+        storage_class: None,
+    };
     static FILE: std::sync::LazyLock<Key> = std::sync::LazyLock::new(|| key("f"));
-    assert_eq!(store.copy(source(&old), &other, &Condition::None).await, Err(StoreError::Precondition));
-    store.copy(source(&new), &other, &Condition::Absent).await.unwrap();
-    assert_eq!(store.copy(source(&new), &other, &Condition::Absent).await, Err(StoreError::Precondition));
-    assert_eq!(store.delete(&file, &was_old).await, Err(StoreError::Precondition));
-    store.delete(&file, &Condition::Unchanged(new)).await.unwrap();
+    assert_eq!(
+        store.copy(source(&old), &other, &Condition::None).await,
+        Err(StoreError::Precondition)
+    );
+    store
+        .copy(source(&new), &other, &Condition::Absent)
+        .await
+        .unwrap();
+    assert_eq!(
+        store.copy(source(&new), &other, &Condition::Absent).await,
+        Err(StoreError::Precondition)
+    );
+    assert_eq!(
+        store.delete(&file, &was_old).await,
+        Err(StoreError::Precondition)
+    );
+    store
+        .delete(&file, &Condition::Unchanged(new))
+        .await
+        .unwrap();
     assert_eq!(store.head(&file).await, Err(StoreError::NotFound));
     assert_eq!(store.head(&other).await.unwrap().size, 3);
 }
@@ -136,8 +288,15 @@ async fn changes_are_of_a_version(store: Arc<dyn Store>) {
 async fn attributes_are_kept(store: Arc<dyn Store>) {
     let metadata = [("owner".to_owned(), "alice".to_owned())].into();
     let content_type = Some("text/csv".to_owned());
-    let attributes = Attributes { content_type, metadata, ..Attributes::default() };
-    let etag = store.put(&key("f"), "x".into(), &attributes, &Condition::None).await.unwrap();
+    let attributes = Attributes {
+        content_type,
+        metadata,
+        ..Attributes::default()
+    };
+    let etag = store
+        .put(&key("f"), "x".into(), &attributes, &Condition::None)
+        .await
+        .unwrap();
     let found = |object: Object| {
         let attributes = object.attributes.unwrap();
         (attributes.content_type.clone(), attributes.metadata.clone())
@@ -145,31 +304,82 @@ async fn attributes_are_kept(store: Arc<dyn Store>) {
     let expected = (attributes.content_type.clone(), attributes.metadata.clone());
     assert_eq!(found(store.head(&key("f")).await.unwrap()), expected);
     let (from, to) = (key("f"), key("copy"));
-    let source = CopySource { key: &from, etag: &etag, storage_class: None };
+    let source = CopySource {
+        key: &from,
+        etag: &etag,
+        storage_class: None,
+    };
     store.copy(source, &to, &Condition::None).await.unwrap();
     assert_eq!(found(store.head(&to).await.unwrap()), expected);
-    let id = store.create_upload(&key("large"), &attributes).await.unwrap();
-    let part = store.upload_part(&key("large"), &id, 1, "x".into()).await.unwrap();
-    store.complete(&key("large"), &id, &[part], &Condition::None).await.unwrap();
+    let id = store
+        .create_upload(&key("large"), &attributes)
+        .await
+        .unwrap();
+    let part = store
+        .upload_part(&key("large"), &id, 1, "x".into())
+        .await
+        .unwrap();
+    store
+        .complete(&key("large"), &id, &[part], &Condition::None)
+        .await
+        .unwrap();
     assert_eq!(found(store.head(&key("large")).await.unwrap()), expected);
 }
 
 async fn copies_are_whole(store: Arc<dyn Store>) {
     let body = noise(200_000, 1);
-    store.put(&key("from + ü"), body.clone(), &Attributes::default(), &Condition::None).await.unwrap();
-    store.put(&key("to"), "old".into(), &Attributes::default(), &Condition::None).await.unwrap();
+    store
+        .put(
+            &key("from + ü"),
+            body.clone(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await
+        .unwrap();
+    store
+        .put(
+            &key("to"),
+            "old".into(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await
+        .unwrap();
     let from = key("from + ü");
     let etag = store.head(&from).await.unwrap().etag;
-    let source = CopySource { key: &from, etag: &etag, storage_class: None };
-    store.copy(source, &key("to"), &Condition::None).await.unwrap();
+    let source = CopySource {
+        key: &from,
+        etag: &etag,
+        storage_class: None,
+    };
+    store
+        .copy(source, &key("to"), &Condition::None)
+        .await
+        .unwrap();
     let object = store.head(&key("to")).await.unwrap();
-    assert_eq!(store.get(&key("to"), 0..object.size, &object.etag).await.unwrap().concat(), body);
+    assert_eq!(
+        store
+            .get(&key("to"), 0..object.size, &object.etag)
+            .await
+            .unwrap()
+            .concat(),
+        body
+    );
 }
 
 async fn list_all(store: &Arc<dyn Store>, prefix: &str, folded: bool, limit: usize) -> Vec<String> {
     let (prefix, mut after, mut all) = (key(prefix), None, Vec::new());
     loop {
-        let page: Page = store.list(ListRequest { prefix: &prefix, folded, after, limit }).await.unwrap();
+        let page: Page = store
+            .list(ListRequest {
+                prefix: &prefix,
+                folded,
+                after,
+                limit,
+            })
+            .await
+            .unwrap();
         assert!(page.entries.len() <= limit);
         all.extend(page.entries.into_iter().map(|entry| match entry {
             Entry::Object(key, object) => format!("{key} {}", object.size),
@@ -183,24 +393,50 @@ async fn list_all(store: &Arc<dyn Store>, prefix: &str, folded: bool, limit: usi
 }
 
 async fn listings_are_complete_and_in_order(store: Arc<dyn Store>) {
-    let names = ["d", "d/", "d/a", "d/a/x", "d/a/y", "d/a0", "d/a-b", "d/b/c/d", "d/b0", "d/ü", "d0", "e"];
+    let names = [
+        "d", "d/", "d/a", "d/a/x", "d/a/y", "d/a0", "d/a-b", "d/b/c/d", "d/b0", "d/ü", "d0", "e",
+    ];
     for name in names {
-        store.put(&key(name), name.to_owned().into(), &Attributes::default(), &Condition::None).await.unwrap();
+        store
+            .put(
+                &key(name),
+                name.to_owned().into(),
+                &Attributes::default(),
+                &Condition::None,
+            )
+            .await
+            .unwrap();
     }
     let below = |prefix: &str| {
-        let mut found: Vec<&str> = names.into_iter().filter(|name| name.starts_with(prefix)).collect();
+        let mut found: Vec<&str> = names
+            .into_iter()
+            .filter(|name| name.starts_with(prefix))
+            .collect();
         found.sort();
-        found.into_iter().map(|name| format!("{name} {}", name.len())).collect::<Vec<_>>()
+        found
+            .into_iter()
+            .map(|name| format!("{name} {}", name.len()))
+            .collect::<Vec<_>>()
     };
     for limit in [1, 2, 3, 1000] {
         for prefix in ["", "d", "d/", "d/a", "none"] {
-            assert_eq!(list_all(&store, prefix, false, limit).await, below(prefix), "{prefix:?} by {limit}");
+            assert_eq!(
+                list_all(&store, prefix, false, limit).await,
+                below(prefix),
+                "{prefix:?} by {limit}"
+            );
         }
         // Objects and prefixes may come in two runs a page; as a set they are all there, and each once.
         let folded = list_all(&store, "d/", true, limit).await;
-        let want = ["d/ 2", "d/a 3", "d/a-b 5", "d/a/", "d/a0 4", "d/b/", "d/b0 4", "d/ü 4"];
+        let want = [
+            "d/ 2", "d/a 3", "d/a-b 5", "d/a/", "d/a0 4", "d/b/", "d/b0 4", "d/ü 4",
+        ];
         let set: BTreeSet<_> = folded.iter().map(String::as_str).collect();
-        assert_eq!((set, folded.len()), (want.into_iter().collect(), want.len()), "by {limit}");
+        assert_eq!(
+            (set, folded.len()),
+            (want.into_iter().collect(), want.len()),
+            "by {limit}"
+        );
     }
 }
 
@@ -209,55 +445,133 @@ async fn send_parts(store: &Arc<dyn Store>, id: &str, sizes: &[usize]) -> (Vec<P
     for (number, size) in (1..).zip(sizes) {
         let body = noise(*size, number.into());
         all.extend(&body);
-        parts.push(store.upload_part(&key("f"), id, number, body).await.unwrap());
+        parts.push(
+            store
+                .upload_part(&key("f"), id, number, body)
+                .await
+                .unwrap(),
+        );
     }
     (parts, all)
 }
 
 async fn uploads_appear_when_complete(store: Arc<dyn Store>) {
-    store.put(&key("f"), "old".into(), &Attributes::default(), &Condition::None).await.unwrap();
-    let id = store.create_upload(&key("f"), &Attributes::default()).await.unwrap();
+    store
+        .put(
+            &key("f"),
+            "old".into(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await
+        .unwrap();
+    let id = store
+        .create_upload(&key("f"), &Attributes::default())
+        .await
+        .unwrap();
     let (parts, all) = send_parts(&store, &id, &[5 * MIB, 6 * MIB, 100]).await;
     assert_eq!(store.head(&key("f")).await.unwrap().size, 3);
-    store.complete(&key("f"), &id, &parts, &Condition::None).await.unwrap();
+    store
+        .complete(&key("f"), &id, &parts, &Condition::None)
+        .await
+        .unwrap();
     let object = store.head(&key("f")).await.unwrap();
     assert_eq!(object.size, all.len() as u64);
     let across = 5 * MIB - 10..5 * MIB + 10;
-    let got = store.get(&key("f"), across.start as u64..across.end as u64, &object.etag).await.unwrap().concat();
+    let got = store
+        .get(
+            &key("f"),
+            across.start as u64..across.end as u64,
+            &object.etag,
+        )
+        .await
+        .unwrap()
+        .concat();
     assert_eq!(got, all[across]);
 }
 
 async fn uploads_that_break_the_rules_fail(store: Arc<dyn Store>) {
-    let id = store.create_upload(&key("f"), &Attributes::default()).await.unwrap();
+    let id = store
+        .create_upload(&key("f"), &Attributes::default())
+        .await
+        .unwrap();
     let (parts, _) = send_parts(&store, &id, &[5 * MIB, 100, 100]).await;
-    let wrong = Part { etag: "\"0123456789abcdef0123456789abcdef\"".into(), ..parts[1].clone() };
+    let wrong = Part {
+        etag: "\"0123456789abcdef0123456789abcdef\"".into(),
+        ..parts[1].clone()
+    };
     for bad in [
         vec![parts[1].clone(), parts[0].clone()],
         vec![parts[0].clone(), wrong],
         parts.clone(),
-        vec![Part { number: 9, ..parts[0].clone() }],
+        vec![Part {
+            number: 9,
+            ..parts[0].clone()
+        }],
     ] {
-        assert!(store.complete(&key("f"), &id, &bad, &Condition::None).await.is_err(), "{bad:?}");
+        assert!(
+            store
+                .complete(&key("f"), &id, &bad, &Condition::None)
+                .await
+                .is_err(),
+            "{bad:?}"
+        );
     }
     assert_eq!(store.head(&key("f")).await, Err(StoreError::NotFound));
     store.abort(&key("f"), &id).await.unwrap();
     store.abort(&key("f"), &id).await.unwrap();
-    assert!(store.upload_part(&key("f"), &id, 1, "late".into()).await.is_err());
+    assert!(
+        store
+            .upload_part(&key("f"), &id, 1, "late".into())
+            .await
+            .is_err()
+    );
 }
 
 async fn parts_can_be_copied(store: Arc<dyn Store>) {
     let body = noise(7 * MIB, 1);
-    store.put(&key("source + ü"), body.clone(), &Attributes::default(), &Condition::None).await.unwrap();
+    store
+        .put(
+            &key("source + ü"),
+            body.clone(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await
+        .unwrap();
     let etag = store.head(&key("source + ü")).await.unwrap().etag;
-    let id = store.create_upload(&key("f"), &Attributes::default()).await.unwrap();
-    let from = |etag| PartSource { key: &SOURCE, etag, range: 1..6 * MIB as u64 };
+    let id = store
+        .create_upload(&key("f"), &Attributes::default())
+        .await
+        .unwrap();
+    let from = |etag| PartSource {
+        key: &SOURCE,
+        etag,
+        range: 1..6 * MIB as u64,
+    };
     static SOURCE: std::sync::LazyLock<Key> = std::sync::LazyLock::new(|| key("source + ü"));
-    assert_eq!(store.copy_part(&key("f"), &id, 1, from("\"other\"")).await, Err(StoreError::Precondition));
-    let copied = store.copy_part(&key("f"), &id, 1, from(&etag)).await.unwrap();
-    let sent = store.upload_part(&key("f"), &id, 2, "end".into()).await.unwrap();
-    store.complete(&key("f"), &id, &[copied, sent], &Condition::None).await.unwrap();
+    assert_eq!(
+        store.copy_part(&key("f"), &id, 1, from("\"other\"")).await,
+        Err(StoreError::Precondition)
+    );
+    let copied = store
+        .copy_part(&key("f"), &id, 1, from(&etag))
+        .await
+        .unwrap();
+    let sent = store
+        .upload_part(&key("f"), &id, 2, "end".into())
+        .await
+        .unwrap();
+    store
+        .complete(&key("f"), &id, &[copied, sent], &Condition::None)
+        .await
+        .unwrap();
     let object = store.head(&key("f")).await.unwrap();
-    let got = store.get(&key("f"), 0..object.size, &object.etag).await.unwrap().concat();
+    let got = store
+        .get(&key("f"), 0..object.size, &object.etag)
+        .await
+        .unwrap()
+        .concat();
     assert_eq!(got, [&body[1..6 * MIB], b"end"].concat());
 }
 
@@ -269,12 +583,27 @@ async fn a_body_that_breaks_off_is_continued() {
     s3.put("f", body.clone());
     let etag = store.head(&key("f")).await.unwrap().etag;
     s3.fault("GetObject", When::Nth(1), Fault::ResetMidBody);
-    assert_eq!(store.get(&key("f"), 0..MIB as u64, &etag).await.unwrap().concat(), body);
+    assert_eq!(
+        store
+            .get(&key("f"), 0..MIB as u64, &etag)
+            .await
+            .unwrap()
+            .concat(),
+        body
+    );
     let second = s3.requests().pop().unwrap().range.unwrap();
-    assert_ne!(second, format!("bytes=0-{}", MIB - 1), "what had come is not fetched twice");
+    assert_ne!(
+        second,
+        format!("bytes=0-{}", MIB - 1),
+        "what had come is not fetched twice"
+    );
     s3.fault("GetObject", When::Nth(1), Fault::ResetMidBody);
     let (object, first) = store.open(&key("f"), MIB as u64).await.unwrap();
-    assert!(object.size == MIB as u64 && first.len() < MIB && body.starts_with(&first), "{}", first.len());
+    assert!(
+        object.size == MIB as u64 && first.len() < MIB && body.starts_with(&first),
+        "{}",
+        first.len()
+    );
     s3.fault("GetObject", When::Every, Fault::ResetMidBody);
     assert!(store.get(&key("f"), 0..MIB as u64, &etag).await.is_err());
 }
@@ -284,12 +613,32 @@ async fn refusals_and_lost_answers_are_told_apart() {
     let s3 = FakeS3::start().await;
     let store = s3_store(&s3);
     s3.fault("PutObject", When::Every, Fault::Status(403, "AccessDenied"));
-    let put = store.put(&key("f"), "x".into(), &Attributes::default(), &Condition::None).await;
-    assert!(matches!(&put, Err(StoreError::Forbidden(why)) if why.contains("AccessDenied")), "{put:?}");
+    let put = store
+        .put(
+            &key("f"),
+            "x".into(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await;
+    assert!(
+        matches!(&put, Err(StoreError::Forbidden(why)) if why.contains("AccessDenied")),
+        "{put:?}"
+    );
     s3.clear_faults();
     s3.fault("PutObject", When::Every, Fault::ResetBefore);
-    let put = store.put(&key("f"), "x".into(), &Attributes::default(), &Condition::None).await;
-    assert!(matches!(&put, Err(StoreError::Unknown(why)) if !why.contains("DispatchFailure(")), "{put:?}");
+    let put = store
+        .put(
+            &key("f"),
+            "x".into(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await;
+    assert!(
+        matches!(&put, Err(StoreError::Unknown(why)) if !why.contains("DispatchFailure(")),
+        "{put:?}"
+    );
     assert_eq!(s3.objects(), [""; 0]);
 }
 
@@ -303,7 +652,13 @@ impl ProvideCredentials for Source {
         Self: 'a,
     {
         self.0.fetch_add(1, Ordering::Relaxed);
-        future::ProvideCredentials::ready(Ok(Credentials::new(s3::ACCESS_KEY, s3::SECRET_KEY, None, None, "test")))
+        future::ProvideCredentials::ready(Ok(Credentials::new(
+            s3::ACCESS_KEY,
+            s3::SECRET_KEY,
+            None,
+            None,
+            "test",
+        )))
     }
 }
 
@@ -312,16 +667,54 @@ async fn credentials_that_have_expired_are_asked_for_anew() {
     let s3 = FakeS3::start().await;
     let source = Source::default();
     let store = s3_store_with(&s3, |config| config.credentials_provider(source.clone()));
-    store.put(&key("a"), "x".into(), &Attributes::default(), &Condition::None).await.unwrap();
-    store.put(&key("b"), "x".into(), &Attributes::default(), &Condition::None).await.unwrap();
+    store
+        .put(
+            &key("a"),
+            "x".into(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await
+        .unwrap();
+    store
+        .put(
+            &key("b"),
+            "x".into(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await
+        .unwrap();
     assert_eq!(source.0.load(Ordering::Relaxed), 1);
-    s3.fault("PutObject", When::Nth(1), Fault::Status(400, "ExpiredToken"));
-    store.put(&key("c"), "x".into(), &Attributes::default(), &Condition::None).await.unwrap();
+    s3.fault(
+        "PutObject",
+        When::Nth(1),
+        Fault::Status(400, "ExpiredToken"),
+    );
+    store
+        .put(
+            &key("c"),
+            "x".into(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await
+        .unwrap();
     assert_eq!(source.0.load(Ordering::Relaxed), 2);
     s3.clear_faults();
     // Where there are no others, the store's words are told.
     s3.fault("PutObject", When::Every, Fault::Status(400, "ExpiredToken"));
-    let put = store.put(&key("d"), "x".into(), &Attributes::default(), &Condition::None).await;
-    assert!(matches!(&put, Err(StoreError::Other(why)) if why.starts_with("ExpiredToken: ")), "{put:?}");
+    let put = store
+        .put(
+            &key("d"),
+            "x".into(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await;
+    assert!(
+        matches!(&put, Err(StoreError::Other(why)) if why.starts_with("ExpiredToken: ")),
+        "{put:?}"
+    );
     assert_eq!(s3.objects(), ["a", "b", "c"]);
 }

@@ -1,7 +1,12 @@
 //! `sftpd users …`, `manage-users` and the server's view of users.json, with the real binary.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -18,9 +23,9 @@ use support::binary::Process;
 use support::s3::FakeS3;
 use support::{Client, eventually, within};
 
-const ED25519: &str =
-    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB9dG4kjRhQTtWTVzd2t27+t0DEHBPW7iOD23TUiYLio alice@example.com";
-const OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE8scEn2htm9vSRE8JJEEkiQdb9kYinuVZ49Ka/qEnZI";
+const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB9dG4kjRhQTtWTVzd2t27+t0DEHBPW7iOD23TUiYLio alice@example.com";
+const OTHER: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE8scEn2htm9vSRE8JJEEkiQdb9kYinuVZ49Ka/qEnZI";
 const FIDO: &str = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIEFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBAAAABHNzaDo=";
 
 fn key(line: &str) -> PublicKey {
@@ -64,17 +69,26 @@ impl Folder {
     fn overwrite_unseen(&self, text: &str) {
         let before = std::fs::metadata(self.file()).unwrap();
         let padded = format!("{text:width$}", width = before.size() as usize);
-        let mut file = std::fs::OpenOptions::new().write(true).open(self.file()).unwrap();
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(self.file())
+            .unwrap();
         file.write_all(padded.as_bytes()).unwrap();
         file.set_modified(before.modified().unwrap()).unwrap();
         let after = std::fs::metadata(self.file()).unwrap();
-        let look = |found: &std::fs::Metadata| (found.ino(), found.size(), found.modified().unwrap());
+        let look =
+            |found: &std::fs::Metadata| (found.ino(), found.size(), found.modified().unwrap());
         assert_eq!(look(&after), look(&before));
     }
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sftpd"));
-        command.arg("users").arg("--users").arg(self.file()).args(args).stdin(Stdio::null());
+        command
+            .arg("users")
+            .arg("--users")
+            .arg(self.file())
+            .args(args)
+            .stdin(Stdio::null());
         command
     }
 
@@ -94,7 +108,10 @@ impl Folder {
         let output = self.run(args);
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(status), "{args:?}: {said}");
-        assert!(said.contains(sentence) && said.trim_end().lines().count() == 1, "{args:?}: {said}");
+        assert!(
+            said.contains(sentence) && said.trim_end().lines().count() == 1,
+            "{args:?}: {said}"
+        );
         assert_eq!(std::fs::read(self.file()).ok(), before, "{args:?}");
     }
 
@@ -103,9 +120,19 @@ impl Folder {
     }
 
     fn with_password(&self, args: &[&str], password: &str) -> Output {
-        let mut child =
-            self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(password.as_bytes()).unwrap();
+        let mut child = self
+            .command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(password.as_bytes())
+            .unwrap();
         child.wait_with_output().unwrap()
     }
 }
@@ -116,7 +143,15 @@ fn users_are_added_listed_and_removed() {
     assert!(folder.ok(&["list"]).contains("no users yet"));
     folder.ok(&["add", "alice", ED25519]);
     assert_eq!(folder.mode(), 0o600);
-    folder.ok(&["add", "alice", OTHER, "--access", "write-only", "--home", "in/alice"]);
+    folder.ok(&[
+        "add",
+        "alice",
+        OTHER,
+        "--access",
+        "write-only",
+        "--home",
+        "in/alice",
+    ]);
     folder.ok(&["add", "bob", OTHER]);
     let (first, second) = (fingerprint(ED25519), fingerprint(OTHER));
     let alice = json!({
@@ -125,7 +160,10 @@ fn users_are_added_listed_and_removed() {
     });
     let list = folder.json(&["list", "--json"]);
     assert_eq!(list[0], alice);
-    assert_eq!((&list[1]["name"], &list[1]["home"]), (&json!("bob"), &json!("bob/")));
+    assert_eq!(
+        (&list[1]["name"], &list[1]["home"]),
+        (&json!("bob"), &json!("bob/"))
+    );
     assert_eq!(folder.json(&["show", "alice", "--json"]), alice);
     assert_eq!(
         folder.ok(&["list"]),
@@ -143,7 +181,10 @@ fn users_are_added_listed_and_removed() {
         )
     );
     folder.refuses(2, "there is no user \"carol\"", &["show", "carol"]);
-    assert_eq!(folder.ok(&["remove", "alice", "--key", &second]), format!("removed the key {second} of alice\n"));
+    assert_eq!(
+        folder.ok(&["remove", "alice", "--key", &second]),
+        format!("removed the key {second} of alice\n")
+    );
     assert!(folder.text().contains(ED25519));
     folder.ok(&["remove", "alice"]);
     assert!(!folder.text().contains("alice") && folder.text().contains("bob"));
@@ -152,23 +193,52 @@ fn users_are_added_listed_and_removed() {
 #[test]
 fn add_is_idempotent_and_says_what_it_changed() {
     let folder = Folder::new();
-    let (file, first, second) = (folder.file().display().to_string(), fingerprint(ED25519), fingerprint(OTHER));
+    let (file, first, second) = (
+        folder.file().display().to_string(),
+        fingerprint(ED25519),
+        fingerprint(OTHER),
+    );
     let added = format!("added alice to {file}\nadded a key {first} for alice\n");
     assert_eq!(folder.ok(&["add", "alice", ED25519]), added);
     let before = std::fs::metadata(folder.file()).unwrap().ino();
-    for args in [&["add", "alice", ED25519][..], &["add", "alice"], &["add", "alice", "--home", "/alice"]] {
+    for args in [
+        &["add", "alice", ED25519][..],
+        &["add", "alice"],
+        &["add", "alice", "--home", "/alice"],
+    ] {
         assert_eq!(folder.ok(args), "alice: nothing to change\n", "{args:?}");
     }
-    assert_eq!(std::fs::metadata(folder.file()).unwrap().ino(), before, "it was not written");
+    assert_eq!(
+        std::fs::metadata(folder.file()).unwrap().ino(),
+        before,
+        "it was not written"
+    );
     // A key that is there keeps nothing else from being applied.
-    let args = ["add", "alice", ED25519, OTHER, OTHER, "--home", "inbox//alice", "--access", "write-only"];
-    let changed =
-        format!("added a key {second} for alice\nalice's home is now inbox/alice/\nalice's access is now write-only\n");
+    let args = [
+        "add",
+        "alice",
+        ED25519,
+        OTHER,
+        OTHER,
+        "--home",
+        "inbox//alice",
+        "--access",
+        "write-only",
+    ];
+    let changed = format!(
+        "added a key {second} for alice\nalice's home is now inbox/alice/\nalice's access is now write-only\n"
+    );
     assert_eq!(folder.ok(&args), changed);
     assert_eq!(folder.ok(&args), "alice: nothing to change\n");
-    assert_eq!(folder.ok(&["add", "alice", "--home", ""]), "alice's home is now the whole store\n");
+    assert_eq!(
+        folder.ok(&["add", "alice", "--home", ""]),
+        "alice's home is now the whole store\n"
+    );
     assert!(folder.ok(&["show", "alice"]).contains("home      \"\"\n"));
-    for said in ["set a password for alice\n", "changed the password of alice\n"] {
+    for said in [
+        "set a password for alice\n",
+        "changed the password of alice\n",
+    ] {
         let output = folder.with_password(&["add", "alice", "--password"], "open sesame\n");
         assert_eq!(String::from_utf8(output.stdout).unwrap(), said);
     }
@@ -179,20 +249,25 @@ fn add_is_idempotent_and_says_what_it_changed() {
 fn a_private_key_is_recognised_and_never_repeated() {
     let folder = Folder::new();
     // The shapes of what people paste; the bodies are made up.
-    let openssh =
-        "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAASECRET\n-----END OPENSSH PRIVATE KEY-----";
+    let openssh = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAASECRET\n-----END OPENSSH PRIVATE KEY-----";
     let rsa = "-----BEGIN RSA PRIVATE KEY-----\nMIIESECRET==\n-----END RSA PRIVATE KEY-----\n";
     let putty = "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\nSECRET";
     let check = |args: &[&str]| {
         folder.refuses(2, "private key", args);
         let said = String::from_utf8(folder.run(args).stderr).unwrap();
-        assert!(!said.contains("SECRET") && !said.contains("BEGIN") && said.contains(".pub"), "{said}");
+        assert!(
+            !said.contains("SECRET") && !said.contains("BEGIN") && said.contains(".pub"),
+            "{said}"
+        );
     };
     for private in [openssh, rsa, putty, "b3BlbnNzaC1rZXktdjEAAAAASECRET"] {
         check(&["add", "alice", private]);
         check(&["add", "alice", ED25519, private]);
         // Without quotes the shell makes words of it.
-        let words: Vec<&str> = ["add", "alice"].into_iter().chain(private.split_whitespace()).collect();
+        let words: Vec<&str> = ["add", "alice"]
+            .into_iter()
+            .chain(private.split_whitespace())
+            .collect();
         check(&words);
         let file = folder.0.path().join("id");
         std::fs::write(&file, private).unwrap();
@@ -208,7 +283,11 @@ fn a_name_twice_is_an_error_with_its_line() {
     let folder = Folder::new();
     let entry = format!("\"alice\": {{\"keys\": [\"{ED25519}\"]}}");
     folder.write(&format!("{{\"users\": {{\n  {entry},\n  {entry}\n}}}}\n"));
-    folder.refuses(2, "user alice is there twice: leave one of them at line 3", &["list"]);
+    folder.refuses(
+        2,
+        "user alice is there twice: leave one of them at line 3",
+        &["list"],
+    );
     folder.refuses(2, "line 3", &["add", "bob", OTHER]);
     assert!(FileAuth::open(folder.file()).is_err());
 }
@@ -220,8 +299,14 @@ fn a_file_that_is_too_large_is_refused_and_never_made() {
     let most = MAX_USERS_FILE_SIZE as usize;
     let rest = with_comment(0).to_string().len();
     folder.write(&with_comment(most - rest).to_string());
-    assert_eq!(std::fs::metadata(folder.file()).unwrap().len(), MAX_USERS_FILE_SIZE);
-    assert_eq!(folder.json(&["show", "alice", "--json"])["keys"][0], fingerprint(OTHER));
+    assert_eq!(
+        std::fs::metadata(folder.file()).unwrap().len(),
+        MAX_USERS_FILE_SIZE
+    );
+    assert_eq!(
+        folder.json(&["show", "alice", "--json"])["keys"][0],
+        fingerprint(OTHER)
+    );
     folder.refuses(2, "can't be larger than 32 MiB", &["add", "bob", ED25519]);
     folder.write(&with_comment(most - rest + 1).to_string());
     folder.refuses(2, "can't be larger than 32 MiB", &["list"]);
@@ -233,8 +318,18 @@ fn a_change_keeps_the_files_mode_and_group() {
     let folder = Folder::new();
     folder.ok(&["add", "alice", ED25519]);
     let root = std::fs::metadata(folder.file()).unwrap().uid() == 0;
-    for (mode, want) in [(0o640, 0o640), (0o660, 0o660), (0o600, 0o600), (0o644, 0o644), (0o4777, 0o664)] {
-        for args in [&["add", "bob", OTHER][..], &["disable", "bob"], &["remove", "bob"]] {
+    for (mode, want) in [
+        (0o640, 0o640),
+        (0o660, 0o660),
+        (0o600, 0o600),
+        (0o644, 0o644),
+        (0o4777, 0o664),
+    ] {
+        for args in [
+            &["add", "bob", OTHER][..],
+            &["disable", "bob"],
+            &["remove", "bob"],
+        ] {
             // Only root can give files away.
             if root {
                 chown(folder.file(), Some(65534), Some(1234)).unwrap();
@@ -266,7 +361,11 @@ fn a_file_that_everyone_can_read_is_warned_of() {
             let output = folder.run(args);
             assert!(output.status.success(), "{output:?}");
             let said = String::from_utf8(output.stderr).unwrap();
-            assert_eq!(said.contains("chmod o-rwx"), warned, "{args:?} at {mode:o}: {said}");
+            assert_eq!(
+                said.contains("chmod o-rwx"),
+                warned,
+                "{args:?} at {mode:o}: {said}"
+            );
         }
     }
 }
@@ -277,10 +376,16 @@ fn an_authorized_keys_file_is_taken_over() {
     let file = folder.0.path().join("authorized_keys");
     let import = |name: &str, text: &str| {
         std::fs::write(&file, text).unwrap();
-        ["add".to_owned(), name.to_owned(), "--keys-file".to_owned(), file.display().to_string()]
+        [
+            "add".to_owned(),
+            name.to_owned(),
+            "--keys-file".to_owned(),
+            file.display().to_string(),
+        ]
     };
-    let all =
-        format!("# ours\n\n{ED25519}\n  restrict,command=\"internal-sftp\",no-pty {OTHER} bob's laptop\n{OTHER}\n");
+    let all = format!(
+        "# ours\n\n{ED25519}\n  restrict,command=\"internal-sftp\",no-pty {OTHER} bob's laptop\n{OTHER}\n"
+    );
     let args = import("alice", &all);
     folder.ok(&args.each_ref().map(String::as_str));
     let list = folder.json(&["list", "--json"]);
@@ -289,13 +394,23 @@ fn an_authorized_keys_file_is_taken_over() {
     // Again, with one more line.
     folder.ok(&args.each_ref().map(String::as_str));
     for (text, sentence) in [
-        (format!("{ED25519}\nfrom=\"10.0.0.0/8\" {OTHER}\n"), "line 2: sftpd has no option from="),
-        (format!("command=\"internal-sftp -R\" {OTHER}\n"), "no option command="),
+        (
+            format!("{ED25519}\nfrom=\"10.0.0.0/8\" {OTHER}\n"),
+            "line 2: sftpd has no option from=",
+        ),
+        (
+            format!("command=\"internal-sftp -R\" {OTHER}\n"),
+            "no option command=",
+        ),
         (format!("{ED25519}\n{FIDO}\n"), "line 2"),
         ("ssh-ed25519 AAAA\n".to_owned(), "line 1"),
         ("# nobody\n".to_owned(), "holds no key"),
     ] {
-        folder.refuses(2, sentence, &import("carol", &text).each_ref().map(String::as_str));
+        folder.refuses(
+            2,
+            sentence,
+            &import("carol", &text).each_ref().map(String::as_str),
+        );
     }
     folder.refuses(2, "can't read", &["add", "carol", "--keys-file", "nowhere"]);
 }
@@ -303,19 +418,31 @@ fn an_authorized_keys_file_is_taken_over() {
 #[test]
 fn mistakes_change_nothing() {
     let folder = Folder::new();
-    folder.refuses(2, "needs a KEY, --keys-file or --password", &["add", "alice"]);
+    folder.refuses(
+        2,
+        "needs a KEY, --keys-file or --password",
+        &["add", "alice"],
+    );
     folder.ok(&["add", "alice", ED25519]);
     for name in ["", "a/b", "..", ".hidden", "a b", "tab\there", "new\nline"] {
         folder.refuses(2, "can't be a user name", &["add", name, ED25519]);
     }
     folder.refuses(2, "can't be a user name", &["add", "--", "-x", ED25519]);
-    folder.refuses(2, "is not a public key", &["add", "bob", "ssh-ed25519 AAAA"]);
+    folder.refuses(
+        2,
+        "is not a public key",
+        &["add", "bob", "ssh-ed25519 AAAA"],
+    );
     folder.refuses(2, "not supported", &["add", "bob", FIDO]);
     folder.refuses(2, "there is no user", &["remove", "bob"]);
     folder.refuses(2, "there is no user", &["disable", "bob"]);
     folder.refuses(2, "there is no user", &["enable", "bob"]);
     folder.refuses(2, "has no key", &["remove", "alice", "--key", "SHA256:x"]);
-    folder.refuses(2, "the only way in", &["remove", "alice", "--key", &fingerprint(ED25519)]);
+    folder.refuses(
+        2,
+        "the only way in",
+        &["remove", "alice", "--key", &fingerprint(ED25519)],
+    );
     for home in ["../bob", "a/./b", &"x".repeat(600)] {
         folder.refuses(2, "--home", &["add", "alice", "--home", home]);
         folder.refuses(2, "--home", &["add", "bob", OTHER, "--home", home]);
@@ -333,10 +460,25 @@ fn a_path_or_a_word_instead_of_a_key_gets_a_hint() {
         folder.refuses(2, "use --keys-file", &["add", "bob", path]);
     }
     std::fs::rename(&existing, folder.0.path().join("alice_keys")).unwrap();
-    folder.refuses(2, "use --keys-file", &["add", "bob", folder.0.path().join("alice_keys").to_str().unwrap()]);
-    let words: Vec<&str> = ["add", "bob"].into_iter().chain(ED25519.split(' ')).collect();
+    folder.refuses(
+        2,
+        "use --keys-file",
+        &[
+            "add",
+            "bob",
+            folder.0.path().join("alice_keys").to_str().unwrap(),
+        ],
+    );
+    let words: Vec<&str> = ["add", "bob"]
+        .into_iter()
+        .chain(ED25519.split(' '))
+        .collect();
     folder.refuses(2, "in quotes", &words);
-    folder.refuses(2, "several lines", &["add", "bob", &format!("{ED25519}\n{OTHER}\n")]);
+    folder.refuses(
+        2,
+        "several lines",
+        &["add", "bob", &format!("{ED25519}\n{OTHER}\n")],
+    );
     folder.ok(&["add", "bob", &format!("{ED25519}\n")]);
 }
 
@@ -373,17 +515,33 @@ fn a_broken_or_unwritable_file_is_left_alone() {
     folder.set_mode(0o700);
     folder.refuses(1, "can't read", &["add", "bob", ED25519]);
     let output = Command::new(env!("CARGO_BIN_EXE_sftpd"))
-        .args(["users", "--users", "/nonexistent/folder/users.json", "add", "bob", ED25519])
+        .args([
+            "users",
+            "--users",
+            "/nonexistent/folder/users.json",
+            "add",
+            "bob",
+            ED25519,
+        ])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("can't write /nonexistent"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("can't write /nonexistent"),
+        "{output:?}"
+    );
 }
 
 #[test]
 fn many_commands_at_once_lose_nothing() {
     let folder = Folder::new();
-    let add = |n| folder.command(&["add", &format!("user{n}"), ED25519]).stdout(Stdio::null()).spawn().unwrap();
+    let add = |n| {
+        folder
+            .command(&["add", &format!("user{n}"), ED25519])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
     let children: Vec<_> = (0..12).map(add).collect();
     for mut child in children {
         assert!(child.wait().unwrap().success());
@@ -398,11 +556,25 @@ async fn passwords_are_hashed_and_checked() {
     let output = folder.with_password(&["add", "alice", "--password"], "open sesame\n");
     assert!(output.status.success(), "{output:?}");
     assert!(folder.text().contains("$argon2id$") && !folder.text().contains("sesame"));
-    assert_eq!(folder.with_password(&["add", "bob", "--password"], "\n").status.code(), Some(2));
+    assert_eq!(
+        folder
+            .with_password(&["add", "bob", "--password"], "\n")
+            .status
+            .code(),
+        Some(2)
+    );
     let auth = FileAuth::open(folder.file()).unwrap();
     assert!(auth.password("alice", "open sesame").await.is_some());
-    for (user, password) in [("alice", "open"), ("alice", ""), ("bob", "open sesame"), ("", "")] {
-        assert!(auth.password(user, password).await.is_none(), "{user:?} {password:?}");
+    for (user, password) in [
+        ("alice", "open"),
+        ("alice", ""),
+        ("bob", "open sesame"),
+        ("", ""),
+    ] {
+        assert!(
+            auth.password(user, password).await.is_none(),
+            "{user:?} {password:?}"
+        );
     }
 }
 
@@ -442,9 +614,15 @@ async fn a_failed_read_is_tried_again_though_the_file_looks_the_same() {
     let (_, without_bob) = with_and_without_bob(&folder);
     let auth = FileAuth::open(folder.file()).unwrap();
     folder.overwrite_unseen("{ broken");
-    assert!(auth.public_key("bob", &key(OTHER)).await.is_some(), "the last good file is in force");
+    assert!(
+        auth.public_key("bob", &key(OTHER)).await.is_some(),
+        "the last good file is in force"
+    );
     folder.overwrite_unseen(&without_bob);
-    assert!(auth.public_key("bob", &key(OTHER)).await.is_none(), "bob is in no file any more");
+    assert!(
+        auth.public_key("bob", &key(OTHER)).await.is_none(),
+        "bob is in no file any more"
+    );
     assert!(auth.public_key("alice", &key(ED25519)).await.is_some());
 }
 
@@ -456,7 +634,10 @@ async fn a_change_that_only_ctime_tells_of_counts() {
     // Once as fast as a program can, once when the file has not been changed for a while.
     for age in [Duration::ZERO, Duration::from_millis(200)] {
         folder.overwrite_unseen(&with_bob);
-        eventually("the file is of this age", || changed_since(&folder.file()) >= age).await;
+        eventually("the file is of this age", || {
+            changed_since(&folder.file()) >= age
+        })
+        .await;
         assert!(auth.public_key("bob", &key(OTHER)).await.is_some());
         folder.overwrite_unseen(&without_bob);
         assert!(auth.public_key("bob", &key(OTHER)).await.is_none());
@@ -467,7 +648,9 @@ async fn a_change_that_only_ctime_tells_of_counts() {
 fn changed_since(file: &Path) -> Duration {
     let found = std::fs::metadata(file).unwrap();
     let changed = Duration::new(found.ctime() as u64, found.ctime_nsec() as u32);
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + changed).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH + changed)
+        .unwrap_or_default()
 }
 
 #[tokio::test]
@@ -478,34 +661,63 @@ async fn a_disabled_user_keeps_everything_and_cannot_log_in() {
     let enabled = folder.text();
     assert!(!enabled.contains("disabled"));
     let auth = FileAuth::open(folder.file()).unwrap();
-    assert!(folder.ok(&["disable", "alice"]).starts_with("disabled alice"));
+    assert!(
+        folder
+            .ok(&["disable", "alice"])
+            .starts_with("disabled alice")
+    );
     assert!(folder.text().contains("\"disabled\": true"));
     assert!(auth.public_key("alice", &key(ED25519)).await.is_none());
     assert!(auth.password("alice", "open sesame").await.is_none());
-    assert!(folder.ok(&["disable", "alice"]).contains("nothing to change"));
+    assert!(
+        folder
+            .ok(&["disable", "alice"])
+            .contains("nothing to change")
+    );
     assert!(folder.ok(&["list"]).contains("alice  disabled  "));
-    assert!(folder.ok(&["show", "alice"]).contains("status    disabled\n"));
+    assert!(
+        folder
+            .ok(&["show", "alice"])
+            .contains("status    disabled\n")
+    );
     assert_eq!(folder.json(&["show", "alice", "--json"])["disabled"], true);
     // Another key doesn't end it, and says so.
     let output = folder.run(&["add", "alice", OTHER]);
-    assert!(output.status.success() && String::from_utf8_lossy(&output.stderr).contains("alice is disabled"));
+    assert!(
+        output.status.success()
+            && String::from_utf8_lossy(&output.stderr).contains("alice is disabled")
+    );
     assert!(auth.public_key("alice", &key(OTHER)).await.is_none());
     folder.ok(&["remove", "alice", "--key", &fingerprint(OTHER)]);
     assert_eq!(folder.ok(&["enable", "alice"]), "enabled alice\n");
     assert_eq!(folder.text(), enabled);
     assert!(auth.public_key("alice", &key(ED25519)).await.is_some());
     assert!(auth.password("alice", "open sesame").await.is_some());
-    assert!(folder.ok(&["enable", "alice"]).contains("nothing to change"));
+    assert!(
+        folder
+            .ok(&["enable", "alice"])
+            .contains("nothing to change")
+    );
 }
 
 #[test]
 fn comments_cannot_control_the_terminal() {
     let folder = Folder::new();
     let comment = "\u{1b}[2Jalice";
-    folder.write(&json!({"users": {"alice": {"keys": [format!("{OTHER} {comment}")], "home": comment}}}).to_string());
-    for args in [&["list"][..], &["show", "alice"], &["add", "alice", "--home", "\u{1b}]x"]] {
+    folder.write(
+        &json!({"users": {"alice": {"keys": [format!("{OTHER} {comment}")], "home": comment}}})
+            .to_string(),
+    );
+    for args in [
+        &["list"][..],
+        &["show", "alice"],
+        &["add", "alice", "--home", "\u{1b}]x"],
+    ] {
         let said = folder.ok(args);
-        assert!(!said.contains('\u{1b}') && said.contains("\\u{1b}"), "{args:?}: {said}");
+        assert!(
+            !said.contains('\u{1b}') && said.contains("\\u{1b}"),
+            "{args:?}: {said}"
+        );
     }
 }
 
@@ -518,7 +730,10 @@ struct Gateway {
 impl Gateway {
     async fn start() -> Gateway {
         let s3 = FakeS3::start().await;
-        Gateway { process: Process::start(&s3, &["--metrics", "127.0.0.1:0"]), _s3: s3 }
+        Gateway {
+            process: Process::start(&s3, &["--metrics", "127.0.0.1:0"]),
+            _s3: s3,
+        }
     }
 
     fn file(&self) -> PathBuf {
@@ -534,32 +749,53 @@ impl Gateway {
 
     fn users(&self, args: &[&str]) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sftpd"));
-        let output = command.arg("users").arg("--users").arg(self.file()).args(args).output().unwrap();
+        let output = command
+            .arg("users")
+            .arg("--users")
+            .arg(self.file())
+            .args(args)
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{output:?}");
     }
 
     async fn lets_alice_in(&self) -> bool {
-        Client::login_or_refused(&self.process.server).await.is_some()
+        Client::login_or_refused(&self.process.server)
+            .await
+            .is_some()
     }
 
     /// Puts a pipe in the place of the users file, which nobody ever writes to: like a file of a server that is gone.
     fn block(&self) {
         let pipe = self.process.folder().join("pipe");
-        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(
+            Command::new("mkfifo")
+                .arg(&pipe)
+                .status()
+                .unwrap()
+                .success()
+        );
         std::fs::rename(pipe, self.file()).unwrap();
     }
 
     fn http(&self, path: &str) -> String {
-        let mut stream = std::net::TcpStream::connect(self.process.said("metrics on ").unwrap()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+        let mut stream =
+            std::net::TcpStream::connect(self.process.said("metrics on ").unwrap()).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
     }
 
     fn users_file_ok(&self) -> bool {
-        self.http("/metrics").lines().any(|line| line == "sftpd_users_file_ok 1")
+        self.http("/metrics")
+            .lines()
+            .any(|line| line == "sftpd_users_file_ok 1")
     }
 }
 
@@ -569,7 +805,10 @@ async fn a_running_server_heeds_disable_enable_and_remove() {
     assert!(gateway.lets_alice_in().await);
     gateway.users(&["disable", "alice"]);
     assert!(!gateway.lets_alice_in().await);
-    eventually("the log tells why", || gateway.process.logged("user alice is disabled") > 0).await;
+    eventually("the log tells why", || {
+        gateway.process.logged("user alice is disabled") > 0
+    })
+    .await;
     gateway.users(&["enable", "alice"]);
     assert!(gateway.lets_alice_in().await);
     gateway.users(&["remove", "alice"]);
@@ -584,14 +823,31 @@ async fn a_running_server_logs_a_broken_file_once_and_recovers() {
     gateway.replace(b"{ broken");
     eventually("the gauge says so", || !gateway.users_file_ok()).await;
     for _ in 0..3 {
-        assert!(gateway.lets_alice_in().await, "the last good file is in force");
+        assert!(
+            gateway.lets_alice_in().await,
+            "the last good file is in force"
+        );
     }
-    assert_eq!(gateway.process.logged("the users of the last good file stay in force"), 1);
+    assert_eq!(
+        gateway
+            .process
+            .logged("the users of the last good file stay in force"),
+        1
+    );
     gateway.replace(&good);
     eventually("the gauge says so", || gateway.users_file_ok()).await;
-    eventually("the log says so", || gateway.process.logged("can be read again") == 1).await;
+    eventually("the log says so", || {
+        gateway.process.logged("can be read again") == 1
+    })
+    .await;
     std::fs::set_permissions(gateway.file(), Permissions::from_mode(0o644)).unwrap();
-    eventually("the server warns", || gateway.process.logged("is open to every user of this machine") == 1).await;
+    eventually("the server warns", || {
+        gateway
+            .process
+            .logged("is open to every user of this machine")
+            == 1
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -603,7 +859,10 @@ async fn a_users_file_that_blocks_stops_nothing() {
     gateway.block();
     // Several, so that each thread of the server could be waiting for the file.
     for _ in 0..4 {
-        assert!(within("a login", gateway.lets_alice_in()).await, "the last good file is in force");
+        assert!(
+            within("a login", gateway.lets_alice_in()).await,
+            "the last good file is in force"
+        );
         assert_eq!(within("a stat", client.size("/f")).await, Ok(1));
     }
     eventually("the gauge says so", || !gateway.users_file_ok()).await;
@@ -613,7 +872,10 @@ async fn a_users_file_that_blocks_stops_nothing() {
     gateway.replace(&good);
     eventually("the gauge says so", || gateway.users_file_ok()).await;
     gateway.users(&["disable", "alice"]);
-    assert!(!gateway.lets_alice_in().await, "a change counts from the next login on");
+    assert!(
+        !gateway.lets_alice_in().await,
+        "a change counts from the next login on"
+    );
     gateway.block();
     assert!(!within("a login", gateway.lets_alice_in()).await);
     gateway.process.signal("TERM");
@@ -645,7 +907,10 @@ fn serving_without_what_it_takes_says_what_to_do() {
             .env_remove("SFTPD_STORE")
             .output()
             .unwrap();
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
     };
     let (status, said) = serve(&["--store", "memory:"]);
     assert_eq!(status, Some(2));
@@ -654,9 +919,18 @@ fn serving_without_what_it_takes_says_what_to_do() {
     for (args, want) in [
         (&["--store", "ftp://x"][..], "neither s3://BUCKET"),
         (&["--store", "s3:///prefix"], "neither s3://BUCKET"),
-        (&["--store", "memory:", "--part-size", "1MiB"], "minimum of 5MiB"),
-        (&["--store", "memory:", "--buffer-memory", "8MiB"], "less than four parts"),
-        (&["--store", "memory:", "--idle-timeout", "soon"], "idle-timeout"),
+        (
+            &["--store", "memory:", "--part-size", "1MiB"],
+            "minimum of 5MiB",
+        ),
+        (
+            &["--store", "memory:", "--buffer-memory", "8MiB"],
+            "less than four parts",
+        ),
+        (
+            &["--store", "memory:", "--idle-timeout", "soon"],
+            "idle-timeout",
+        ),
         (&[], "--store"),
     ] {
         let (status, said) = serve(args);

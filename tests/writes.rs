@@ -3,7 +3,12 @@
 //! Each test ends with the same look: the object's bytes are exact, and no multipart upload is in progress.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod support;
 
@@ -26,14 +31,22 @@ async fn world() -> (FakeS3, Server, Client) {
 }
 
 fn size(size: u64) -> FileAttributes {
-    FileAttributes { size: Some(size), ..Default::default() }
+    FileAttributes {
+        size: Some(size),
+        ..Default::default()
+    }
 }
 
 fn assert_object(s3: &FakeS3, key: &str, want: &[u8]) {
     assert_clean(s3);
     let body = s3.object(key).expect("the object exists");
     let differs = body.iter().zip(want).position(|(a, b)| a != b);
-    assert!(body == want, "{key}: {} bytes for {}, first difference at {differs:?}", body.len(), want.len());
+    assert!(
+        body == want,
+        "{key}: {} bytes for {}, first difference at {differs:?}",
+        body.len(),
+        want.len()
+    );
 }
 
 #[tokio::test]
@@ -45,7 +58,10 @@ async fn blocks_in_any_order_within_the_window() {
     // Neighbours swapped, and runs of eight reversed.
     blocks.chunks_mut(8).for_each(<[_]>::reverse);
     for (n, block) in blocks {
-        client.write(&handle, n as u64 * 100_000, block).await.unwrap();
+        client
+            .write(&handle, n as u64 * 100_000, block)
+            .await
+            .unwrap();
     }
     client.close(&handle).await.unwrap();
     assert_object(&s3, "alice/f", &data);
@@ -74,11 +90,17 @@ async fn a_block_that_comes_last_of_all_closes_the_gap() {
         while answers.len() < under_way - 1 {
             answers.push(write(next));
             next += 1;
-            while let Ok(Some(answer)) = tokio::time::timeout(Duration::from_millis(20), answers.next()).await {
+            while let Ok(Some(answer)) =
+                tokio::time::timeout(Duration::from_millis(20), answers.next()).await
+            {
                 answer.unwrap();
             }
         }
-        assert!(next > first + under_way, "only {} blocks came early", next - first);
+        assert!(
+            next > first + under_way,
+            "only {} blocks came early",
+            next - first
+        );
         answers.push(write(first));
         for n in next..blocks {
             answers.next().await.unwrap().unwrap();
@@ -98,7 +120,11 @@ async fn a_far_early_write_is_answered_in_the_end() {
     let (s3, _server, client) = world().await;
     let handle = client.open("/f", PUT).await.unwrap();
     let data = noise(3 * MIB, 1);
-    client.sftp.write(&handle, 2 << 20, data[2 * MIB..2 * MIB + 1000].to_vec()).await.unwrap();
+    client
+        .sftp
+        .write(&handle, 2 << 20, data[2 * MIB..2 * MIB + 1000].to_vec())
+        .await
+        .unwrap();
     client.write(&handle, 0, &data).await.unwrap();
     client.close(&handle).await.unwrap();
     assert_object(&s3, "alice/f", &data);
@@ -112,8 +138,9 @@ async fn what_comes_early_is_bounded() {
     let handle = client.open("/f", PUT).await.unwrap();
     let block = vec![7; 200_000];
     let most = MAX_EARLY as usize / block.len();
-    let mut writes: FuturesUnordered<_> =
-        (0..most + 2).map(|_| client.sftp.write(&handle, 6 << 20, block.clone())).collect();
+    let mut writes: FuturesUnordered<_> = (0..most + 2)
+        .map(|_| client.sftp.write(&handle, 6 << 20, block.clone()))
+        .collect();
     let mut refused = 0;
     while let Some(answer) = writes.next().await {
         refused += usize::from(answer.is_err());
@@ -144,8 +171,15 @@ async fn bytes_that_left_are_refused_for_good() {
     client.write(&handle, 0, &data).await.unwrap();
     let refused = client.write(&handle, 10, b"x").await.unwrap_err();
     assert_eq!(refused.0, StatusCode::Failure);
-    assert!(refused.1.contains("offset 10 ") && refused.1.contains("5242880"), "{}", refused.1);
-    let later = client.write(&handle, data.len() as u64, b"x").await.unwrap_err();
+    assert!(
+        refused.1.contains("offset 10 ") && refused.1.contains("5242880"),
+        "{}",
+        refused.1
+    );
+    let later = client
+        .write(&handle, data.len() as u64, b"x")
+        .await
+        .unwrap_err();
     assert_eq!(later, refused, "the failure sticks");
     assert_eq!(client.close(&handle).await.unwrap_err(), refused);
     assert_object(&s3, "alice/f", b"old");
@@ -156,8 +190,13 @@ async fn bytes_that_left_are_refused_for_good() {
 async fn holes_are_zeros() {
     let (s3, _server, client) = world().await;
     let block = noise(1000, 1);
-    for offsets in [vec![0, 5000], vec![3], vec![0, 12 << 20], vec![20 << 20, 40 << 20], vec![0, REORDER_WINDOW + 1001]]
-    {
+    for offsets in [
+        vec![0, 5000],
+        vec![3],
+        vec![0, 12 << 20],
+        vec![20 << 20, 40 << 20],
+        vec![0, REORDER_WINDOW + 1001],
+    ] {
         let handle = client.open("/f", PUT).await.unwrap();
         let mut want = Vec::new();
         for offset in offsets {
@@ -173,7 +212,10 @@ async fn holes_are_zeros() {
     let handle = client.open("/f", EDIT).await.unwrap();
     client.write(&handle, 12, b"x").await.unwrap();
     client.sftp.fsetstat(&handle, size(15)).await.unwrap();
-    assert_eq!(client.sftp.fstat(&handle).await.unwrap().attrs.size, Some(15));
+    assert_eq!(
+        client.sftp.fstat(&handle).await.unwrap().attrs.size,
+        Some(15)
+    );
     client.close(&handle).await.unwrap();
     assert_object(&s3, "alice/f", b"0123456789\0\0x\0\0");
     assert_clean(&s3);
@@ -187,7 +229,10 @@ async fn holes_are_bounded() {
     let beyond = client.sftp.fsetstat(&handle, size(MAX_HOLES + 1)).await;
     assert_eq!(code(beyond), StatusCode::OpUnsupported);
     let far = MAX_HOLES + ANSWERED_AHEAD + 1;
-    assert_eq!(code(client.write(&handle, far, b"x").await), StatusCode::Failure);
+    assert_eq!(
+        code(client.write(&handle, far, b"x").await),
+        StatusCode::Failure
+    );
     assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
     assert_eq!(s3.objects(), [""; 0]);
     assert_clean(&s3);
@@ -196,16 +241,31 @@ async fn holes_are_bounded() {
 #[tokio::test]
 async fn overwriting_like_scp_moves_no_old_byte() {
     let (s3, _server, client) = world().await;
-    for (old, new) in [(100, 40), (40, 100), (12 * MIB, 7 * MIB), (7 * MIB, 12 * MIB), (12 * MIB, 100), (3, 0)] {
+    for (old, new) in [
+        (100, 40),
+        (40, 100),
+        (12 * MIB, 7 * MIB),
+        (7 * MIB, 12 * MIB),
+        (12 * MIB, 100),
+        (3, 0),
+    ] {
         s3.put("alice/f", noise(old, 1));
         s3.reset();
         let data = noise(new, 2);
         let handle = client.open("/f", OVER).await.unwrap();
         client.write(&handle, 0, &data).await.unwrap();
-        client.sftp.fsetstat(&handle, size(new as u64)).await.unwrap();
+        client
+            .sftp
+            .fsetstat(&handle, size(new as u64))
+            .await
+            .unwrap();
         client.close(&handle).await.unwrap();
         assert_object(&s3, "alice/f", &data);
-        assert_eq!(s3.count("GetObject") + s3.count("UploadPartCopy"), 0, "{old} → {new}");
+        assert_eq!(
+            s3.count("GetObject") + s3.count("UploadPartCopy"),
+            0,
+            "{old} → {new}"
+        );
         assert_eq!(s3.count("HeadObject"), 1);
     }
 }
@@ -247,7 +307,11 @@ async fn appending_copies_inside_the_store() {
             s3.reset();
             let handle = client.open("/f", flags).await.unwrap();
             // With APPEND the offset does not matter.
-            let at = if flags.contains(OpenFlags::APPEND) { 3 } else { old };
+            let at = if flags.contains(OpenFlags::APPEND) {
+                3
+            } else {
+                old
+            };
             client.write(&handle, at as u64, b"the end").await.unwrap();
             client.close(&handle).await.unwrap();
             assert_object(&s3, "alice/f", &[&before[..], b"the end"].concat());
@@ -264,7 +328,10 @@ async fn edits_that_cannot_be_done_right_leave_the_old_object() {
     s3.put("alice/f", before.clone());
     let handle = client.open("/f", EDIT).await.unwrap();
     client.write(&handle, 15 << 20, b"late").await.unwrap();
-    assert_eq!(code(client.write(&handle, 1 << 20, b"early").await), StatusCode::Failure);
+    assert_eq!(
+        code(client.write(&handle, 1 << 20, b"early").await),
+        StatusCode::Failure
+    );
     assert_eq!(code(client.close(&handle).await), StatusCode::Failure);
     assert_object(&s3, "alice/f", &before);
 }
@@ -280,7 +347,10 @@ async fn opened_and_closed_without_a_write() {
     let handle = client.open("/new", OVER).await.unwrap();
     client.close(&handle).await.unwrap();
     assert_object(&s3, "alice/new", b"");
-    assert_eq!(code(client.open("/none", EDIT).await), StatusCode::NoSuchFile);
+    assert_eq!(
+        code(client.open("/none", EDIT).await),
+        StatusCode::NoSuchFile
+    );
 }
 
 #[tokio::test]
@@ -304,11 +374,27 @@ async fn a_read_of_a_file_being_edited_goes_on_into_the_old_object() {
     let handle = client.open("/f", EDIT).await.unwrap();
     client.write(&handle, 50_000, b"0123456789").await.unwrap();
     want[50_000..50_010].copy_from_slice(b"0123456789");
-    for (offset, len) in [(40_000, 32_768), (50_005, 100), (0, 90_000), (70_000, 200_000), (99_999, 1)] {
-        let read = client.sftp.read(&handle, offset as u64, len as u32).await.unwrap();
-        assert!(read.data == want[offset..want.len().min(offset + len)], "{len} bytes at {offset}");
+    for (offset, len) in [
+        (40_000, 32_768),
+        (50_005, 100),
+        (0, 90_000),
+        (70_000, 200_000),
+        (99_999, 1),
+    ] {
+        let read = client
+            .sftp
+            .read(&handle, offset as u64, len as u32)
+            .await
+            .unwrap();
+        assert!(
+            read.data == want[offset..want.len().min(offset + len)],
+            "{len} bytes at {offset}"
+        );
     }
-    assert_eq!(code(client.sftp.read(&handle, 100_000, 1).await), StatusCode::Eof);
+    assert_eq!(
+        code(client.sftp.read(&handle, 100_000, 1).await),
+        StatusCode::Eof
+    );
     client.close(&handle).await.unwrap();
     assert_object(&s3, "alice/f", &want);
 }
@@ -320,9 +406,14 @@ async fn reads_of_a_file_being_edited_queue() {
     let data = noise(20 * MIB, 1);
     s3.put("alice/f", data.clone());
     let handle = client.open("/f", EDIT).await.unwrap();
-    let reads = (0..data.len()).step_by(32 * 1024).map(|at| client.sftp.read(&handle, at as u64, 32 * 1024));
+    let reads = (0..data.len())
+        .step_by(32 * 1024)
+        .map(|at| client.sftp.read(&handle, at as u64, 32 * 1024));
     let all: Vec<_> = futures_util::future::join_all(reads).await;
-    let got: Vec<u8> = all.into_iter().flat_map(|read| read.unwrap().data).collect();
+    let got: Vec<u8> = all
+        .into_iter()
+        .flat_map(|read| read.unwrap().data)
+        .collect();
     assert!(got == data);
     client.close(&handle).await.unwrap();
     assert_object(&s3, "alice/f", &data);
@@ -333,7 +424,11 @@ async fn truncation() {
     let (s3, _server, client) = world().await;
     let handle = client.open("/f", PUT).await.unwrap();
     client.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
-    assert_eq!(code(client.sftp.fsetstat(&handle, size(10)).await), StatusCode::OpUnsupported, "that has left RAM");
+    assert_eq!(
+        code(client.sftp.fsetstat(&handle, size(10)).await),
+        StatusCode::OpUnsupported,
+        "that has left RAM"
+    );
     client.sftp.fsetstat(&handle, size(6 << 20)).await.unwrap();
     client.sftp.fsetstat(&handle, size(0)).await.unwrap();
     client.write(&handle, 0, b"short").await.unwrap();
@@ -352,7 +447,11 @@ async fn truncation() {
 async fn parts_grow_and_end() {
     let s3 = FakeS3::start().await;
     s3.set_min_part(1);
-    let small = PartSizes { first: 1000, cap: 4000, double_every: 3 };
+    let small = PartSizes {
+        first: 1000,
+        cap: 4000,
+        double_every: 3,
+    };
     let server = Server::with(s3_store(&s3), |config| config.part_sizes = small).await;
     let client = server.client().await;
     let data = noise(50_000, 1);
@@ -361,7 +460,11 @@ async fn parts_grow_and_end() {
     // 3 of 1,000, 3 of 2,000, then 4,000 each.
     assert_eq!(s3.count("UploadPart"), 17);
 
-    let tiny = PartSizes { first: 1, cap: 1, double_every: 0 };
+    let tiny = PartSizes {
+        first: 1,
+        cap: 1,
+        double_every: 0,
+    };
     let server = Server::with(s3_store(&s3), |config| config.part_sizes = tiny).await;
     let client = server.client().await;
     let handle = client.open("/g", PUT).await.unwrap();
@@ -376,11 +479,19 @@ async fn parts_grow_and_end() {
 async fn a_failed_part_fails_the_upload() {
     let (s3, _server, client) = world().await;
     s3.put("alice/f", "old");
-    s3.fault("UploadPart", When::Nth(1), Fault::Status(403, "AccessDenied"));
+    s3.fault(
+        "UploadPart",
+        When::Nth(1),
+        Fault::Status(403, "AccessDenied"),
+    );
     let handle = client.open("/f", PUT).await.unwrap();
     let written = client.write(&handle, 0, &noise(12 * MIB, 1)).await;
     let closed = client.close(&handle).await;
-    assert_eq!(code(closed), StatusCode::PermissionDenied, "after {written:?}");
+    assert_eq!(
+        code(closed),
+        StatusCode::PermissionDenied,
+        "after {written:?}"
+    );
     assert_object(&s3, "alice/f", b"old");
 }
 
@@ -388,11 +499,27 @@ async fn a_failed_part_fails_the_upload() {
 async fn transient_faults_are_absorbed() {
     let (s3, _server, client) = world().await;
     let data = noise(12 * MIB, 1);
-    for op in ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"] {
-        for fault in [Fault::Status(500, "InternalError"), Fault::Status(503, "SlowDown"), Fault::ResetBefore] {
+    for op in [
+        "PutObject",
+        "CreateMultipartUpload",
+        "UploadPart",
+        "CompleteMultipartUpload",
+    ] {
+        for fault in [
+            Fault::Status(500, "InternalError"),
+            Fault::Status(503, "SlowDown"),
+            Fault::ResetBefore,
+        ] {
             s3.fault(op, When::Nth(1), fault);
-            let data = if op == "PutObject" { &data[..100] } else { &data[..] };
-            client.put("/f", data).await.unwrap_or_else(|failed| panic!("{op}: {failed:?}"));
+            let data = if op == "PutObject" {
+                &data[..100]
+            } else {
+                &data[..]
+            };
+            client
+                .put("/f", data)
+                .await
+                .unwrap_or_else(|failed| panic!("{op}: {failed:?}"));
             assert_object(&s3, "alice/f", data);
             s3.clear_faults();
         }
@@ -407,18 +534,28 @@ async fn a_lost_answer_is_decided_by_what_is_there() {
         let data = noise(len, 1);
         // Carried out, and the answer lost: the retry finds the upload gone.
         s3.fault(op, When::Nth(1), Fault::LostAnswer);
-        client.put("/f", &data).await.unwrap_or_else(|failed| panic!("{op}: {failed:?}"));
+        client
+            .put("/f", &data)
+            .await
+            .unwrap_or_else(|failed| panic!("{op}: {failed:?}"));
         assert_object(&s3, "alice/f", &data);
         s3.clear_faults();
         // Never carried out: whatever is there is not ours.
         s3.put("alice/f", noise(len, 2));
         s3.fault(op, When::Every, Fault::ResetBefore);
-        assert_eq!(code(client.put("/f", &data).await), StatusCode::Failure, "{op}");
+        assert_eq!(
+            code(client.put("/f", &data).await),
+            StatusCode::Failure,
+            "{op}"
+        );
         s3.clear_faults();
         assert_object(&s3, "alice/f", &noise(len, 2));
     }
     s3.fault("CompleteMultipartUpload", When::Every, Fault::ErrorBody);
-    assert_eq!(code(client.put("/f", &noise(12 * MIB, 3)).await), StatusCode::Failure);
+    assert_eq!(
+        code(client.put("/f", &noise(12 * MIB, 3)).await),
+        StatusCode::Failure
+    );
     assert_object(&s3, "alice/f", &noise(12 * MIB, 2));
 }
 
@@ -445,7 +582,10 @@ async fn a_client_lost_while_parts_are_in_flight_leaves_nothing() {
     assert_eq!(s3.count("AbortMultipartUpload"), 0);
     hold.notify_one();
     hold.notify_one();
-    eventually("the upload is aborted", || s3.count("AbortMultipartUpload") == 1).await;
+    eventually("the upload is aborted", || {
+        s3.count("AbortMultipartUpload") == 1
+    })
+    .await;
     eventually("and gone", || s3.uploads() == 0).await;
     assert_eq!(s3.objects(), [""; 0]);
     drop(server);
@@ -504,7 +644,8 @@ async fn a_rename_that_overtakes_a_close_moves_what_was_closed() {
         let data = noise(size, 3);
         let handle = client.open("/new", PUT).await.unwrap();
         client.write(&handle, 0, &data).await.unwrap();
-        let (renamed, closed) = tokio::join!(client.posix_rename("/new", target), client.close(&handle));
+        let (renamed, closed) =
+            tokio::join!(client.posix_rename("/new", target), client.close(&handle));
         renamed.unwrap();
         closed.unwrap();
         assert_eq!(client.get(target).await.unwrap(), data);
@@ -519,7 +660,8 @@ async fn a_rename_onto_a_file_comes_after_the_close_of_that_file() {
     client.put("/d/new", b"new").await.unwrap();
     let handle = client.open("/f", PUT).await.unwrap();
     client.write(&handle, 0, b"old").await.unwrap();
-    let (renamed, closed) = tokio::join!(client.posix_rename("/d/new", "/f"), client.close(&handle));
+    let (renamed, closed) =
+        tokio::join!(client.posix_rename("/d/new", "/f"), client.close(&handle));
     renamed.unwrap();
     closed.unwrap();
     assert_eq!(s3.objects(), ["alice/f"]);

@@ -34,7 +34,11 @@ const KEEP_TIME: Duration = Duration::from_secs(5);
 pub trait Answers: Send + Sync + 'static {
     /// Sends the bytes that a READ asked for, in pieces, or its failure; an empty answer is the end of the file.
     /// Waits until the client takes them; false when it is gone.
-    fn answer(&self, id: u32, result: Result<Vec<Bytes>, StoreError>) -> impl Future<Output = bool> + Send;
+    fn answer(
+        &self,
+        id: u32,
+        result: Result<Vec<Bytes>, StoreError>,
+    ) -> impl Future<Output = bool> + Send;
 }
 
 /// How a download went.
@@ -58,20 +62,36 @@ pub struct Beginning {
 
 impl From<Object> for Beginning {
     fn from(object: Object) -> Beginning {
-        Beginning { object, first: None }
+        Beginning {
+            object,
+            first: None,
+        }
     }
 }
 
 impl Beginning {
     /// One GET, which is all that a small file needs; or a HEAD where there is no memory for more.
-    pub async fn ask(context: &Context, key: &Key, limits: &SessionLimits) -> Result<Beginning, StoreError> {
+    pub async fn ask(
+        context: &Context,
+        key: &Key,
+        limits: &SessionLimits,
+    ) -> Result<Beginning, StoreError> {
         let Some(memory) = limits.try_read_ahead(FIRST_BLOCK) else {
             return Ok(context.store.head(key).await?.into());
         };
         let (object, bytes) = context.store.open(key, FIRST_BLOCK).await?;
         let range = 0..bytes.len() as u64;
         let pieces = hold(vec![bytes], Some(memory));
-        Ok(Beginning { object, first: Some(Block { range, coming: None, pieces, memory: None, is_counted: true }) })
+        Ok(Beginning {
+            object,
+            first: Some(Block {
+                range,
+                coming: None,
+                pieces,
+                memory: None,
+                is_counted: true,
+            }),
+        })
     }
 }
 
@@ -91,11 +111,25 @@ impl Download {
         answers: impl Answers,
         on_end: impl FnOnce(Summary) + Send + 'static,
     ) -> Download {
-        let (queue, tasks) = (Arc::new(ReadQueue::new(limits.waiting_reads())), context.tasks.clone());
+        let (queue, tasks) = (
+            Arc::new(ReadQueue::new(limits.waiting_reads())),
+            context.tasks.clone(),
+        );
         let (mut window, requests) = (Window::new(object.size), u64::from(first.is_some()));
         window.have = first.as_ref().map_or(0..0, |block| block.range.clone());
-        let blocks = first.into_iter().filter(|block| !block.range.is_empty()).collect();
-        let fetcher = Fetcher { context, key, object: object.clone(), limits, window, blocks, requests };
+        let blocks = first
+            .into_iter()
+            .filter(|block| !block.range.is_empty())
+            .collect();
+        let fetcher = Fetcher {
+            context,
+            key,
+            object: object.clone(),
+            limits,
+            window,
+            blocks,
+            requests,
+        };
         tasks.spawn(fetcher.run(queue.clone(), answers, on_end));
         Download { queue, object }
     }
@@ -141,7 +175,15 @@ struct Held {
 
 fn hold(pieces: Vec<Bytes>, memory: Option<BlockMemory>) -> Vec<Bytes> {
     let memory = Arc::new(memory);
-    pieces.into_iter().map(|bytes| Bytes::from_owner(Held { bytes, _memory: memory.clone() })).collect()
+    pieces
+        .into_iter()
+        .map(|bytes| {
+            Bytes::from_owner(Held {
+                bytes,
+                _memory: memory.clone(),
+            })
+        })
+        .collect()
 }
 
 impl AsRef<[u8]> for Held {
@@ -161,7 +203,12 @@ struct Fetcher {
 }
 
 impl Fetcher {
-    async fn run(mut self, queue: Arc<ReadQueue>, answers: impl Answers, on_end: impl FnOnce(Summary) + Send) {
+    async fn run(
+        mut self,
+        queue: Arc<ReadQueue>,
+        answers: impl Answers,
+        on_end: impl FnOnce(Summary) + Send,
+    ) {
         let (opened, size) = (Instant::now(), self.object.size);
         let (mut bytes, mut error) = (0, None);
         while let Some(read) = self.next(&queue).await {
@@ -169,13 +216,16 @@ impl Fetcher {
             let end = read.offset.saturating_add(u64::from(read.len)).min(size);
             let len = end.saturating_sub(read.offset);
             let result = match queue.is_cancelled() {
-                true => Err(StoreError::Other("the file was closed before its data came".into())),
+                true => Err(StoreError::Other(
+                    "the file was closed before its data came".into(),
+                )),
                 // rclone, libssh2 and psftp always ask past the end: the store need not be troubled.
                 false if len == 0 => Ok(Vec::new()),
                 false => self.read(read.offset..end).await,
             };
             if bytes == 0 && end < size {
-                let _ = tokio::time::timeout_at(asked + HEAD_START_TIME, queue.fill(HEAD_START)).await;
+                let _ =
+                    tokio::time::timeout_at(asked + HEAD_START_TIME, queue.fill(HEAD_START)).await;
             }
             match &result {
                 Ok(_) => bytes += len,
@@ -191,7 +241,12 @@ impl Fetcher {
                 break;
             }
         }
-        on_end(Summary { bytes, requests: self.requests, took: opened.elapsed(), error });
+        on_end(Summary {
+            bytes,
+            requests: self.requests,
+            took: opened.elapsed(),
+            error,
+        });
     }
 
     /// The next READ. What lies here meanwhile is kept for a while.
@@ -218,29 +273,48 @@ impl Fetcher {
     async fn read(&mut self, range: Range<u64>) -> Result<Vec<Bytes>, StoreError> {
         self.window.seek(&range);
         self.blocks.retain(|block| self.window.keeps(&block.range));
-        self.window.have.start = self.blocks.front().map_or(self.window.have.end, |block| block.range.start);
+        self.window.have.start = self
+            .blocks
+            .front()
+            .map_or(self.window.have.end, |block| block.range.start);
         self.fetch(range.end);
         let (mut found, mut missing) = (Vec::new(), range.end - range.start);
         for block in &mut self.blocks {
-            let (from, to) = (range.start.max(block.range.start), range.end.min(block.range.end));
+            let (from, to) = (
+                range.start.max(block.range.start),
+                range.end.min(block.range.end),
+            );
             if from >= to {
                 continue;
             }
             if let Some(task) = block.coming.take() {
-                let pieces = task.await.map_err(|error| StoreError::Other(error.to_string()))??;
-                if pieces.iter().map(|piece| piece.len() as u64).sum::<u64>() != block.range.end - block.range.start {
-                    return Err(StoreError::Other("the store gave other bytes than were asked for".into()));
+                let pieces = task
+                    .await
+                    .map_err(|error| StoreError::Other(error.to_string()))??;
+                if pieces.iter().map(|piece| piece.len() as u64).sum::<u64>()
+                    != block.range.end - block.range.start
+                {
+                    return Err(StoreError::Other(
+                        "the store gave other bytes than were asked for".into(),
+                    ));
                 }
                 block.pieces = hold(pieces, block.memory.take());
             }
             missing -= to - from;
-            found.extend(cut(&block.pieces, from - block.range.start..to - block.range.start));
+            found.extend(cut(
+                &block.pieces,
+                from - block.range.start..to - block.range.start,
+            ));
         }
         // Such a block is the last one.
         if self.blocks.back().is_some_and(|block| !block.is_counted) {
             self.forget();
         }
-        if missing == 0 { Ok(found) } else { Err(StoreError::Other("a block is missing".into())) }
+        if missing == 0 {
+            Ok(found)
+        } else {
+            Err(StoreError::Other("a block is missing".into()))
+        }
     }
 
     /// Starts the requests for a READ that ends at `needed`. Ahead of need only with memory from the pool; what a
@@ -254,11 +328,21 @@ impl Fetcher {
             let is_counted = memory.is_some();
             self.requests += 1;
             self.window.have.end = range.end;
-            let (context, key, etag) = (self.context.clone(), self.key.clone(), self.object.etag.clone());
+            let (context, key, etag) = (
+                self.context.clone(),
+                self.key.clone(),
+                self.object.etag.clone(),
+            );
             let wanted = range.clone();
             let task = tokio::spawn(async move { context.store.get(&key, wanted, &etag).await });
             let coming = Some(AbortOnDropHandle::new(task));
-            self.blocks.push_back(Block { range, coming, pieces: Vec::new(), memory, is_counted });
+            self.blocks.push_back(Block {
+                range,
+                coming,
+                pieces: Vec::new(),
+                memory,
+                is_counted,
+            });
             if !is_counted {
                 break;
             }

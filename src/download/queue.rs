@@ -22,8 +22,14 @@ pub struct Read {
 impl Read {
     /// The n-th of those that may follow, with rising ids and adjoining ranges.
     fn after(self, n: u32) -> Read {
-        let offset = self.offset.saturating_add(u64::from(n) * u64::from(self.len));
-        Read { id: self.id.wrapping_add(n), offset, len: self.len }
+        let offset = self
+            .offset
+            .saturating_add(u64::from(n) * u64::from(self.len));
+        Read {
+            id: self.id.wrapping_add(n),
+            offset,
+            len: self.len,
+        }
     }
 }
 
@@ -51,7 +57,10 @@ pub struct ReadQueue {
 impl ReadQueue {
     /// Each run of READs takes one of these places.
     pub fn new(places: Arc<Semaphore>) -> ReadQueue {
-        ReadQueue { state: watch::Sender::default(), places }
+        ReadQueue {
+            state: watch::Sender::default(),
+            places,
+        }
     }
 
     /// False when too many wait already.
@@ -66,8 +75,14 @@ impl ReadQueue {
             if state.runs.len() >= MAX_RUNS {
                 return false;
             }
-            let Ok(place) = self.places.clone().try_acquire_owned() else { return false };
-            state.runs.push_back(Run { first: read, count: 1, _place: place });
+            let Ok(place) = self.places.clone().try_acquire_owned() else {
+                return false;
+            };
+            state.runs.push_back(Run {
+                first: read,
+                count: 1,
+                _place: place,
+            });
             true
         })
     }
@@ -79,7 +94,9 @@ impl ReadQueue {
 
     /// As [`ReadQueue::close`], unless that came before, and nobody wants the data any more.
     pub fn cancel(&self) {
-        self.state.send_modify(|state| (state.cancelled, state.closed) = (!state.closed || state.cancelled, true));
+        self.state.send_modify(|state| {
+            (state.cancelled, state.closed) = (!state.closed || state.cancelled, true)
+        });
     }
 
     /// See [`ReadQueue::cancel`].
@@ -89,8 +106,18 @@ impl ReadQueue {
 
     /// Waits until so many READs wait, or the file is closed.
     pub async fn fill(&self, count: u32) {
-        let waiting = |state: &State| state.runs.iter().map(|run| run.count).fold(0, u32::saturating_add);
-        let _ = self.state.subscribe().wait_for(|state| state.closed || waiting(state) >= count).await;
+        let waiting = |state: &State| {
+            state
+                .runs
+                .iter()
+                .map(|run| run.count)
+                .fold(0, u32::saturating_add)
+        };
+        let _ = self
+            .state
+            .subscribe()
+            .wait_for(|state| state.closed || waiting(state) >= count)
+            .await;
     }
 
     /// Waits for the next READ; `None` after [`ReadQueue::close`].
@@ -118,8 +145,23 @@ mod tests {
     async fn consecutive_reads_fold_and_come_out_as_they_went_in() {
         let queue = ReadQueue::new(Arc::new(Semaphore::new(10_000)));
         let reads: Vec<Read> = (0..6400u32)
-            .map(|n| Read { id: n.wrapping_sub(3), offset: u64::from(n) * 32768, len: 32768 })
-            .chain([Read { id: 9, offset: 5, len: 10 }, Read { id: 10, offset: 15, len: 7 }])
+            .map(|n| Read {
+                id: n.wrapping_sub(3),
+                offset: u64::from(n) * 32768,
+                len: 32768,
+            })
+            .chain([
+                Read {
+                    id: 9,
+                    offset: 5,
+                    len: 10,
+                },
+                Read {
+                    id: 10,
+                    offset: 15,
+                    len: 7,
+                },
+            ])
             .collect();
         assert!(reads.iter().all(|read| queue.push(*read)));
         assert_eq!(queue.state.borrow().runs.len(), 3);
@@ -134,15 +176,30 @@ mod tests {
     #[tokio::test]
     async fn scattered_reads_are_bounded() {
         let queue = ReadQueue::new(Arc::new(Semaphore::new(10_000)));
-        let accepted = (0..10_000u32).filter(|n| queue.push(Read { id: *n, offset: u64::from(n % 2), len: 1 })).count();
+        let accepted = (0..10_000u32)
+            .filter(|n| {
+                queue.push(Read {
+                    id: *n,
+                    offset: u64::from(n % 2),
+                    len: 1,
+                })
+            })
+            .count();
         assert!(accepted < 2 * MAX_RUNS + 2, "{accepted}");
     }
 
     #[tokio::test]
     async fn scattered_reads_of_all_files_are_bounded() {
         let places = Arc::new(Semaphore::new(3));
-        let queues = [ReadQueue::new(places.clone()), ReadQueue::new(places.clone())];
-        let read = |n: u32| Read { id: n, offset: 0, len: 1 };
+        let queues = [
+            ReadQueue::new(places.clone()),
+            ReadQueue::new(places.clone()),
+        ];
+        let read = |n: u32| Read {
+            id: n,
+            offset: 0,
+            len: 1,
+        };
         assert!(queues[0].push(read(1)) && queues[1].push(read(1)) && queues[1].push(read(5)));
         assert!(!queues[0].push(read(9)));
         assert_eq!(queues[1].pop().await, Some(read(1)));

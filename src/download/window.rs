@@ -33,7 +33,12 @@ pub struct Window {
 impl Window {
     /// For an object of this size in bytes.
     pub fn new(size: u64) -> Window {
-        Window { size, have: 0..0, run: 0, next: 0 }
+        Window {
+            size,
+            have: 0..0,
+            run: 0,
+            next: 0,
+        }
     }
 
     /// Nothing that was fetched is there any more. Where the sequence goes on stays known.
@@ -44,7 +49,12 @@ impl Window {
     /// Notes a READ of `range`, which lies inside the object. After a jump all that was fetched is void.
     pub fn seek(&mut self, range: &Range<u64>) {
         if range.start < self.have.start || range.start > self.have.end {
-            *self = Window { size: self.size, have: range.start..range.start, run: 0, next: range.end };
+            *self = Window {
+                size: self.size,
+                have: range.start..range.start,
+                run: 0,
+                next: range.end,
+            };
         } else if range.end > self.next {
             self.run += range.end - self.next.max(range.start);
             self.next = range.end;
@@ -55,7 +65,11 @@ impl Window {
     pub fn wanted(&self, end: u64) -> Option<Range<u64>> {
         let least = if self.have.start == 0 { FIRST_BLOCK } else { 0 };
         let ahead = self.run.max(least).min(MAX_AHEAD);
-        let block = if ahead == 0 { 0 } else { (ahead / 2).max(least).clamp(MIN_BLOCK, MAX_BLOCK) };
+        let block = if ahead == 0 {
+            0
+        } else {
+            (ahead / 2).max(least).clamp(MIN_BLOCK, MAX_BLOCK)
+        };
         let from = self.have.end;
         let target = end.saturating_add(ahead).min(self.size);
         let to = from.saturating_add(block).max(end).min(self.size);
@@ -65,7 +79,9 @@ impl Window {
 
     /// Is what was fetched as `range` still of use?
     pub fn keeps(&self, range: &Range<u64>) -> bool {
-        self.have.start <= range.start && range.end <= self.have.end && range.end + BEHIND > self.next
+        self.have.start <= range.start
+            && range.end <= self.have.end
+            && range.end + BEHIND > self.next
     }
 }
 
@@ -86,14 +102,19 @@ mod tests {
                 window.have.end = range.end;
                 fetched.push(range);
             }
-            assert!(window.have.start <= read.start && read.end <= window.have.end, "{read:?} is not covered");
+            assert!(
+                window.have.start <= read.start && read.end <= window.have.end,
+                "{read:?} is not covered"
+            );
             assert!(window.have.end - read.end <= MAX_AHEAD + MAX_BLOCK);
         }
         fetched
     }
 
     fn sequence(from: u64, to: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
-        (from..to).step_by(step as usize).map(move |at| at..(at + step).min(to))
+        (from..to)
+            .step_by(step as usize)
+            .map(move |at| at..(at + step).min(to))
     }
 
     #[test]
@@ -107,13 +128,19 @@ mod tests {
 
     #[test]
     fn a_small_file_is_one_request() {
-        assert_eq!(play(10_000, sequence(0, 10_000, 4096)).first(), Some(&(0..10_000)));
+        assert_eq!(
+            play(10_000, sequence(0, 10_000, 4096)).first(),
+            Some(&(0..10_000))
+        );
         assert_eq!(play(10_000, sequence(0, 10_000, 4096)).len(), 1);
     }
 
     #[test]
     fn random_reads_fetch_what_they_ask_for() {
-        let reads: Vec<_> = (1..100u64).map(|n| (n * 7919 * 4096) % MIB.pow(2)).map(|at| at..at + 4096).collect();
+        let reads: Vec<_> = (1..100u64)
+            .map(|n| (n * 7919 * 4096) % MIB.pow(2))
+            .map(|at| at..at + 4096)
+            .collect();
         assert_eq!(play(MIB.pow(2), reads.clone()), reads);
     }
 

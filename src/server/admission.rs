@@ -31,7 +31,10 @@ pub struct Refusal {
     pub why: &'static str,
 }
 
-const TOO_MANY: Refusal = Refusal { label: "strangers", why: "too many connections that have not logged in" };
+const TOO_MANY: Refusal = Refusal {
+    label: "strangers",
+    why: "too many connections that have not logged in",
+};
 
 /// See the module.
 pub struct Admission {
@@ -69,7 +72,11 @@ impl Admission {
     pub fn new(max_sessions: usize) -> Admission {
         let limit = (max_sessions / 2).max(1);
         let limit_per_address = (limit / 2).max(MIN_PER_ADDRESS).min(limit);
-        Admission { limit, limit_per_address, waiting: Mutex::default() }
+        Admission {
+            limit,
+            limit_per_address,
+            waiting: Mutex::default(),
+        }
     }
 
     /// Gives a new connection a place, if need be that of another one, or says why it gets none.
@@ -90,8 +97,19 @@ impl Admission {
         waiting.last_slot += 1;
         let number = waiting.last_slot;
         let evicted = CancellationToken::new();
-        waiting.slots.insert(number, Slot { peer, since: Instant::now(), evicted: evicted.clone() });
-        Ok(PreAuthSlot { admission: self.clone(), number, evicted })
+        waiting.slots.insert(
+            number,
+            Slot {
+                peer,
+                since: Instant::now(),
+                evicted: evicted.clone(),
+            },
+        );
+        Ok(PreAuthSlot {
+            admission: self.clone(),
+            number,
+            evicted,
+        })
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -126,18 +144,27 @@ impl Waiting {
             let address = source_of(slot.peer.ip());
             match candidates {
                 Candidates::Holding(count) => counts.get(&address) == Some(&count),
-                Candidates::Own(own) => address == source_of(own) && slot.since.elapsed() >= MIN_TIME,
+                Candidates::Own(own) => {
+                    address == source_of(own) && slot.since.elapsed() >= MIN_TIME
+                }
                 Candidates::Slow => slot.since.elapsed() >= MIN_TIME,
             }
         };
-        let found: Vec<u64> =
-            self.slots.iter().filter(|(_, slot)| is_candidate(slot)).map(|(number, _)| *number).collect();
+        let found: Vec<u64> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| is_candidate(slot))
+            .map(|(number, _)| *number)
+            .collect();
         let older_half = found.len().div_ceil(2);
         if older_half == 0 {
             return Err(TOO_MANY);
         }
         let chosen = rand::rng().random_range(0..older_half);
-        if let Some(slot) = found.get(chosen).and_then(|number| self.slots.remove(number)) {
+        if let Some(slot) = found
+            .get(chosen)
+            .and_then(|number| self.slots.remove(number))
+        {
             counter!(REFUSED_CONNECTIONS, "reason" => TOO_MANY.label).increment(1);
             log::warn!("{}: disconnected: {}", slot.peer, TOO_MANY.why);
             slot.evicted.cancel();
@@ -165,12 +192,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_address_has_half_of_the_places_and_replaces_only_its_own() {
         let admission = Arc::new(Admission::new(100));
-        let one: Vec<_> = (0..100).map_while(|n| admission.admit(peer(n, 1)).ok()).collect();
+        let one: Vec<_> = (0..100)
+            .map_while(|n| admission.admit(peer(n, 1)).ok())
+            .collect();
         assert_eq!(one.len(), 25);
-        let other = admission.admit((Ipv6Addr::from_bits(1 << 64), 22).into()).unwrap();
+        let other = admission
+            .admit((Ipv6Addr::from_bits(1 << 64), 22).into())
+            .unwrap();
         tokio::time::advance(MIN_TIME).await;
         assert!(admission.admit(peer(0, 1)).is_ok(), "they had their time");
-        assert_eq!(one.iter().filter(|slot| slot.evicted.is_cancelled()).count(), 1);
+        assert_eq!(
+            one.iter()
+                .filter(|slot| slot.evicted.is_cancelled())
+                .count(),
+            1
+        );
         assert!(!other.evicted.is_cancelled());
         drop((one, other));
         assert!(admission.waiting().slots.is_empty());
@@ -179,12 +215,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_address_that_holds_the_most_pays_with_its_older_half() {
         let admission = Arc::new(Admission::new(100));
-        let many: Vec<_> = (0..50).map(|n| admission.admit(peer(n, 2)).unwrap()).collect();
-        let few: Vec<_> = (0..10).map(|n| admission.admit(peer(100 + n, 110)).unwrap()).collect();
+        let many: Vec<_> = (0..50)
+            .map(|n| admission.admit(peer(n, 2)).unwrap())
+            .collect();
+        let few: Vec<_> = (0..10)
+            .map(|n| admission.admit(peer(100 + n, 110)).unwrap())
+            .collect();
         assert_eq!(admission.waiting().slots.len(), 50);
         assert!(few.iter().all(|slot| !slot.evicted.is_cancelled()));
-        let evicted: Vec<_> = (0..50).filter(|n| many[*n].evicted.is_cancelled()).collect();
-        assert!(evicted.len() == 10 && evicted.iter().all(|n| *n < 40), "{evicted:?}");
+        let evicted: Vec<_> = (0..50)
+            .filter(|n| many[*n].evicted.is_cancelled())
+            .collect();
+        assert!(
+            evicted.len() == 10 && evicted.iter().all(|n| *n < 40),
+            "{evicted:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -192,11 +237,18 @@ mod tests {
         for sessions in [1, 2, 10, 1000] {
             let admission = Arc::new(Admission::new(sessions));
             let most = (sessions / 2).max(1);
-            let all: Vec<_> = (0..1000).map_while(|n| admission.admit(peer(n, 1000)).ok()).collect();
+            let all: Vec<_> = (0..1000)
+                .map_while(|n| admission.admit(peer(n, 1000)).ok())
+                .collect();
             assert_eq!(all.len(), most);
             tokio::time::advance(MIN_TIME).await;
             assert!(admission.admit(peer(5000, 6000)).is_ok());
-            assert_eq!(all.iter().filter(|slot| slot.evicted.is_cancelled()).count(), 1);
+            assert_eq!(
+                all.iter()
+                    .filter(|slot| slot.evicted.is_cancelled())
+                    .count(),
+                1
+            );
         }
     }
 }

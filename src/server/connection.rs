@@ -12,8 +12,12 @@ use crate::users::Account;
 use bytes::Bytes;
 use metrics::counter;
 use russh::keys::{Algorithm, HashAlg, PublicKey};
-use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey, run_stream};
-use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf};
+use russh::server::{
+    Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey, run_stream,
+};
+use russh::{
+    Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf,
+};
 use russh::{Disconnect, Error, Pty};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -29,8 +33,7 @@ const GOODBYE_TIME: Duration = Duration::from_secs(2);
 const SUBSYSTEM: &str = "sftp";
 /// Characters of a refused command that the log shows.
 const SHOWN_COMMAND: usize = 200;
-const NO_SHELL: &str =
-    "This server speaks SFTP only: no shell, no commands, no scp -O. Use sftp, or scp without -O.\r\n";
+const NO_SHELL: &str = "This server speaks SFTP only: no shell, no commands, no scp -O. Use sftp, or scp without -O.\r\n";
 /// Standard error ([RFC 4254 §5.2](https://www.rfc-editor.org/rfc/rfc4254#section-5.2)).
 const STDERR: u32 = 1;
 
@@ -52,24 +55,40 @@ struct Connection {
 }
 
 /// Runs the connection until either side ends it.
-pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, slot: PreAuthSlot) {
+pub(super) async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    slot: PreAuthSlot,
+) {
     let _open = OneMore::of(CONNECTIONS);
     let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + shared.config.login_timeout;
     let gone = slot.evicted.clone();
     let unanswered: Arc<Unanswered> = Arc::default();
     let mut socket = Socket::new(stream, gone.clone().cancelled_owned(), unanswered.clone());
-    let exchange = timeout_at(deadline, socket.exchange_identification(ssh::IDENTIFICATION));
+    let exchange = timeout_at(
+        deadline,
+        socket.exchange_identification(ssh::IDENTIFICATION),
+    );
     let client = match shared.shutdown.drain.run_until_cancelled(exchange).await {
         Some(Ok(Ok(identification))) => ssh::Client::identify(&identification),
         Some(Ok(Err(error))) => return log::debug!("{peer}: no SSH: {error}"),
-        Some(Err(_)) => return log::info!("{peer}: disconnected: {}", DisconnectReason::LoginTimeout.text()),
+        Some(Err(_)) => {
+            return log::info!(
+                "{peer}: disconnected: {}",
+                DisconnectReason::LoginTimeout.text()
+            );
+        }
         None => return,
     };
     if client == ssh::Client::Libssh {
         socket.hold_newkeys();
     }
-    let config = Arc::new(ssh::config(&shared.config, ssh::offer(shared.config.algorithms, client)));
+    let config = Arc::new(ssh::config(
+        &shared.config,
+        ssh::offer(shared.config.algorithms, client),
+    ));
     let connection = Connection {
         shared,
         peer,
@@ -81,7 +100,10 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Share
         gone,
     };
     let ssh = run_stream(config, socket, connection.clone());
-    let started = timeout_at(deadline, ssh).await.map_err(Error::from).flatten();
+    let started = timeout_at(deadline, ssh)
+        .await
+        .map_err(Error::from)
+        .flatten();
     let started = started.inspect_err(|error| log::debug!("{peer}: no SSH: {error}"));
     let Ok(mut running) = started else { return };
     tokio::select! {
@@ -174,9 +196,18 @@ impl Connection {
     }
 
     /// Whose key it is. SHA-1 is no proof any more; russh would still take it.
-    async fn key_owner(&self, user: &str, key: &PublicKey, algorithm: &Algorithm) -> Option<Account> {
+    async fn key_owner(
+        &self,
+        user: &str,
+        key: &PublicKey,
+        algorithm: &Algorithm,
+    ) -> Option<Account> {
         let sha1 = matches!(algorithm, Algorithm::Rsa { hash: None });
-        if sha1 { None } else { self.shared.config.auth.public_key(user, key).await }
+        if sha1 {
+            None
+        } else {
+            self.shared.config.auth.public_key(user, key).await
+        }
     }
 
     /// A credential was refused. paramiko sends SERVICE_REQUEST before the next one, and would wait in vain for russh's
@@ -188,10 +219,20 @@ impl Connection {
     }
 
     /// The outcome of one attempt. A refusal is logged, except for keys that are only being tried out.
-    fn outcome(&self, user: &str, account: Option<Account>, key: Option<&PublicKey>) -> Result<Auth, Error> {
-        let (method, result) = (key.map_or("password", |_| "key"), account.as_ref().map_or("refused", |_| "accepted"));
+    fn outcome(
+        &self,
+        user: &str,
+        account: Option<Account>,
+        key: Option<&PublicKey>,
+    ) -> Result<Auth, Error> {
+        let (method, result) = (
+            key.map_or("password", |_| "key"),
+            account.as_ref().map_or("refused", |_| "accepted"),
+        );
         counter!(LOGINS, "method" => method, "result" => result).increment(1);
-        let with = key.map_or(method.to_owned(), |key| format!("key {}", key.fingerprint(HashAlg::Sha256)));
+        let with = key.map_or(method.to_owned(), |key| {
+            format!("key {}", key.fingerprint(HashAlg::Sha256))
+        });
         let Some(account) = account else {
             log::warn!("{}: login failed: user {user:?}, {with}", self.peer);
             return Ok(self.refuse());
@@ -204,7 +245,11 @@ impl Connection {
     /// The answer to a password that is not looked at. To the client it is as wrong as any other.
     fn refuse_unheard(&self, user: &str, why: Unheard) -> Auth {
         counter!(LOGINS, "method" => "password", "result" => "unheard").increment(1);
-        log::warn!("{}: login not looked at: user {user:?}, password: {}", self.peer, why.text());
+        log::warn!(
+            "{}: login not looked at: user {user:?}, password: {}",
+            self.peer,
+            why.text()
+        );
         self.refuse()
     }
 
@@ -213,7 +258,10 @@ impl Connection {
         self.note_refusal();
         // Otherwise russh drops the method, and one mistyped password ends the login.
         let again = Some(ssh::methods());
-        Auth::Reject { proceed_with_methods: again, partial_success: false }
+        Auth::Reject {
+            proceed_with_methods: again,
+            partial_success: false,
+        }
     }
 
     /// Waits for what the client wants of the channel, and does it. The requests are answered by the [`Handler`], in
@@ -222,13 +270,24 @@ impl Connection {
         let (mut read, write) = channel.split();
         let write = Arc::new(write);
         let status = loop {
-            match timeout(self.shared.config.idle_timeout, read.wait()).await.ok().flatten() {
+            match timeout(self.shared.config.idle_timeout, read.wait())
+                .await
+                .ok()
+                .flatten()
+            {
                 Some(ChannelMsg::RequestSubsystem { name, .. }) if name == SUBSYSTEM => {
                     break self.serve_sftp(read, write.clone(), account).await;
                 }
                 Some(ChannelMsg::Exec { command, .. }) => {
-                    let shown: String = String::from_utf8_lossy(&command).chars().take(SHOWN_COMMAND).collect();
-                    log::warn!("{}@{}: refused the command {shown:?}", account.name, self.peer);
+                    let shown: String = String::from_utf8_lossy(&command)
+                        .chars()
+                        .take(SHOWN_COMMAND)
+                        .collect();
+                    log::warn!(
+                        "{}@{}: refused the command {shown:?}",
+                        account.name,
+                        self.peer
+                    );
                     let _ = write.extended_data_bytes(STDERR, NO_SHELL).await;
                     break 1;
                 }
@@ -248,10 +307,16 @@ impl Connection {
     }
 
     /// The exit status of the session, once it has ended.
-    async fn serve_sftp(self, read: ChannelReadHalf, write: Arc<ChannelWriteHalf<Msg>>, account: Account) -> u32 {
+    async fn serve_sftp(
+        self,
+        read: ChannelReadHalf,
+        write: Arc<ChannelWriteHalf<Msg>>,
+        account: Account,
+    ) -> u32 {
         let who: Arc<str> = format!("{}@{}", account.name, self.peer).into();
-        let home = Home::new(&self.shared.config.prefix, &account.home)
-            .inspect_err(|error| log::error!("{who}: home {:?} can't be used: {error}", account.home));
+        let home = Home::new(&self.shared.config.prefix, &account.home).inspect_err(|error| {
+            log::error!("{who}: home {:?} can't be used: {error}", account.home)
+        });
         let Ok(home) = home else { return 1 };
         let settings = Settings {
             budget: self.shared.context.budget.clone(),
@@ -270,8 +335,14 @@ impl Connection {
             drain: self.shared.shutdown.drain.clone(),
         };
         let _open = OneMore::of(SESSIONS);
-        let mut line = SessionLine { who, opened: Instant::now(), end: None };
-        let end = line.end.insert(sftp::serve(read, Outgoing(write, self.gone), settings).await);
+        let mut line = SessionLine {
+            who,
+            opened: Instant::now(),
+            end: None,
+        };
+        let end = line
+            .end
+            .insert(sftp::serve(read, Outgoing(write, self.gone), settings).await);
         u32::from(!matches!(end, End::Closed | End::Drained))
     }
 }
@@ -290,7 +361,9 @@ impl Drop for SessionLine {
         let seconds = opened.elapsed().as_secs_f64();
         match end {
             Some(end) => log::info!("{who}: session ended after {seconds:.1} s: {end}"),
-            None => log::warn!("{who}: session cut off after {seconds:.1} s: the server is shutting down"),
+            None => log::warn!(
+                "{who}: session cut off after {seconds:.1} s: the server is shutting down"
+            ),
         }
     }
 }
@@ -315,7 +388,9 @@ impl Sink for Outgoing {
     async fn send(&mut self, bytes: Bytes) -> bool {
         let Outgoing(write, gone) = self;
         // russh leaves whoever waits for the window waiting when the connection ends.
-        gone.run_until_cancelled(write.data_bytes(bytes)).await.is_some_and(|sent| sent.is_ok())
+        gone.run_until_cancelled(write.data_bytes(bytes))
+            .await
+            .is_some_and(|sent| sent.is_ok())
     }
 }
 
@@ -334,8 +409,15 @@ impl Handler for Connection {
         self.outcome(user, account, None)
     }
 
-    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
-        match self.key_owner(user, offer.public_key, offer.algorithm).await {
+    async fn auth_publickey_offered(
+        &mut self,
+        user: &str,
+        offer: PublicKeyOffer<'_>,
+    ) -> Result<Auth, Error> {
+        match self
+            .key_owner(user, offer.public_key, offer.algorithm)
+            .await
+        {
             Some(_) => Ok(Auth::Accept),
             None => {
                 // paramiko signs without an offer, and russh asks here first all the same.
@@ -345,7 +427,11 @@ impl Handler for Connection {
         }
     }
 
-    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
+    async fn auth_publickey(
+        &mut self,
+        user: &str,
+        key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, Error> {
         let account = self.key_owner(user, key.public_key, key.algorithm).await;
         // Nobody guesses keys, and clients try out all that they have: refused ones count for the connection only.
         if account.is_some() {
@@ -361,22 +447,45 @@ impl Handler for Connection {
         _session: &mut Session,
     ) -> Result<(), Error> {
         match self.account.get().cloned() {
-            Some(account) if self.channels.len() < MAX_CHANNELS && !self.shared.shutdown.drain.is_cancelled() => {
+            Some(account)
+                if self.channels.len() < MAX_CHANNELS
+                    && !self.shared.shutdown.drain.is_cancelled() =>
+            {
                 self.opened.fetch_add(1, Ordering::Relaxed);
                 reply.accept().await;
                 let session = self.clone().serve_channel(channel, account);
-                self.channels.spawn(self.shared.shutdown.stop.clone().run_until_cancelled_owned(session));
+                self.channels.spawn(
+                    self.shared
+                        .shutdown
+                        .stop
+                        .clone()
+                        .run_until_cancelled_owned(session),
+                );
             }
             _ => reply.reject(ChannelOpenFailure::ResourceShortage).await,
         }
         Ok(())
     }
 
-    async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), Error> {
-        if name == SUBSYSTEM { session.channel_success(id) } else { session.channel_failure(id) }
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        session: &mut Session,
+    ) -> Result<(), Error> {
+        if name == SUBSYSTEM {
+            session.channel_success(id)
+        } else {
+            session.channel_failure(id)
+        }
     }
 
-    async fn exec_request(&mut self, id: ChannelId, _command: &[u8], session: &mut Session) -> Result<(), Error> {
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        _command: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Error> {
         session.channel_success(id)
     }
 
@@ -398,7 +507,13 @@ impl Handler for Connection {
         session.channel_failure(id)
     }
 
-    async fn env_request(&mut self, id: ChannelId, _: &str, _: &str, session: &mut Session) -> Result<(), Error> {
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        _: &str,
+        _: &str,
+        session: &mut Session,
+    ) -> Result<(), Error> {
         session.channel_failure(id)
     }
 }

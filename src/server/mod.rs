@@ -44,7 +44,10 @@ const FAILED_ACCEPTS_INTERVAL: Duration = Duration::from_secs(60);
 const ABORT_TIME: Duration = Duration::from_secs(20);
 /// A line before the version string is for people to read ([RFC 4253 §4.2](https://www.rfc-editor.org/rfc/rfc4253#section-4.2)).
 const GOODBYE: &[u8] = b"This server takes no connection from you now: try again later.\r\n";
-const FULL: Refusal = Refusal { label: "full", why: "all sessions are open (--max-sessions)" };
+const FULL: Refusal = Refusal {
+    label: "full",
+    why: "all sessions are open (--max-sessions)",
+};
 /// A load balancer has its header ready.
 const PROXY_TIME: Duration = Duration::from_secs(5);
 /// How often figures are brought up to date that nobody notes when they change, and the users looked after.
@@ -140,7 +143,10 @@ impl Shared {
             return limits;
         }
         users.retain(|_, limits| limits.strong_count() > 0);
-        let limits = Arc::new(UserLimits::new(self.config.max_uploads, &self.context.budget));
+        let limits = Arc::new(UserLimits::new(
+            self.config.max_uploads,
+            &self.context.budget,
+        ));
         users.insert(name.to_owned(), Arc::downgrade(&limits));
         limits
     }
@@ -151,19 +157,34 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
     let (store, budget) = (config.store.clone(), Budget::new(config.buffer_memory));
     let context = Arc::new(Context::new(store, budget, config.part_sizes));
     let admission = Arc::new(Admission::new(config.max_sessions));
-    let uploads = Arc::new(Semaphore::new(config.max_uploads.min(Semaphore::MAX_PERMITS)));
+    let uploads = Arc::new(Semaphore::new(
+        config.max_uploads.min(Semaphore::MAX_PERMITS),
+    ));
     let (penalties, local, users) = (Arc::default(), Arc::default(), Mutex::default());
-    let shared = Arc::new(Shared { config, admission, penalties, context, local, uploads, users, shutdown });
+    let shared = Arc::new(Shared {
+        config,
+        admission,
+        penalties,
+        context,
+        local,
+        uploads,
+        users,
+        shutdown,
+    });
     let (connections, tasks) = (TaskTracker::new(), &shared.context.tasks);
     let Shutdown { drain, stop } = &shared.shutdown;
     let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(shared.clone())));
     let _sampling = AbortOnDropHandle::new(tokio::spawn(sample(shared.clone())));
-    stop.run_until_cancelled(accept(listener, &shared, &connections)).await;
+    stop.run_until_cancelled(accept(listener, &shared, &connections))
+        .await;
     // Whoever cancels only `stop` means both.
     drain.cancel();
     connections.close();
     let patience = shared.config.drain_timeout;
-    log::info!("shutting down: {} sessions may finish within {patience:?}", connections.len());
+    log::info!(
+        "shutting down: {} sessions may finish within {patience:?}",
+        connections.len()
+    );
     let _ = timeout(patience, stop.run_until_cancelled(connections.wait())).await;
     if !connections.is_empty() {
         log::warn!("{} sessions are cut off", connections.len());
@@ -176,18 +197,28 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
         tasks.wait().await;
     };
     if timeout(ABORT_TIME, ended).await.is_err() {
-        log::error!("{} transfers did not end: multipart uploads may be left in the bucket", tasks.len());
+        log::error!(
+            "{} transfers did not end: multipart uploads may be left in the bucket",
+            tasks.len()
+        );
     }
 }
 
 async fn accept(listener: TcpListener, shared: &Arc<Shared>, connections: &TaskTracker) {
     let mut failed = FailedAccepts::default();
-    while let Some(accepted) = shared.shutdown.drain.run_until_cancelled(listener.accept()).await {
+    while let Some(accepted) = shared
+        .shutdown
+        .drain
+        .run_until_cancelled(listener.accept())
+        .await
+    {
         match accepted {
             Ok((stream, peer)) if connections.len() >= shared.config.max_sessions => {
                 refuse(&stream, show_ipv4(peer), &FULL);
             }
-            Ok((stream, peer)) => drop(connections.spawn(admit(stream, show_ipv4(peer), shared.clone()))),
+            Ok((stream, peer)) => {
+                drop(connections.spawn(admit(stream, show_ipv4(peer), shared.clone())))
+            }
             Err(error) => {
                 failed.note(&error);
                 sleep(ACCEPT_PAUSE).await;
@@ -216,13 +247,21 @@ impl FailedAccepts {
             }
             _ => "",
         };
-        if self.logged.is_some_and(|logged| logged.elapsed() < FAILED_ACCEPTS_INTERVAL) {
+        if self
+            .logged
+            .is_some_and(|logged| logged.elapsed() < FAILED_ACCEPTS_INTERVAL)
+        {
             self.unlogged += 1;
             return;
         }
         let unlogged = self.unlogged;
-        log::error!("can't accept a connection: {error} ({unlogged} more since the last such line){advice}");
-        *self = FailedAccepts { logged: Some(Instant::now()), unlogged: 0 };
+        log::error!(
+            "can't accept a connection: {error} ({unlogged} more since the last such line){advice}"
+        );
+        *self = FailedAccepts {
+            logged: Some(Instant::now()),
+            unlogged: 0,
+        };
     }
 }
 
@@ -237,8 +276,17 @@ fn show_ipv4(peer: SocketAddr) -> SocketAddr {
 
 /// Lets the client in, if it may: the one that a load balancer names, where there is one.
 async fn admit(mut stream: TcpStream, mut peer: SocketAddr, shared: Arc<Shared>) {
-    if shared.config.proxies.iter().any(|network| network.contains(&peer.ip().to_canonical())) {
-        match timeout(PROXY_TIME, proxy::client(&mut stream)).await.map_err(io::Error::from).flatten() {
+    if shared
+        .config
+        .proxies
+        .iter()
+        .any(|network| network.contains(&peer.ip().to_canonical()))
+    {
+        match timeout(PROXY_TIME, proxy::client(&mut stream))
+            .await
+            .map_err(io::Error::from)
+            .flatten()
+        {
             Ok(client) => peer = client.unwrap_or(peer),
             // As a health check does that only connects.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return,
@@ -268,9 +316,13 @@ fn refuse(stream: &TcpStream, peer: SocketAddr, Refusal { label, why }: &Refusal
 
 /// Aborts what servers of this store left behind, now and then, for ever.
 async fn sweep(shared: Arc<Shared>) {
-    let top = Home::new(&shared.config.prefix, "").and_then(|home| home.directory(&Path::parse("/")?));
+    let top =
+        Home::new(&shared.config.prefix, "").and_then(|home| home.directory(&Path::parse("/")?));
     while let Ok(top) = &top {
-        shared.context.sweep(top, shared.config.abandoned_after).await;
+        shared
+            .context
+            .sweep(top, shared.config.abandoned_after)
+            .await;
         sleep(SWEEP_INTERVAL).await;
     }
 }

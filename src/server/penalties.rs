@@ -104,7 +104,11 @@ impl Penalties {
         let mut tables = self.tables();
         let user = (address, tables.hasher.hash_one(user));
         let user_record = tables.users.get(&user).copied().unwrap_or(Record::new(now));
-        let address_record = tables.addresses.get(&address).copied().unwrap_or(Record::new(now));
+        let address_record = tables
+            .addresses
+            .get(&address)
+            .copied()
+            .unwrap_or(Record::new(now));
         if user_record.owed_by_user(now) > MAX_USER_DEBT {
             return Verdict::of(Unheard::User, user_record);
         }
@@ -114,7 +118,12 @@ impl Penalties {
         }
         record_of(&mut tables.users, user, now).pending += 1;
         record_of(&mut tables.addresses, address, now).pending += 1;
-        Verdict::Heard(Attempt { penalties: self.clone(), address, user, has_succeeded: false })
+        Verdict::Heard(Attempt {
+            penalties: self.clone(),
+            address,
+            user,
+            has_succeeded: false,
+        })
     }
 
     /// A login without a password has succeeded: the user owes nothing here.
@@ -140,13 +149,21 @@ enum Verdict {
 
 impl Verdict {
     fn of(why: Unheard, record: Record) -> Verdict {
-        if record.pending > 0 { Verdict::Undecided } else { Verdict::Unheard(why) }
+        if record.pending > 0 {
+            Verdict::Undecided
+        } else {
+            Verdict::Unheard(why)
+        }
     }
 }
 
 impl Record {
     fn new(now: Instant) -> Record {
-        Record { paid: now, trusted: now, pending: 0 }
+        Record {
+            paid: now,
+            trusted: now,
+            pending: 0,
+        }
     }
 
     fn owed(&self, now: Instant) -> Duration {
@@ -178,11 +195,16 @@ impl Record {
 
 /// What a user owes after one more wrong password.
 fn next_user_debt(owed: Duration) -> Duration {
-    owed.saturating_mul(2).clamp(FIRST_USER_DEBT, 2 * MAX_USER_DEBT)
+    owed.saturating_mul(2)
+        .clamp(FIRST_USER_DEBT, 2 * MAX_USER_DEBT)
 }
 
 /// The record of this key, a new one if there is none. A full table loses the one that matters least.
-fn record_of<K: Copy + Eq + Hash>(table: &mut HashMap<K, Record>, key: K, now: Instant) -> &mut Record {
+fn record_of<K: Copy + Eq + Hash>(
+    table: &mut HashMap<K, Record>,
+    key: K,
+    now: Instant,
+) -> &mut Record {
     if table.len() >= MAX_ENTRIES && !table.contains_key(&key) {
         table.retain(|_, record| !record.is_void(now));
     }
@@ -249,7 +271,12 @@ mod tests {
             drop(attempt);
         }
         assert_eq!(waits, [0, 0, 0, 0, 0, 0, 0, 4, 60, 60, 60, 60]);
-        assert!(penalties.begin("192.0.2.1".parse().unwrap(), "alice").await.is_ok());
+        assert!(
+            penalties
+                .begin("192.0.2.1".parse().unwrap(), "alice")
+                .await
+                .is_ok()
+        );
         assert!(penalties.begin(PEER, "bob").await.is_ok());
         penalties.forgive(PEER, "alice");
         assert!(penalties.begin(PEER, "alice").await.is_ok());
@@ -265,7 +292,10 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert!((38..=41).contains(&heard), "{heard}");
-        assert!(penalties.begin(PEER, "alice").await.is_ok(), "she has logged in from there");
+        assert!(
+            penalties.begin(PEER, "alice").await.is_ok(),
+            "she has logged in from there"
+        );
         let next_door: IpAddr = "2001:db8::1".parse().unwrap();
         assert!(penalties.begin(next_door, "bob").await.is_ok());
     }
@@ -288,9 +318,16 @@ mod tests {
     async fn the_tables_are_bounded() {
         let penalties = Arc::new(Penalties::default());
         for n in 0..MAX_ENTRIES as u32 + 500 {
-            drop(penalties.begin(Ipv4Addr::from_bits(n).into(), "alice").await);
+            drop(
+                penalties
+                    .begin(Ipv4Addr::from_bits(n).into(), "alice")
+                    .await,
+            );
         }
         let tables = penalties.tables();
-        assert_eq!((tables.users.len(), tables.addresses.len()), (MAX_ENTRIES, MAX_ENTRIES));
+        assert_eq!(
+            (tables.users.len(), tables.addresses.len()),
+            (MAX_ENTRIES, MAX_ENTRIES)
+        );
     }
 }

@@ -17,8 +17,15 @@ pub async fn client(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
         match ProxyHeader::parse(&bytes, ParseConfig::default()) {
             Ok((header, _)) => return Ok(header.proxied_address().map(|address| address.source)),
             // Byte by byte, as what follows is SSH's.
-            Err(Error::BufferTooShort) if bytes.len() < LONGEST => bytes.push(stream.read_u8().await?),
-            Err(_) => return Err(io::Error::new(ErrorKind::InvalidData, "no PROXY header, or a broken one")),
+            Err(Error::BufferTooShort) if bytes.len() < LONGEST => {
+                bytes.push(stream.read_u8().await?)
+            }
+            Err(_) => {
+                return Err(io::Error::new(
+                    ErrorKind::InvalidData,
+                    "no PROXY header, or a broken one",
+                ));
+            }
         }
     }
 }

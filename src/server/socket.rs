@@ -98,7 +98,11 @@ enum NewKeys {
 }
 
 impl Socket {
-    pub fn new(stream: TcpStream, cut: WaitForCancellationFutureOwned, unanswered: Arc<Unanswered>) -> Socket {
+    pub fn new(
+        stream: TcpStream,
+        cut: WaitForCancellationFutureOwned,
+        unanswered: Arc<Unanswered>,
+    ) -> Socket {
         Socket {
             stream,
             quick_reads: QUICK_READS,
@@ -124,7 +128,10 @@ impl Socket {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
         }
-        let line_end = read.iter().position(|byte| *byte == b'\n').unwrap_or(read.len());
+        let line_end = read
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .unwrap_or(read.len());
         let theirs = Bytes::copy_from_slice(read.get(..line_end).unwrap_or_default());
         read.extend_from_slice(&self.ahead);
         self.ahead = read;
@@ -138,14 +145,21 @@ impl Socket {
     }
 
     fn check_cut(&mut self, context: &mut Context<'_>) -> Result<()> {
-        if self.cut.as_mut().poll(context).is_ready() { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+        if self.cut.as_mut().poll(context).is_ready() {
+            Err(ErrorKind::ConnectionAborted.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Takes what has arrived off the socket, so that the client can go on.
     fn read_ahead(&mut self, context: &mut Context<'_>) {
         while self.ahead.len() < AHEAD_LIMIT && self.stream.poll_read_ready(context).is_ready() {
             self.ahead.reserve(AHEAD_STEP);
-            match self.stream.try_read_buf(&mut (&mut self.ahead).limit(AHEAD_STEP)) {
+            match self
+                .stream
+                .try_read_buf(&mut (&mut self.ahead).limit(AHEAD_STEP))
+            {
                 Ok(1..) => {}
                 // Not ready after all: the next look waits for it.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -165,7 +179,11 @@ impl Socket {
     }
 
     /// What was read ahead, or else what arrives.
-    fn poll_read_any(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+    fn poll_read_any(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
         if self.ahead.is_empty() {
             let read = Pin::new(&mut self.stream).poll_read(context, buffer);
             if read.is_ready() && self.quick_reads > 0 {
@@ -212,13 +230,22 @@ impl Socket {
         self.outgoing.extend_from_slice(before);
         if !packet.is_empty() {
             let end = Box::pin(sleep(MAX_HOLD));
-            self.newkeys = NewKeys::Held { packet: packet.into(), answered: 0, end };
+            self.newkeys = NewKeys::Held {
+                packet: packet.into(),
+                answered: 0,
+                end,
+            };
         }
     }
 
     /// Called when russh waits for the client: sends NEWKEYS that need not or must not wait any longer.
     fn end_hold(&mut self, context: &mut Context<'_>) -> Result<()> {
-        if let NewKeys::Held { packet, answered, end } = &mut self.newkeys {
+        if let NewKeys::Held {
+            packet,
+            answered,
+            end,
+        } = &mut self.newkeys
+        {
             // russh has read the client's NEWKEYS and wants more, without having written anything: there is no EXT_INFO.
             let unaccompanied = *answered >= MIN_PACKET;
             if unaccompanied || end.as_mut().poll(context).is_ready() {
@@ -247,7 +274,11 @@ fn split_at_newkeys(packets: &[u8]) -> (&[u8], &[u8]) {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
         self.check_cut(context)?;
         self.end_hold(context)?;
         let before = buffer.filled().len();
@@ -266,7 +297,11 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize>> {
         self.check_cut(context)?;
         self.is_asked = false;
         if self.repeated > 0 {
@@ -316,16 +351,28 @@ mod tests {
     /// A socket and its client.
     async fn connected(unanswered: Arc<Unanswered>) -> (Socket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        (Socket::new(stream, CancellationToken::new().cancelled_owned(), unanswered), client)
+        (
+            Socket::new(
+                stream,
+                CancellationToken::new().cancelled_owned(),
+                unanswered,
+            ),
+            client,
+        )
     }
 
     /// A socket that holds NEWKEYS back, and its client.
     async fn holding() -> (Socket, TcpStream) {
         let (mut socket, client) = connected(Arc::default()).await;
         socket.hold_newkeys();
-        socket.write_all(&[KEX_REPLY, NEWKEYS_PACKET].concat()).await.unwrap();
+        socket
+            .write_all(&[KEX_REPLY, NEWKEYS_PACKET].concat())
+            .await
+            .unwrap();
         socket.flush().await.unwrap();
         (socket, client)
     }
@@ -344,9 +391,16 @@ mod tests {
         assert_eq!(received(&mut client).await, KEX_REPLY);
         socket.write_all(b"EXT_INFO").await.unwrap();
         socket.flush().await.unwrap();
-        assert_eq!(received(&mut client).await, [NEWKEYS_PACKET, b"EXT_INFO"].concat());
+        assert_eq!(
+            received(&mut client).await,
+            [NEWKEYS_PACKET, b"EXT_INFO"].concat()
+        );
         socket.write_all(NEWKEYS_PACKET).await.unwrap();
-        assert_eq!(received(&mut client).await, NEWKEYS_PACKET, "held back once");
+        assert_eq!(
+            received(&mut client).await,
+            NEWKEYS_PACKET,
+            "held back once"
+        );
     }
 
     #[tokio::test]

@@ -1,7 +1,9 @@
 //! What the server offers in SSH: algorithms, buffers and time limits of russh.
 
 use super::Config;
-use russh::cipher::{AES_128_CTR, AES_128_GCM, AES_192_CTR, AES_256_CTR, AES_256_GCM, CHACHA20_POLY1305};
+use russh::cipher::{
+    AES_128_CTR, AES_128_GCM, AES_192_CTR, AES_256_CTR, AES_256_GCM, CHACHA20_POLY1305,
+};
 use russh::{MethodKind, MethodSet, Preferred, SshId, compression, kex, keys::Algorithm};
 use std::{borrow::Cow, time::Duration};
 
@@ -48,7 +50,9 @@ const CLIENTS: [(&[u8], Client); 6] = [
 impl Client {
     /// Tells the client software by its identification string.
     pub fn identify(identification: &[u8]) -> Client {
-        let known = CLIENTS.iter().find(|(start, _)| identification.starts_with(start));
+        let known = CLIENTS
+            .iter()
+            .find(|(start, _)| identification.starts_with(start));
         known.map_or(Client::Other, |(_, client)| *client)
     }
 }
@@ -86,7 +90,10 @@ const FINITE_FIELDS: [kex::Name; 6] = [
     kex::DH_G14_SHA256,
 ];
 /// EXT_INFO ([RFC 8308](https://www.rfc-editor.org/rfc/rfc8308)) and strict key exchange, announced as key exchanges.
-const EXTENSIONS: [kex::Name; 2] = [kex::EXTENSION_SUPPORT_AS_SERVER, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER];
+const EXTENSIONS: [kex::Name; 2] = [
+    kex::EXTENSION_SUPPORT_AS_SERVER,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+];
 
 /// The names of key exchanges in our KEXINIT.
 fn key_exchanges(offered: Algorithms) -> Vec<kex::Name> {
@@ -101,7 +108,9 @@ fn key_exchanges(offered: Algorithms) -> Vec<kex::Name> {
 /// With the algorithms of one kind.
 pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
     let mac = Preferred::DEFAULT.mac;
-    let mac = mac.iter().filter(|name| offered == Algorithms::Legacy || name.as_ref().contains("-etm@"));
+    let mac = mac
+        .iter()
+        .filter(|name| offered == Algorithms::Legacy || name.as_ref().contains("-etm@"));
     russh::server::Config {
         server_id: SshId::Standard(Cow::Borrowed(IDENTIFICATION)),
         methods: methods(),
@@ -119,7 +128,12 @@ pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
         // in memory.
         preferred: Preferred {
             kex: key_exchanges(offered).into(),
-            key: Preferred::DEFAULT.key.iter().filter(|key| **key != Algorithm::Rsa { hash: None }).cloned().collect(),
+            key: Preferred::DEFAULT
+                .key
+                .iter()
+                .filter(|key| **key != Algorithm::Rsa { hash: None })
+                .cloned()
+                .collect(),
             cipher: Cow::Borrowed(&[
                 AES_128_GCM,
                 AES_256_GCM,

@@ -33,10 +33,21 @@ impl View {
             Access::ReadOnly => 0o444,
             Access::WriteOnly => 0o200,
         };
-        let seconds = modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let (permissions, mtime) = (Some(kind | bits), Some(seconds.try_into().unwrap_or(u32::MAX)));
+        let seconds = modified
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let (permissions, mtime) = (
+            Some(kind | bits),
+            Some(seconds.try_into().unwrap_or(u32::MAX)),
+        );
         // The rest, owner and group, is 0.
-        FileAttributes { size: Some(size), permissions, atime: mtime, mtime, ..FileAttributes::dummy() }
+        FileAttributes {
+            size: Some(size),
+            permissions,
+            atime: mtime,
+            mtime,
+            ..FileAttributes::dummy()
+        }
     }
 
     /// An entry of a NAME reply. Its long name is a line as `ls -l` prints it, and as OpenSSH's server does:
@@ -49,7 +60,11 @@ impl View {
         let date = modified.format(if recent { "%b %e %H:%M" } else { "%b %e  %Y" });
         let (mode, size, user) = (attrs.permissions(), attrs.len(), &self.user);
         let longname = format!("{kind}{mode}    1 {user:<8} {user:<8} {size:>8} {date} {name}");
-        File { filename: name, longname, attrs }
+        File {
+            filename: name,
+            longname,
+            attrs,
+        }
     }
 }
 
@@ -60,11 +75,30 @@ mod tests {
 
     #[test]
     fn the_long_line_is_like_that_of_ls() {
-        let view = View { user: "alice".into(), access: Access::ReadWrite };
-        let stat = Stat::File { size: 1234, modified: UNIX_EPOCH + Duration::from_secs(86_400 * 365) };
-        let line = view.file(Item { name: "a b".into(), stat }).longname;
-        assert_eq!(line, "-rw-r--r--    1 alice    alice        1234 Jan  1  1971 a b");
-        let line = view.file(Item { name: "d".into(), stat: Stat::Directory }).longname;
+        let view = View {
+            user: "alice".into(),
+            access: Access::ReadWrite,
+        };
+        let stat = Stat::File {
+            size: 1234,
+            modified: UNIX_EPOCH + Duration::from_secs(86_400 * 365),
+        };
+        let line = view
+            .file(Item {
+                name: "a b".into(),
+                stat,
+            })
+            .longname;
+        assert_eq!(
+            line,
+            "-rw-r--r--    1 alice    alice        1234 Jan  1  1971 a b"
+        );
+        let line = view
+            .file(Item {
+                name: "d".into(),
+                stat: Stat::Directory,
+            })
+            .longname;
         assert!(line.starts_with("drwxr-xr-x    1 alice"), "{line}");
     }
 }

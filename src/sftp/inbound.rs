@@ -40,7 +40,10 @@ impl RequestMemory {
     /// The same bytes, which hold this memory until they are part of the upload: the answer may come later.
     pub fn hold(self, mut data: Vec<Bytes>) -> Vec<Bytes> {
         if let Some(last) = data.pop() {
-            data.push(Bytes::from_owner(HeldBytes { bytes: last, _memory: self }));
+            data.push(Bytes::from_owner(HeldBytes {
+                bytes: last,
+                _memory: self,
+            }));
         }
         data
     }
@@ -126,7 +129,11 @@ impl RequestQueue {
         while let Some((id, request, len)) = inbox.next()? {
             let memory = self.reserve(len + REQUEST_OVERHEAD).await;
             let Some(memory) = memory else { return Ok(()) };
-            self.state().requests.push_back(Incoming { id, request, memory });
+            self.state().requests.push_back(Incoming {
+                id,
+                request,
+                memory,
+            });
             self.changed.notify_waiters();
         }
         Ok(())
@@ -136,15 +143,29 @@ impl RequestQueue {
     async fn reserve(&self, bytes: usize) -> Option<RequestMemory> {
         let permits = u32::try_from(bytes).ok()?;
         if let Ok(room) = self.own_room.clone().try_acquire_many_owned(permits) {
-            return Some(RequestMemory { _room: room, _pool: None });
+            return Some(RequestMemory {
+                _room: room,
+                _pool: None,
+            });
         }
         if let Ok(room) = self.pool_room.clone().try_acquire_many_owned(permits)
             && let Some(pool) = self.budget.try_take_share(Share::Requests, bytes as u64)
         {
-            return Some(RequestMemory { _room: room, _pool: Some(pool) });
+            return Some(RequestMemory {
+                _room: room,
+                _pool: Some(pool),
+            });
         }
-        let room = self.own_room.clone().acquire_many_owned(permits).await.ok()?;
-        Some(RequestMemory { _room: room, _pool: None })
+        let room = self
+            .own_room
+            .clone()
+            .acquire_many_owned(permits)
+            .await
+            .ok()?;
+        Some(RequestMemory {
+            _room: room,
+            _pool: None,
+        })
     }
 
     /// The next request, or how the stream has ended.
@@ -164,13 +185,16 @@ impl RequestQueue {
 
     /// Resolves once the channel is closed.
     pub async fn closed(&self) {
-        self.wait_for(|state| (state.end == Some(Ending::Closed)).then_some(())).await;
+        self.wait_for(|state| (state.end == Some(Ending::Closed)).then_some(()))
+            .await;
     }
 
     /// Resolves once the channel is closed, and no request waits that still has an effect.
     pub async fn abandoned(&self) {
-        let is_abandoned = |state: &mut State| state.end == Some(Ending::Closed) && state.requests.is_empty();
-        self.wait_for(|state| is_abandoned(state).then_some(())).await;
+        let is_abandoned =
+            |state: &mut State| state.end == Some(Ending::Closed) && state.requests.is_empty();
+        self.wait_for(|state| is_abandoned(state).then_some(()))
+            .await;
     }
 
     async fn wait_for<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
@@ -199,7 +223,11 @@ impl RequestQueue {
     /// is not closed behind them, and all that only an answer makes sense of, are for nothing.
     fn close(&self) {
         let mut state = self.state();
-        while state.requests.pop_back_if(|last| !has_effect(&last.request)).is_some() {}
+        while state
+            .requests
+            .pop_back_if(|last| !has_effect(&last.request))
+            .is_some()
+        {}
         state.end = Some(Ending::Closed);
         drop(state);
         self.changed.notify_waiters();
@@ -270,15 +298,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_waits_is_bounded_with_and_without_the_pool() {
-        for (pool, most) in [(0, OWN_ROOM), (8 << 20, OWN_ROOM + (1 << 20)), (1 << 30, OWN_ROOM + POOL_ROOM)] {
+        for (pool, most) in [
+            (0, OWN_ROOM),
+            (8 << 20, OWN_ROOM + (1 << 20)),
+            (1 << 30, OWN_ROOM + POOL_ROOM),
+        ] {
             let taken = Arc::new(AtomicUsize::new(0));
             let budget = Budget::new(pool);
             let queue = RequestQueue::new(budget.clone());
             let filling = queue.fill(Endless(taken.clone()));
-            assert!(tokio::time::timeout(std::time::Duration::from_secs(60), filling).await.is_err());
+            assert!(
+                tokio::time::timeout(std::time::Duration::from_secs(60), filling)
+                    .await
+                    .is_err()
+            );
             let taken = taken.load(Ordering::Relaxed);
             // Less what a packet does not fill, and the overhead of each.
-            assert!((most - 300_000..=most + 31_000).contains(&taken), "{taken} of {most}");
+            assert!(
+                (most - 300_000..=most + 31_000).contains(&taken),
+                "{taken} of {most}"
+            );
             drop(queue);
             assert_eq!(budget.used(), 0);
         }

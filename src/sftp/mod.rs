@@ -160,7 +160,10 @@ pub async fn serve(source: impl Source, sink: impl Sink, settings: Settings) -> 
     let _receiving = AbortOnDropHandle::new(tokio::spawn(async move { queue.fill(source).await }));
     let idle_timeout = settings.idle_timeout;
     let session = Session {
-        view: View { user: settings.user.clone(), access: settings.access },
+        view: View {
+            user: settings.user.clone(),
+            access: settings.access,
+        },
         recent: RecentStats::default(),
         early_renames: EarlyRenames::default(),
         limits: SessionLimits::new(settings.budget.clone(), &settings.limits),
@@ -253,7 +256,10 @@ struct Failure {
 
 impl Failure {
     fn new(code: StatusCode, reason: impl Into<String>) -> Failure {
-        Failure { code, reason: reason.into() }
+        Failure {
+            code,
+            reason: reason.into(),
+        }
     }
 
     /// A failure whose code says it all.
@@ -291,7 +297,9 @@ impl From<TreeError> for Failure {
         match &error {
             TreeError::NotFound => Failure::bare(StatusCode::NoSuchFile),
             TreeError::BadPath(why) => Failure::new(StatusCode::BadMessage, *why),
-            TreeError::NameTooLong | TreeError::Refused(_) => Failure::new(StatusCode::Failure, error.to_string()),
+            TreeError::NameTooLong | TreeError::Refused(_) => {
+                Failure::new(StatusCode::Failure, error.to_string())
+            }
             TreeError::Unsupported(why) => Failure::new(StatusCode::OpUnsupported, *why),
             TreeError::Store(StoreError::NotFound) => Failure::bare(StatusCode::NoSuchFile),
             TreeError::Store(error) => Failure::new(status_of_store(error), error.to_string()),

@@ -35,7 +35,9 @@ impl Drop for QueuedReads {
 /// Answers one READ after the other, each once there is room for its data.
 async fn answer_reads(queue: Arc<ReadQueue>, reader: Reader, replies: Replies) {
     while let Some(read) = queue.pop().await {
-        let Some(room) = replies.upload_room(read.len).await else { return };
+        let Some(room) = replies.upload_room(read.len).await else {
+            return;
+        };
         let (sender, receiver) = oneshot::channel();
         let reply = Box::new(move |result| drop(sender.send(result)));
         reader.read(read.offset, read.len as usize, reply).await;
@@ -45,7 +47,10 @@ async fn answer_reads(queue: Arc<ReadQueue>, reader: Reader, replies: Replies) {
             }
             Ok(Err(error)) => replies.reply(read.id, Err(error.into())),
             Err(_dropped) => {
-                let closed = Failure::new(StatusCode::Failure, "the file was closed before its data came");
+                let closed = Failure::new(
+                    StatusCode::Failure,
+                    "the file was closed before its data came",
+                );
                 replies.reply(read.id, Err(closed));
             }
         }

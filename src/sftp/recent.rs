@@ -25,7 +25,10 @@ pub struct ListingAge {
 impl ListingAge {
     /// Now, after so many changes. To be taken before the store is asked.
     pub fn start(changes: u64) -> ListingAge {
-        ListingAge { opened: Instant::now(), changes }
+        ListingAge {
+            opened: Instant::now(),
+            changes,
+        }
     }
 }
 
@@ -92,7 +95,10 @@ mod tests {
     use super::*;
 
     fn item(name: &str) -> Item {
-        Item { name: name.to_owned(), stat: Stat::Directory }
+        Item {
+            name: name.to_owned(),
+            stat: Stat::Directory,
+        }
     }
 
     #[tokio::test(start_paused = true)]

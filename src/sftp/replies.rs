@@ -56,17 +56,35 @@ impl Replies {
     /// The queue, and the task that empties it, to be spawned. `last` is set whenever the client took something.
     pub fn new(sink: impl Sink, last: Clock) -> (Replies, impl Future<Output = ()> + Send) {
         let (queue, outgoing) = mpsc::unbounded_channel();
-        let [room, upload_room, small_room] =
-            [DATA_ROOM, UPLOAD_DATA_ROOM, UNREAD_LIMIT].map(|bytes| Arc::new(Semaphore::new(bytes)));
-        (Replies { queue, room, upload_room, small_room }, send_all(outgoing, sink, last))
+        let [room, upload_room, small_room] = [DATA_ROOM, UPLOAD_DATA_ROOM, UNREAD_LIMIT]
+            .map(|bytes| Arc::new(Semaphore::new(bytes)));
+        (
+            Replies {
+                queue,
+                room,
+                upload_room,
+                small_room,
+            },
+            send_all(outgoing, sink, last),
+        )
     }
 
     /// Queues the reply to a request, unless another task has it.
     pub fn reply(&self, id: u32, answer: Answer) {
-        let Some(result) = answer.transpose() else { return };
+        let Some(result) = answer.transpose() else {
+            return;
+        };
         let packet = encode(id, result);
-        match self.small_room.clone().try_acquire_many_owned((packet.len() + REPLY_OVERHEAD) as u32) {
-            Ok(room) => drop(self.queue.send(Queued { packet, data: Vec::new(), room })),
+        match self
+            .small_room
+            .clone()
+            .try_acquire_many_owned((packet.len() + REPLY_OVERHEAD) as u32)
+        {
+            Ok(room) => drop(self.queue.send(Queued {
+                packet,
+                data: Vec::new(),
+                room,
+            })),
             Err(_) => self.small_room.close(),
         }
     }
@@ -78,12 +96,20 @@ impl Replies {
 
     /// Room for the data of a file that is being written, to be passed to [`Replies::data`].
     pub fn try_room(&self, len: u32) -> Option<OwnedSemaphorePermit> {
-        self.upload_room.clone().try_acquire_many_owned(len + REPLY_OVERHEAD as u32).ok()
+        self.upload_room
+            .clone()
+            .try_acquire_many_owned(len + REPLY_OVERHEAD as u32)
+            .ok()
     }
 
     /// As [`Replies::try_room`], but waits for it. `None` when the client is gone.
     pub async fn upload_room(&self, len: u32) -> Option<OwnedSemaphorePermit> {
-        let room = self.upload_room.clone().acquire_many_owned(len + REPLY_OVERHEAD as u32).await.ok();
+        let room = self
+            .upload_room
+            .clone()
+            .acquire_many_owned(len + REPLY_OVERHEAD as u32)
+            .await
+            .ok();
         room.filter(|_| !self.queue.is_closed())
     }
 
@@ -95,7 +121,8 @@ impl Replies {
             _ => data_header(id, length),
         };
         if length <= SMALL_DATA {
-            data.drain(..).for_each(|piece| packet.extend_from_slice(&piece));
+            data.drain(..)
+                .for_each(|piece| packet.extend_from_slice(&piece));
         }
         self.queue.send(Queued { packet, data, room }).is_ok()
     }
@@ -129,18 +156,27 @@ fn data_header(id: u32, length: usize) -> BytesMut {
 }
 
 fn encode(id: u32, result: Result<Packet, Failure>) -> BytesMut {
-    let packet = result.unwrap_or_else(|failure| Packet::status(id, failure.code, &failure.text(), "en"));
-    let bytes = Bytes::try_from(packet).inspect_err(|error| log::error!("a reply can't be encoded: {error}"));
+    let packet =
+        result.unwrap_or_else(|failure| Packet::status(id, failure.code, &failure.text(), "en"));
+    let bytes = Bytes::try_from(packet)
+        .inspect_err(|error| log::error!("a reply can't be encoded: {error}"));
     bytes.unwrap_or_default().into()
 }
 
 /// Ends with the queue or with the client. Whoever waits for room then gets it, and sees that the queue is gone.
 async fn send_all(mut outgoing: mpsc::UnboundedReceiver<Queued>, mut sink: impl Sink, last: Clock) {
     let mut next = outgoing.recv().await;
-    while let Some(Queued { mut packet, mut data, room }) = next {
+    while let Some(Queued {
+        mut packet,
+        mut data,
+        room,
+    }) = next
+    {
         let mut rooms = vec![room];
         next = outgoing.try_recv().ok();
-        while let Some(more) = next.take_if(|next| data.is_empty() && packet.len() + next.packet.len() <= BATCH) {
+        while let Some(more) =
+            next.take_if(|next| data.is_empty() && packet.len() + next.packet.len() <= BATCH)
+        {
             packet.extend_from_slice(&more.packet);
             data = more.data;
             rooms.push(more.room);

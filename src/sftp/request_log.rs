@@ -29,8 +29,12 @@ enum Lines {
 impl RequestLine {
     /// Describes a request that is not carried out yet. `directory` tells the path of an open directory.
     pub fn of<'a>(packet: &Packet, directory: impl FnOnce(&str) -> Option<&'a str>) -> RequestLine {
-        let named =
-            |verb: &str, path: &str, lines| Some(Description { text: format!("{verb} {}", shown(path)), lines });
+        let named = |verb: &str, path: &str, lines| {
+            Some(Description {
+                text: format!("{verb} {}", shown(path)),
+                lines,
+            })
+        };
         RequestLine(match packet {
             Packet::Remove(remove) => named("remove", &remove.filename, Lines::All),
             Packet::MkDir(mkdir) => named("mkdir", &mkdir.path, Lines::All),
@@ -50,10 +54,19 @@ impl RequestLine {
             Packet::OpenDir(open) => named("list", &open.path, Lines::Failures),
             Packet::Lstat(stat) => named("stat", &stat.path, Lines::FailuresButMissing),
             Packet::Stat(stat) => named("stat", &stat.path, Lines::FailuresButMissing),
-            Packet::Symlink(_) | Packet::ReadLink(_) | Packet::RealPath(_) | Packet::Extended(_) => None,
-            Packet::ReadDir(read) => directory(&read.handle).and_then(|path| named("list", path, Lines::Failures)),
+            Packet::Symlink(_)
+            | Packet::ReadLink(_)
+            | Packet::RealPath(_)
+            | Packet::Extended(_) => None,
+            Packet::ReadDir(read) => {
+                directory(&read.handle).and_then(|path| named("list", path, Lines::Failures))
+            }
             // What fails on a handle, its transfer's line tells.
-            Packet::Close(_) | Packet::Read(_) | Packet::Write(_) | Packet::Fstat(_) | Packet::FSetStat(_) => None,
+            Packet::Close(_)
+            | Packet::Read(_)
+            | Packet::Write(_)
+            | Packet::Fstat(_)
+            | Packet::FSetStat(_) => None,
             Packet::Init(_)
             | Packet::Version(_)
             | Packet::Status(_)
@@ -72,15 +85,28 @@ impl RequestLine {
 
     /// Logs the request with its outcome.
     pub fn log(&self, who: &str, answer: &Answer) {
-        let RequestLine(Some(Description { text, lines })) = self else { return };
+        let RequestLine(Some(Description { text, lines })) = self else {
+            return;
+        };
         match answer {
             Ok(Some(_)) if *lines == Lines::All => log::info!("{who}: {text}"),
             // Nothing to say, or nothing known yet.
             Ok(_) => {}
-            Err(Failure { code: StatusCode::Eof, .. }) => {}
-            Err(Failure { code: StatusCode::NoSuchFile, .. }) if *lines == Lines::FailuresButMissing => {}
+            Err(Failure {
+                code: StatusCode::Eof,
+                ..
+            }) => {}
+            Err(Failure {
+                code: StatusCode::NoSuchFile,
+                ..
+            }) if *lines == Lines::FailuresButMissing => {}
             // The client's own affair, and no reason for an operator to look.
-            Err(failure @ Failure { code: StatusCode::NoSuchFile, .. }) => {
+            Err(
+                failure @ Failure {
+                    code: StatusCode::NoSuchFile,
+                    ..
+                },
+            ) => {
                 log::info!("{who}: {text} failed: {}", failure.text());
             }
             Err(failure) => log::warn!("{who}: {text} failed: {}", failure.text()),
@@ -89,7 +115,10 @@ impl RequestLine {
 }
 
 fn renaming(from: &str, to: &str) -> Option<Description> {
-    Some(Description { text: format!("rename {} to {}", shown(from), shown(to)), lines: Lines::All })
+    Some(Description {
+        text: format!("rename {} to {}", shown(from), shown(to)),
+        lines: Lines::All,
+    })
 }
 
 /// A path in quotes, cut where no key could go on: a client may send one of 256 KiB.

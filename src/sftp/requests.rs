@@ -6,7 +6,9 @@ use super::reads::QueuedReads;
 use super::recent::ListingAge;
 use super::request_log::RequestLine;
 use super::wire::{MAX_DATA, MAX_PACKET, Pieces, Request, string};
-use super::{Answer, End, Failure, Handle, MAX_HANDLES, OpenHandle, Session, UploadPlace, status_words};
+use super::{
+    Answer, End, Failure, Handle, MAX_HANDLES, OpenHandle, Session, UploadPlace, status_words,
+};
 use crate::limits::MAX_USER_HANDLES;
 use crate::metrics::{TRANSFERRED_BYTES, TRANSFERS};
 use crate::tree::{Item, Path, Stat, TreeError, WriteMode};
@@ -21,8 +23,13 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// Extensions that work here, with their versions, as
 /// [OpenSSH's PROTOCOL](https://github.com/openssh/openssh-portable/blob/master/PROTOCOL) describes them.
-const EXTENSIONS: [(&str, &str); 5] =
-    [(LIMITS, "1"), (POSIX_RENAME, "1"), (STATVFS, "2"), (FSTATVFS, "2"), (EXPAND_PATH, "1")];
+const EXTENSIONS: [(&str, &str); 5] = [
+    (LIMITS, "1"),
+    (POSIX_RENAME, "1"),
+    (STATVFS, "2"),
+    (FSTATVFS, "2"),
+    (EXPAND_PATH, "1"),
+];
 pub(super) const POSIX_RENAME: &str = "posix-rename@openssh.com";
 const FSTATVFS: &str = "fstatvfs@openssh.com";
 
@@ -33,21 +40,39 @@ const LONGEST_NAME: u64 = 255;
 const NAMES_LIMIT: usize = 30_000;
 
 /// Flags of OPEN that make or change a file; paramiko's mode `x` has no WRITE among them.
-const CHANGES: OpenFlags =
-    OpenFlags::WRITE.union(OpenFlags::APPEND).union(OpenFlags::CREATE).union(OpenFlags::TRUNCATE);
+const CHANGES: OpenFlags = OpenFlags::WRITE
+    .union(OpenFlags::APPEND)
+    .union(OpenFlags::CREATE)
+    .union(OpenFlags::TRUNCATE);
 
 impl Session {
     /// Carries out one request. Its reply is queued now, or by the task that was given it.
     pub(super) async fn handle(&mut self, incoming: Incoming) -> Result<(), End> {
-        let Incoming { id, request, memory } = incoming;
+        let Incoming {
+            id,
+            request,
+            memory,
+        } = incoming;
         let answer = match request {
             Request::Init => {
                 self.version_settled = true;
-                let extensions = EXTENSIONS.map(|(name, version)| (name.to_owned(), version.to_owned())).into();
-                Ok(Some(Version { version: VERSION, extensions }.into()))
+                let extensions = EXTENSIONS
+                    .map(|(name, version)| (name.to_owned(), version.to_owned()))
+                    .into();
+                Ok(Some(
+                    Version {
+                        version: VERSION,
+                        extensions,
+                    }
+                    .into(),
+                ))
             }
             _ if !self.version_settled => return Err(End::NoInit),
-            Request::Write { handle, offset, data } => self.write(id, &handle, offset, data, memory).await,
+            Request::Write {
+                handle,
+                offset,
+                data,
+            } => self.write(id, &handle, offset, data, memory).await,
             Request::Packet(packet) => {
                 let line = RequestLine::of(&packet, |handle| self.directory(handle));
                 let answer = match caught(self.packet(id, packet)).await {
@@ -58,15 +83,24 @@ impl Session {
                 answer
             }
             Request::Malformed => Err(Failure::new(StatusCode::BadMessage, "malformed request")),
-            Request::Unknown(kind) => {
-                Err(Failure::new(StatusCode::OpUnsupported, format!("version 3 has no type {kind}")))
-            }
+            Request::Unknown(kind) => Err(Failure::new(
+                StatusCode::OpUnsupported,
+                format!("version 3 has no type {kind}"),
+            )),
         };
         if let Err(failure) = &answer {
-            log::debug!("{}: request {id} failed: {}", self.settings.who, failure.text());
+            log::debug!(
+                "{}: request {id} failed: {}",
+                self.settings.who,
+                failure.text()
+            );
         }
         self.replies.reply(id, answer);
-        if self.replies.are_ignored() { Err(End::Ignored) } else { Ok(()) }
+        if self.replies.are_ignored() {
+            Err(End::Ignored)
+        } else {
+            Ok(())
+        }
     }
 
     /// The path of an open directory.
@@ -94,7 +128,13 @@ impl Session {
                     Some(stat) => stat,
                     None => self.settings.tree.stat(&path).await?,
                 };
-                Ok(Some(Attrs { id, attrs: self.view.attributes(&stat) }.into()))
+                Ok(Some(
+                    Attrs {
+                        id,
+                        attrs: self.view.attributes(&stat),
+                    }
+                    .into(),
+                ))
             }
             Packet::Fstat(fstat) => self.fstat(id, &fstat.handle),
             Packet::SetStat(set) => self.setstat(id, &set).await,
@@ -109,11 +149,21 @@ impl Session {
             Packet::ReadDir(read) => self.readdir(id, &read.handle).await,
             Packet::Remove(remove) => done(id, tree.remove(&Path::parse(&remove.filename)?).await),
             Packet::MkDir(mkdir) => done(id, tree.make_directory(&Path::parse(&mkdir.path)?).await),
-            Packet::RmDir(rmdir) => done(id, tree.remove_directory(&Path::parse(&rmdir.path)?).await),
-            Packet::Rename(rename) => self.rename(id, &rename.oldpath, &rename.newpath, false).await,
+            Packet::RmDir(rmdir) => {
+                done(id, tree.remove_directory(&Path::parse(&rmdir.path)?).await)
+            }
+            Packet::Rename(rename) => {
+                self.rename(id, &rename.oldpath, &rename.newpath, false)
+                    .await
+            }
             Packet::RealPath(real) => name(id, &real.path),
-            Packet::Extended(extended) => self.extended(id, &extended.request, extended.data.into()).await,
-            Packet::ReadLink(_) | Packet::Symlink(_) => Err(TreeError::Unsupported("S3 has no links").into()),
+            Packet::Extended(extended) => {
+                self.extended(id, &extended.request, extended.data.into())
+                    .await
+            }
+            Packet::ReadLink(_) | Packet::Symlink(_) => {
+                Err(TreeError::Unsupported("S3 has no links").into())
+            }
             // These the decoder hands over in another form, or not at all.
             Packet::Init(_)
             | Packet::Version(_)
@@ -131,7 +181,11 @@ impl Session {
     fn find_recent(&mut self, path: &Path) -> Option<Stat> {
         let tree = &self.settings.tree;
         let stat = self.recent.find(path, tree.changes())?;
-        if tree.is_being_uploaded(path) { None } else { Some(stat) }
+        if tree.is_being_uploaded(path) {
+            None
+        } else {
+            Some(stat)
+        }
     }
 
     /// The one gate: what the user's access does not allow goes no further. READ and WRITE need a handle,
@@ -150,7 +204,10 @@ impl Session {
             return Err(TreeError::Refused("the server is shutting down").into());
         }
         if opens && count >= MAX_HANDLES {
-            return Err(Failure::new(StatusCode::Failure, format!("{count} files are open already")));
+            return Err(Failure::new(
+                StatusCode::Failure,
+                format!("{count} files are open already"),
+            ));
         }
         Ok(())
     }
@@ -158,7 +215,13 @@ impl Session {
     fn add(&mut self, id: u32, handle: Handle, place: OwnedSemaphorePermit) -> Answer {
         self.next_handle += 1;
         let name = format!("{:x}", self.next_handle);
-        self.handles.insert(name.clone(), OpenHandle { handle, _place: place });
+        self.handles.insert(
+            name.clone(),
+            OpenHandle {
+                handle,
+                _place: place,
+            },
+        );
         Ok(Some(protocol::Handle { id, handle: name }.into()))
     }
 
@@ -173,23 +236,49 @@ impl Session {
     /// A place for a file that is going to be written.
     fn take_upload_place(&self) -> Result<UploadPlace, Failure> {
         let full = |whose| {
-            let why = format!("{whose} open for writing as the memory allows (--max-uploads): try again later");
+            let why = format!(
+                "{whose} open for writing as the memory allows (--max-uploads): try again later"
+            );
             Failure::new(StatusCode::Failure, why)
         };
-        let user = self.settings.limits.open_upload().ok_or_else(|| full("this user has as many files"))?;
+        let user = self
+            .settings
+            .limits
+            .open_upload()
+            .ok_or_else(|| full("this user has as many files"))?;
         let server = self.settings.uploads.clone().try_acquire_owned();
         let server = server.map_err(|_| full("the server has as many files"))?;
-        Ok(UploadPlace { _server: server, _user: user })
+        Ok(UploadPlace {
+            _server: server,
+            _user: user,
+        })
     }
 
-    async fn open(&mut self, Open { id, filename, pflags: flags, .. }: Open) -> Answer {
+    async fn open(
+        &mut self,
+        Open {
+            id,
+            filename,
+            pflags: flags,
+            ..
+        }: Open,
+    ) -> Answer {
         let (path, changes) = (Path::parse(&filename)?, flags.intersects(CHANGES));
-        let transfer = format!("{}: {} {:?}", self.settings.who, if changes { "put" } else { "get" }, path.as_str());
+        let transfer = format!(
+            "{}: {} {:?}",
+            self.settings.who,
+            if changes { "put" } else { "get" },
+            path.as_str()
+        );
         let place = self.take_place()?;
         if !changes {
             let limits = self.limits.clone();
             let log = move |summary| note_download(&transfer, summary);
-            let download = self.settings.tree.open_read(&path, limits, self.replies.clone(), log).await?;
+            let download = self
+                .settings
+                .tree
+                .open_read(&path, limits, self.replies.clone(), log)
+                .await?;
             return self.add(id, Handle::Reader(download), place);
         }
         let mode = WriteMode {
@@ -201,7 +290,17 @@ impl Session {
         let log = move |summary| note_upload(&transfer, summary);
         let upload = self.settings.tree.open_write(&path, mode, log).await?;
         let append = flags.contains(OpenFlags::APPEND);
-        self.add(id, Handle::Writer { upload, path, append, place: upload_place, queued_reads: None }, place)
+        self.add(
+            id,
+            Handle::Writer {
+                upload,
+                path,
+                append,
+                place: upload_place,
+                queued_reads: None,
+            },
+            place,
+        )
     }
 
     async fn close(&mut self, id: u32, handle: &str) -> Answer {
@@ -228,11 +327,20 @@ impl Session {
     }
 
     /// `memory` is what the data takes, until it is part of the upload.
-    async fn write(&mut self, id: u32, handle: &str, offset: u64, data: Pieces, memory: RequestMemory) -> Answer {
+    async fn write(
+        &mut self,
+        id: u32,
+        handle: &str,
+        offset: u64,
+        data: Pieces,
+        memory: RequestMemory,
+    ) -> Answer {
         match self.find(handle) {
             Some(Handle::Writer { upload, append, .. }) => {
                 let data = memory.hold(data.into_iter().collect());
-                upload.write((!append).then_some(offset), data, self.outcome(id, ())).await;
+                upload
+                    .write((!append).then_some(offset), data, self.outcome(id, ()))
+                    .await;
                 Ok(None)
             }
             Some(Handle::Reader(_)) => Err(denied(NOT_FOR_WRITING)),
@@ -241,29 +349,66 @@ impl Session {
     }
 
     async fn read(&mut self, id: u32, request: &Read) -> Answer {
-        let read = download::Read { id, offset: request.offset, len: request.len.min(MAX_DATA) };
-        let is_queued = match self.handles.get_mut(&request.handle).map(|open| &mut open.handle) {
+        let read = download::Read {
+            id,
+            offset: request.offset,
+            len: request.len.min(MAX_DATA),
+        };
+        let is_queued = match self
+            .handles
+            .get_mut(&request.handle)
+            .map(|open| &mut open.handle)
+        {
             Some(Handle::Directory { .. }) | None => return Err(BAD_HANDLE.into()),
-            Some(Handle::Writer { .. }) if self.settings.access == Access::WriteOnly => return Err(denied(WRITE_ONLY)),
+            Some(Handle::Writer { .. }) if self.settings.access == Access::WriteOnly => {
+                return Err(denied(WRITE_ONLY));
+            }
             // OpenSSH's server answers no bytes with no bytes, wherever they are asked for: Java's streams do, and would
             // take an end of file for the end.
-            Some(_) if read.len == 0 => return Ok(Some(Data { id, data: Vec::new() }.into())),
+            Some(_) if read.len == 0 => {
+                return Ok(Some(
+                    Data {
+                        id,
+                        data: Vec::new(),
+                    }
+                    .into(),
+                ));
+            }
             Some(Handle::Reader(download)) => download.read(read),
-            Some(Handle::Writer { queued_reads: Some(queue), .. }) => queue.push(read),
-            Some(Handle::Writer { upload, queued_reads, .. }) => match self.replies.try_room(read.len) {
+            Some(Handle::Writer {
+                queued_reads: Some(queue),
+                ..
+            }) => queue.push(read),
+            Some(Handle::Writer {
+                upload,
+                queued_reads,
+                ..
+            }) => match self.replies.try_room(read.len) {
                 Some(room) => {
                     let replies = self.replies.clone();
                     let reply = move |result: Result<Bytes, UploadError>| match result {
                         Ok(data) => _ = replies.data(id, vec![data], room),
                         Err(error) => replies.reply(id, Err(error.into())),
                     };
-                    upload.read(read.offset, read.len as usize, Box::new(reply)).await;
+                    upload
+                        .read(read.offset, read.len as usize, Box::new(reply))
+                        .await;
                     true
                 }
-                None => queued_reads.insert(QueuedReads::start(upload, self.replies.clone(), &self.limits)).push(read),
+                None => queued_reads
+                    .insert(QueuedReads::start(
+                        upload,
+                        self.replies.clone(),
+                        &self.limits,
+                    ))
+                    .push(read),
             },
         };
-        if is_queued { Ok(None) } else { Err(TreeError::Refused("too many READs at once").into()) }
+        if is_queued {
+            Ok(None)
+        } else {
+            Err(TreeError::Refused("too many READs at once").into())
+        }
     }
 
     fn fstat(&self, id: u32, handle: &str) -> Answer {
@@ -272,7 +417,13 @@ impl Session {
             Handle::Reader(download) => Stat::from(download.object()),
             Handle::Writer { upload, .. } => Stat::from(upload.progress()),
         };
-        Ok(Some(Attrs { id, attrs: self.view.attributes(&stat) }.into()))
+        Ok(Some(
+            Attrs {
+                id,
+                attrs: self.view.attributes(&stat),
+            }
+            .into(),
+        ))
     }
 
     /// Times, modes and owners have no place in S3: accepted and ignored where the path exists, or `put -p`, WinSCP and
@@ -312,13 +463,19 @@ impl Session {
         if items.is_empty() {
             return Err(Failure::bare(StatusCode::Eof));
         }
-        self.recent.note(path, &items, *age, self.settings.tree.changes());
+        self.recent
+            .note(path, &items, *age, self.settings.tree.changes());
         let files = items.into_iter().map(|item| self.view.file(item)).collect();
         Ok(Some(Name { id, files }.into()))
     }
 
     async fn rename(&mut self, id: u32, from: &str, to: &str, replace: bool) -> Answer {
-        let rename = EarlyRename { id, from: Path::parse(from)?, to: Path::parse(to)?, replace };
+        let rename = EarlyRename {
+            id,
+            from: Path::parse(from)?,
+            to: Path::parse(to)?,
+            replace,
+        };
         let rename = match written_paths(&self.handles).any(|path| rename.concerns(path)) {
             true => match self.early_renames.keep(rename) {
                 Ok(()) => return Ok(None),
@@ -334,7 +491,15 @@ impl Session {
     pub(super) async fn finish_early_renames(&mut self) {
         loop {
             let due = self.early_renames.take_due(written_paths(&self.handles));
-            let Some(EarlyRename { id, from, to, replace }) = due else { return };
+            let Some(EarlyRename {
+                id,
+                from,
+                to,
+                replace,
+            }) = due
+            else {
+                return;
+            };
             let answer = match caught(self.settings.tree.rename(&from, &to, replace)).await {
                 Ok(renamed) => done(id, renamed),
                 Err(panic) => Err(Failure::new(StatusCode::Failure, panic)),
@@ -348,7 +513,15 @@ impl Session {
         let mut text = || string(&mut data).ok_or(TreeError::BadPath("malformed extended request"));
         match request {
             // The longest packet, READ and WRITE, and the most handles.
-            LIMITS => numbers(id, &[MAX_PACKET as u64, MAX_DATA.into(), MAX_DATA.into(), MAX_HANDLES as u64]),
+            LIMITS => numbers(
+                id,
+                &[
+                    MAX_PACKET as u64,
+                    MAX_DATA.into(),
+                    MAX_DATA.into(),
+                    MAX_HANDLES as u64,
+                ],
+            ),
             POSIX_RENAME => self.rename(id, &text()?, &text()?, true).await,
             STATVFS => self.statvfs(id),
             FSTATVFS if self.handles.contains_key(&text()?) => self.statvfs(id),
@@ -371,7 +544,22 @@ impl Session {
         // SSH_FXE_STATVFS_ST_RDONLY and _NOSUID.
         let flags = u64::from(self.settings.access == Access::ReadOnly) | 2;
         // Sizes of blocks and fragments; blocks and inodes: all, free, available; file system id, flags, longest name.
-        numbers(id, &[BLOCK, BLOCK, MANY, MANY, MANY, MANY, MANY, MANY, 0, flags, LONGEST_NAME])
+        numbers(
+            id,
+            &[
+                BLOCK,
+                BLOCK,
+                MANY,
+                MANY,
+                MANY,
+                MANY,
+                MANY,
+                MANY,
+                0,
+                flags,
+                LONGEST_NAME,
+            ],
+        )
     }
 }
 
@@ -443,21 +631,43 @@ fn denied(why: &str) -> Failure {
 
 fn done<E: Into<Failure>>(id: u32, result: Result<(), E>) -> Answer {
     result.map_err(E::into)?;
-    Ok(Some(Packet::status(id, StatusCode::Ok, status_words(StatusCode::Ok), "en")))
+    Ok(Some(Packet::status(
+        id,
+        StatusCode::Ok,
+        status_words(StatusCode::Ok),
+        "en",
+    )))
 }
 
 fn name(id: u32, path: &str) -> Answer {
-    Ok(Some(Name { id, files: vec![File::dummy(Path::parse(path)?.as_str())] }.into()))
+    Ok(Some(
+        Name {
+            id,
+            files: vec![File::dummy(Path::parse(path)?.as_str())],
+        }
+        .into(),
+    ))
 }
 
 /// The reply of an extension that consists of numbers.
 fn numbers(id: u32, fields: &[u64]) -> Answer {
-    let data = fields.iter().flat_map(|field| field.to_be_bytes()).collect();
+    let data = fields
+        .iter()
+        .flat_map(|field| field.to_be_bytes())
+        .collect();
     Ok(Some(ExtendedReply { id, data }.into()))
 }
 
 /// The log's line and the figures, of the same summary.
-fn note_upload(put: &str, upload::Summary { bytes, parts, took, result }: upload::Summary) {
+fn note_upload(
+    put: &str,
+    upload::Summary {
+        bytes,
+        parts,
+        took,
+        result,
+    }: upload::Summary,
+) {
     let seconds = took.as_secs_f64();
     let outcome = match result {
         Some(Ok(())) => {
@@ -469,7 +679,9 @@ fn note_upload(put: &str, upload::Summary { bytes, parts, took, result }: upload
             "failed"
         }
         None => {
-            log::warn!("{put} forced to end after {bytes} bytes {seconds:.3} s: nothing was stored");
+            log::warn!(
+                "{put} forced to end after {bytes} bytes {seconds:.3} s: nothing was stored"
+            );
             "cut_off"
         }
     };
@@ -477,13 +689,25 @@ fn note_upload(put: &str, upload::Summary { bytes, parts, took, result }: upload
 }
 
 /// As [`note_upload`]. A client that stops reading in mid-file is no failure: that is how `tail` and previews look.
-fn note_download(get: &str, download::Summary { bytes, requests, took, error }: download::Summary) {
+fn note_download(
+    get: &str,
+    download::Summary {
+        bytes,
+        requests,
+        took,
+        error,
+    }: download::Summary,
+) {
     let seconds = took.as_secs_f64();
     match &error {
         None => log::info!("{get} {bytes} bytes {requests} requests {seconds:.3} s"),
         Some(error) => log::warn!("{get} failed after {bytes} bytes {seconds:.3} s: {error}"),
     }
-    count("download", if error.is_some() { "failed" } else { "ok" }, bytes);
+    count(
+        "download",
+        if error.is_some() { "failed" } else { "ok" },
+        bytes,
+    );
 }
 
 fn count(direction: &'static str, result: &'static str, bytes: u64) {

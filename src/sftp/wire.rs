@@ -69,7 +69,10 @@ impl Pieces {
     fn push(&mut self, mut piece: Bytes) {
         self.len += piece.len();
         // A client that sends byte by byte shall not cost a hundred times that.
-        if let Some(last) = self.pieces.pop_back_if(|last| last.len() + piece.len() <= SMALL) {
+        if let Some(last) = self
+            .pieces
+            .pop_back_if(|last| last.len() + piece.len() <= SMALL)
+        {
             piece = [last, piece].concat().into();
         }
         self.pieces.push_back(piece);
@@ -82,7 +85,10 @@ impl Pieces {
 
     /// Splits off the first bytes, that many at most.
     fn take(&mut self, len: usize) -> Pieces {
-        let mut taken = Pieces { pieces: VecDeque::new(), len: len.min(self.len) };
+        let mut taken = Pieces {
+            pieces: VecDeque::new(),
+            len: len.min(self.len),
+        };
         self.len -= taken.len;
         let mut left = taken.len;
         while let Some(first) = self.pieces.front_mut().filter(|_| left > 0) {
@@ -117,7 +123,9 @@ impl Inbox {
 
     /// The next whole request, if there is one: its id, what it asks for, and its length in bytes.
     pub fn next(&mut self) -> Result<Option<(u32, Request, usize)>, Fatal> {
-        let Ok(length) = self.bytes.start(4).try_get_u32() else { return Ok(None) };
+        let Ok(length) = self.bytes.start(4).try_get_u32() else {
+            return Ok(None);
+        };
         let length = match length as usize {
             length @ ..5 => return Err(Fatal::TooShort(length)),
             length @ 5..=MAX_PACKET => length,
@@ -138,7 +146,9 @@ fn decode(packet: Pieces) -> (u32, Request) {
     let request = match kind {
         INIT => Some(Request::Init),
         WRITE => write(packet),
-        3..=20 | 200 => Packet::try_from(&mut packet.start(MAX_PACKET).freeze()).ok().map(Request::Packet),
+        3..=20 | 200 => Packet::try_from(&mut packet.start(MAX_PACKET).freeze())
+            .ok()
+            .map(Request::Packet),
         other => Some(Request::Unknown(other)),
     };
     (id, request.unwrap_or(Request::Malformed))
@@ -152,7 +162,11 @@ fn write(mut packet: Pieces) -> Option<Request> {
     let (handle, offset) = (string(&mut header)?, header.try_get_u64().ok()?);
     let data = header.try_get_u32().ok()? as usize;
     packet.take(length - header.len());
-    (data <= packet.len()).then(|| Request::Write { handle, offset, data: packet.take(data) })
+    (data <= packet.len()).then(|| Request::Write {
+        handle,
+        offset,
+        data: packet.take(data),
+    })
 }
 
 /// A length and so many bytes.
@@ -191,13 +205,20 @@ mod tests {
     }
 
     fn all(inbox: &mut Inbox) -> Vec<(u32, Request)> {
-        std::iter::from_fn(|| inbox.next().unwrap()).map(|(id, request, _)| (id, request)).collect()
+        std::iter::from_fn(|| inbox.next().unwrap())
+            .map(|(id, request, _)| (id, request))
+            .collect()
     }
 
     #[test]
     fn requests_are_found_however_the_bytes_are_cut() {
         let data: Vec<u8> = (0..1000u32).map(|n| n as u8).collect();
-        let stream = [write_packet(7, 99, &data), packet(99, 8, b"??"), packet(4, 9, &[0, 0, 0, 1, b'x'])].concat();
+        let stream = [
+            write_packet(7, 99, &data),
+            packet(99, 8, b"??"),
+            packet(4, 9, &[0, 0, 0, 1, b'x']),
+        ]
+        .concat();
         for cut in [1, 2, 3, 7, 100, stream.len()] {
             let mut inbox = Inbox::default();
             let mut found = Vec::new();
@@ -205,9 +226,24 @@ mod tests {
                 inbox.push(Bytes::copy_from_slice(chunk));
                 found.extend(all(&mut inbox));
             }
-            let [first, second, third] = &found[..] else { panic!("{found:?}") };
-            let (7, Request::Write { handle, offset: 99, data: got }) = first else { panic!("{first:?}") };
-            assert_eq!((handle.as_str(), &got.start(MAX_PACKET)[..]), ("h1", &data[..]));
+            let [first, second, third] = &found[..] else {
+                panic!("{found:?}")
+            };
+            let (
+                7,
+                Request::Write {
+                    handle,
+                    offset: 99,
+                    data: got,
+                },
+            ) = first
+            else {
+                panic!("{first:?}")
+            };
+            assert_eq!(
+                (handle.as_str(), &got.start(MAX_PACKET)[..]),
+                ("h1", &data[..])
+            );
             assert!(matches!(second, (8, Request::Unknown(99))));
             assert!(matches!(third, (9, Request::Packet(Packet::Close(_)))));
         }
@@ -217,8 +253,16 @@ mod tests {
     fn bytes_one_by_one_cost_little_more_than_together() {
         let mut pieces = Pieces::default();
         (0..100_000u32).for_each(|n| pieces.push(Bytes::copy_from_slice(&[n as u8])));
-        assert!(pieces.pieces.len() <= 2 + 2 * 100_000 / SMALL, "{}", pieces.pieces.len());
-        assert!((0..100_000u32).map(|n| n as u8).eq(pieces.into_iter().flatten()));
+        assert!(
+            pieces.pieces.len() <= 2 + 2 * 100_000 / SMALL,
+            "{}",
+            pieces.pieces.len()
+        );
+        assert!(
+            (0..100_000u32)
+                .map(|n| n as u8)
+                .eq(pieces.into_iter().flatten())
+        );
     }
 
     #[test]
@@ -235,9 +279,11 @@ mod tests {
 
     #[test]
     fn impossible_lengths_end_the_stream() {
-        for (length, error) in
-            [(MAX_PACKET + 1, Fatal::TooLong(MAX_PACKET + 1)), (4, Fatal::TooShort(4)), (0, Fatal::TooShort(0))]
-        {
+        for (length, error) in [
+            (MAX_PACKET + 1, Fatal::TooLong(MAX_PACKET + 1)),
+            (4, Fatal::TooShort(4)),
+            (0, Fatal::TooShort(0)),
+        ] {
             let mut inbox = Inbox::default();
             inbox.push(Bytes::copy_from_slice(&(length as u32).to_be_bytes()));
             assert_eq!(inbox.next().unwrap_err(), error);

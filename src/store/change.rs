@@ -36,7 +36,14 @@ pub async fn complete(
     condition: &Condition,
 ) -> Result<String> {
     let kept = store.conditions();
-    check_before(store, key, condition, kept.complete_absent, kept.complete_unchanged).await?;
+    check_before(
+        store,
+        key,
+        condition,
+        kept.complete_absent,
+        kept.complete_unchanged,
+    )
+    .await?;
     let made = store.complete(key, upload_id, parts, condition).await;
     confirm_write(store, key, made, write_id).await
 }
@@ -55,15 +62,29 @@ pub struct Copied {
 
 /// Copies this version of an object. Errors: `NotFound` and `Precondition` for a source that is not there any more in this
 /// version, or a target that is not as the condition says; `TooLarge`.
-pub async fn copy(store: &dyn Store, from: &Key, version: &Object, to: &Key, condition: &Condition) -> Result<Copied> {
+pub async fn copy(
+    store: &dyn Store,
+    from: &Key,
+    version: &Object,
+    to: &Key,
+    condition: &Condition,
+) -> Result<Copied> {
     let kept = store.conditions();
     if !kept.copy_source && store.head(from).await?.etag != version.etag {
         return Err(StoreError::Precondition);
     }
     check_before(store, to, condition, kept.copy_absent, false).await?;
-    let source = CopySource { key: from, etag: &version.etag, storage_class: version.storage_class.as_deref() };
+    let source = CopySource {
+        key: from,
+        etag: &version.etag,
+        storage_class: version.storage_class.as_deref(),
+    };
     match store.copy(source, to, condition).await {
-        Ok(etag) => Ok(Copied { etag: etag.into(), write_id: None, is_ours: true }),
+        Ok(etag) => Ok(Copied {
+            etag: etag.into(),
+            write_id: None,
+            is_ours: true,
+        }),
         Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) => {
             find_copy(store, from, version, to).await.ok_or(doubt)
         }
@@ -77,13 +98,21 @@ async fn find_copy(store: &dyn Store, from: &Key, version: &Object, to: &Key) ->
     // A version that came from a listing has no write id yet.
     let version = match version.attributes {
         Some(_) => version.clone(),
-        None => store.head(from).await.ok().filter(|now| now.etag == version.etag)?,
+        None => store
+            .head(from)
+            .await
+            .ok()
+            .filter(|now| now.etag == version.etag)?,
     };
     if !is_copy(&found, &version) {
         return None;
     }
     let write_id = found.write_id().map(Box::from);
-    Some(Copied { etag: found.etag.into(), write_id, is_ours: false })
+    Some(Copied {
+        etag: found.etag.into(),
+        write_id,
+        is_ours: false,
+    })
 }
 
 /// Whether an object has the content of this version of another one, as far as can be told without reading it.
@@ -132,7 +161,12 @@ async fn check_before(
 }
 
 /// Decides a write without a clear answer by the id of the object that is there.
-async fn confirm_write(store: &dyn Store, key: &Key, made: Result<String>, id: &WriteId) -> Result<String> {
+async fn confirm_write(
+    store: &dyn Store,
+    key: &Key,
+    made: Result<String>,
+    id: &WriteId,
+) -> Result<String> {
     let doubt = match made {
         Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) => doubt,
         made => return made,

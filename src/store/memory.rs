@@ -39,12 +39,25 @@ impl MemoryStore {
 }
 
 impl State {
-    fn insert(&mut self, key: &Key, content: Vec<Bytes>, etag: String, attributes: Arc<Attributes>) -> String {
+    fn insert(
+        &mut self,
+        key: &Key,
+        content: Vec<Bytes>,
+        etag: String,
+        attributes: Arc<Attributes>,
+    ) -> String {
         let size = content.iter().map(|piece| piece.len() as u64).sum();
         let storage_class = attributes.storage_class.clone();
         let modified = SystemTime::now();
-        let object = Object { size, etag: etag.clone(), modified, storage_class, attributes: Some(attributes) };
-        self.objects.insert(key.as_str().to_owned(), (content, object));
+        let object = Object {
+            size,
+            etag: etag.clone(),
+            modified,
+            storage_class,
+            attributes: Some(attributes),
+        };
+        self.objects
+            .insert(key.as_str().to_owned(), (content, object));
         etag
     }
 
@@ -52,7 +65,9 @@ impl State {
         match (condition, self.objects.get(key.as_str())) {
             (Condition::None, _) | (Condition::Absent, None) => Ok(()),
             (Condition::Unchanged(etag), Some((_, object))) if object.etag == *etag => Ok(()),
-            (Condition::Absent, Some(_)) | (Condition::Unchanged(_), _) => Err(StoreError::Precondition),
+            (Condition::Absent, Some(_)) | (Condition::Unchanged(_), _) => {
+                Err(StoreError::Precondition)
+            }
         }
     }
 
@@ -80,12 +95,20 @@ impl Store for MemoryStore {
         let state = self.state();
         match state.find(key)? {
             (_, object) if object.etag != etag => Err(StoreError::Precondition),
-            (_, object) if object.size < range.end => Err(StoreError::Other("range beyond the object".into())),
+            (_, object) if object.size < range.end => {
+                Err(StoreError::Other("range beyond the object".into()))
+            }
             (content, _) => Ok(cut(content, range).collect()),
         }
     }
 
-    async fn put(&self, key: &Key, body: Bytes, attributes: &Attributes, condition: &Condition) -> Result<String> {
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<String> {
         let etag = etag_of(&body);
         let mut state = self.state();
         state.check(key, condition)?;
@@ -123,7 +146,9 @@ impl Store for MemoryStore {
         let state = self.state();
         let mut from = request.after.unwrap_or_else(|| prefix.to_owned());
         while let Some((key, (_, object))) = state.objects.range(from..).next() {
-            let Some(rest) = key.strip_prefix(prefix) else { break };
+            let Some(rest) = key.strip_prefix(prefix) else {
+                break;
+            };
             if page.entries.len() == request.limit {
                 page.next = Some(key.clone());
                 break;
@@ -136,7 +161,10 @@ impl Store for MemoryStore {
                 }
                 None => {
                     from = format!("{key}\0");
-                    let listed = Object { attributes: None, ..object.clone() };
+                    let listed = Object {
+                        attributes: None,
+                        ..object.clone()
+                    };
                     page.entries.push(Entry::Object(key.clone(), listed));
                 }
             }
@@ -148,42 +176,85 @@ impl Store for MemoryStore {
         let mut state = self.state();
         state.next_upload += 1;
         let id = state.next_upload.to_string();
-        let upload = Upload { attributes: Arc::new(attributes.clone()), parts: HashMap::new() };
+        let upload = Upload {
+            attributes: Arc::new(attributes.clone()),
+            parts: HashMap::new(),
+        };
         state.uploads.insert(id.clone(), upload);
         Ok(id)
     }
 
-    async fn upload_part(&self, _key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part> {
+    async fn upload_part(
+        &self,
+        _key: &Key,
+        upload_id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> Result<Part> {
         let etag = part_etag(upload_id, number, &body);
-        let part = Part { number, size: body.len() as u64, etag, checksum: None };
+        let part = Part {
+            number,
+            size: body.len() as u64,
+            etag,
+            checksum: None,
+        };
         let mut state = self.state();
-        state.uploads.get_mut(upload_id).ok_or_else(no_such_upload)?.parts.insert(number, body);
+        state
+            .uploads
+            .get_mut(upload_id)
+            .ok_or_else(no_such_upload)?
+            .parts
+            .insert(number, body);
         Ok(part)
     }
 
-    async fn copy_part(&self, key: &Key, upload_id: &str, number: u32, from: PartSource<'_>) -> Result<Part> {
+    async fn copy_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        from: PartSource<'_>,
+    ) -> Result<Part> {
         let body = self.get(from.key, from.range, from.etag).await?;
-        self.upload_part(key, upload_id, number, body.concat().into()).await
+        self.upload_part(key, upload_id, number, body.concat().into())
+            .await
     }
 
-    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: &Condition) -> Result<String> {
+    async fn complete(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<String> {
         let mut state = self.state();
         let upload = state.uploads.get(upload_id).ok_or_else(no_such_upload)?;
         let attributes = upload.attributes.clone();
         let mut pieces = Vec::with_capacity(parts.len());
         let mut before: Option<&Part> = None;
         for part in parts {
-            let in_order = before.is_none_or(|before| before.number < part.number && before.size >= MIN_PART);
+            let in_order =
+                before.is_none_or(|before| before.number < part.number && before.size >= MIN_PART);
             match upload.parts.get(&part.number) {
                 Some(body) if in_order && part.etag == part_etag(upload_id, part.number, body) => {
                     pieces.push(body.clone());
                 }
-                Some(_) | None => return Err(StoreError::Other(format!("part {} is invalid", part.number))),
+                Some(_) | None => {
+                    return Err(StoreError::Other(format!(
+                        "part {} is invalid",
+                        part.number
+                    )));
+                }
             }
             before = Some(part);
         }
         state.check(key, condition)?;
-        let etag = state.insert(key, pieces, format!("\"{upload_id}-{}\"", parts.len()), attributes);
+        let etag = state.insert(
+            key,
+            pieces,
+            format!("\"{upload_id}-{}\"", parts.len()),
+            attributes,
+        );
         state.uploads.remove(upload_id);
         Ok(etag)
     }

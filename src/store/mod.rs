@@ -105,7 +105,9 @@ impl Attributes {
     pub fn with_new_write_id(&self) -> (Attributes, WriteId) {
         let id = WriteId(format!("{:032x}", rand::random::<u128>()));
         let mut attributes = self.clone();
-        attributes.metadata.insert(WRITE_ID.to_owned(), id.0.clone());
+        attributes
+            .metadata
+            .insert(WRITE_ID.to_owned(), id.0.clone());
         (attributes, id)
     }
 }
@@ -250,7 +252,11 @@ pub trait Store: Send + Sync + 'static {
     async fn open(&self, key: &Key, most: u64) -> Result<(Object, Bytes)> {
         let object = self.head(key).await?;
         let first = 0..object.size.min(most);
-        let bytes = if first.is_empty() { Vec::new() } else { self.get(key, first, &object.etag).await? };
+        let bytes = if first.is_empty() {
+            Vec::new()
+        } else {
+            self.get(key, first, &object.etag).await?
+        };
         Ok((object, bytes.concat().into()))
     }
     /// Which conditions hold in this store. Those that don't are looked at before the request by [`change`].
@@ -258,7 +264,13 @@ pub trait Store: Send + Sync + 'static {
         KeptConditions::ALL
     }
     /// PutObject: the object's ETag. `Unknown` when the answer was lost: [`change::put`] finds out.
-    async fn put(&self, key: &Key, body: Bytes, attributes: &Attributes, condition: &Condition) -> Result<String>;
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<String>;
     /// DeleteObject. Without a condition a missing object is no error, whatever became of the answer. Under
     /// [`Condition::Unchanged`] the errors are `NotFound` and `Precondition`.
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<()>;
@@ -270,11 +282,29 @@ pub trait Store: Send + Sync + 'static {
     /// CreateMultipartUpload: the upload id.
     async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String>;
     /// UploadPart.
-    async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part>;
+    async fn upload_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> Result<Part>;
     /// UploadPartCopy of a range of at most [`MAX_COPY`] bytes of the version `etag` of `from`.
-    async fn copy_part(&self, key: &Key, upload_id: &str, number: u32, from: PartSource<'_>) -> Result<Part>;
+    async fn copy_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        from: PartSource<'_>,
+    ) -> Result<Part>;
     /// CompleteMultipartUpload: the object's ETag. `Unknown` as for [`Store::put`].
-    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: &Condition) -> Result<String>;
+    async fn complete(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<String>;
     /// AbortMultipartUpload; an upload that is gone is no error.
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()>;
     /// ListMultipartUploads and ListParts: multipart uploads to keys below `prefix` that were begun with the

@@ -20,7 +20,8 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{
-    ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, EncodingType, Initiator, MultipartUpload, StorageClass,
+    ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, EncodingType, Initiator,
+    MultipartUpload, StorageClass,
 };
 use bytes::BytesMut;
 use client::ATTEMPTS;
@@ -49,9 +50,18 @@ impl S3Store {
     async fn uploads(&self, prefix: &Key) -> Result<Vec<MultipartUpload>> {
         let (mut all, mut key, mut id) = (Vec::new(), None, None);
         loop {
-            let request = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(prefix.as_str());
+            let request = self
+                .client
+                .list_multipart_uploads()
+                .bucket(&self.bucket)
+                .prefix(prefix.as_str());
             let request = request.encoding_type(EncodingType::Url);
-            let page = request.set_key_marker(key).set_upload_id_marker(id).send().await.map_err(failed)?;
+            let page = request
+                .set_key_marker(key)
+                .set_upload_id_marker(id)
+                .send()
+                .await
+                .map_err(failed)?;
             let names = Names::of(page.encoding_type.as_ref());
             for mut upload in page.uploads.unwrap_or_default() {
                 upload.key = upload.key.map(|key| names.decode(key)).transpose()?;
@@ -60,7 +70,10 @@ impl S3Store {
             if page.is_truncated != Some(true) {
                 return Ok(all);
             }
-            key = page.next_key_marker.map(|key| names.decode(key)).transpose()?;
+            key = page
+                .next_key_marker
+                .map(|key| names.decode(key))
+                .transpose()?;
             id = page.next_upload_id_marker;
         }
     }
@@ -72,23 +85,41 @@ impl S3Store {
         let id = self.create_upload(&probe, &Attributes::default()).await?;
         let found = self.uploads(&probe).await;
         self.abort(&probe, &id).await?;
-        let ours = found?.into_iter().find(|upload| upload.upload_id() == Some(id.as_str()));
-        let initiator = ours.as_ref().and_then(MultipartUpload::initiator).map(principal);
+        let ours = found?
+            .into_iter()
+            .find(|upload| upload.upload_id() == Some(id.as_str()));
+        let initiator = ours
+            .as_ref()
+            .and_then(MultipartUpload::initiator)
+            .map(principal);
         Ok(initiator.filter(|name| !name.is_empty()))
     }
 
     /// One GetObject of what is missing in `body`.
     async fn get_missing(&self, key: &Key, etag: &str, body: &mut RangeBody) -> Result<Reading> {
         let Range { start, end } = body.missing;
-        let request = self.client.get_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
-        let mut out = request.range(format!("bytes={start}-{}", end - 1)).send().await.map_err(failed)?;
+        let request = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .if_match(etag);
+        let mut out = request
+            .range(format!("bytes={start}-{}", end - 1))
+            .send()
+            .await
+            .map_err(failed)?;
         // Not every store keeps If-Match.
         if out.e_tag.as_deref().map(quoted) != Some(quoted(etag)) {
             return Err(StoreError::Precondition);
         }
         match content_range(out.content_range.as_deref()) {
             Some(found) if found.range == (start..end) => {}
-            Some(_) | None => return Ok(Reading::BrokenOff("another range than was asked for".to_owned())),
+            Some(_) | None => {
+                return Ok(Reading::BrokenOff(
+                    "another range than was asked for".to_owned(),
+                ));
+            }
         }
         while let Some(chunk) = out.body.next().await {
             match chunk {
@@ -108,7 +139,14 @@ impl S3Store {
 
     /// The object as a list of one tells it, where the answer to HEAD is in doubt.
     async fn look_up(&self, key: &Key) -> Result<Object> {
-        let page = self.list(ListRequest { prefix: key, folded: false, after: None, limit: 1 }).await?;
+        let page = self
+            .list(ListRequest {
+                prefix: key,
+                folded: false,
+                after: None,
+                limit: 1,
+            })
+            .await?;
         match page.entries.into_iter().next() {
             Some(Entry::Object(found, object)) if found == key.as_str() => Ok(object),
             _ => Err(StoreError::NotFound),
@@ -117,28 +155,49 @@ impl S3Store {
 
     /// `x-amz-copy-source` is a header: URL-encoded, and without a leading slash.
     fn copy_source(&self, key: &Key) -> String {
-        format!("{}/{}", self.bucket, utf8_percent_encode(key.as_str(), NOT_IN_A_URL_PATH))
+        format!(
+            "{}/{}",
+            self.bucket,
+            utf8_percent_encode(key.as_str(), NOT_IN_A_URL_PATH)
+        )
     }
 }
 
 #[async_trait]
 impl Store for S3Store {
     async fn head(&self, key: &Key) -> Result<Object> {
-        let error = match self.client.head_object().bucket(&self.bucket).key(key.as_str()).send().await {
+        let error = match self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .send()
+            .await
+        {
             Ok(out) => return described(out),
             Err(error) => error,
         };
         // S3 gives no reason for a refused HEAD, so anything in between could have said this.
         let is_explained = match (status(&error), error.raw_response()) {
-            (Some(404), Some(answer)) => answer.headers().iter().any(|(name, _)| name.starts_with("x-amz-")),
+            (Some(404), Some(answer)) => answer
+                .headers()
+                .iter()
+                .any(|(name, _)| name.starts_with("x-amz-")),
             (Some(400), _) => false,
             (_, _) => true,
         };
-        if is_explained { Err(failed(error)) } else { self.look_up(key).await }
+        if is_explained {
+            Err(failed(error))
+        } else {
+            self.look_up(key).await
+        }
     }
 
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
-        let mut body = RangeBody { pieces: Joined::default(), missing: range };
+        let mut body = RangeBody {
+            pieces: Joined::default(),
+            missing: range,
+        };
         // The SDK retries a request, not a body that breaks off: go on where it did.
         let mut pauses = (0..ATTEMPTS - 1).map(|attempt| Duration::from_millis(200 << attempt));
         loop {
@@ -153,19 +212,32 @@ impl Store for S3Store {
     }
 
     async fn open(&self, key: &Key, most: u64) -> Result<(Object, Bytes)> {
-        let request = self.client.get_object().bucket(&self.bucket).key(key.as_str());
+        let request = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key.as_str());
         let mut out = match request.range(format!("bytes=0-{}", most - 1)).send().await {
             // An empty object has no first byte.
-            Err(error) if status(&error) == Some(416) => return Ok((self.head(key).await?, Bytes::new())),
+            Err(error) if status(&error) == Some(416) => {
+                return Ok((self.head(key).await?, Bytes::new()));
+            }
             out => out.map_err(failed)?,
         };
         let found = content_range(out.content_range.as_deref()).ok_or_else(|| missing("size"))?;
         let most = found.size.min(most);
         if found.range != (0..most) {
-            return Err(StoreError::Other("the store answered another range than was asked for".to_owned()));
+            return Err(StoreError::Other(
+                "the store answered another range than was asked for".to_owned(),
+            ));
         }
         let class = out.storage_class.take();
-        let object = object(i64::try_from(found.size).ok(), out.e_tag.take(), out.last_modified, class)?;
+        let object = object(
+            i64::try_from(found.size).ok(),
+            out.e_tag.take(),
+            out.last_modified,
+            class,
+        )?;
         let most = most as usize;
         let mut bytes = BytesMut::with_capacity(most);
         // What a body that breaks off did not bring is asked for again, as the rest of the object is.
@@ -182,8 +254,19 @@ impl Store for S3Store {
         self.conditions
     }
 
-    async fn put(&self, key: &Key, body: Bytes, attributes: &Attributes, condition: &Condition) -> Result<String> {
-        let request = self.client.put_object().bucket(&self.bucket).key(key.as_str()).body(body.into());
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<String> {
+        let request = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .body(body.into());
         let request = request
             .set_content_type(attributes.content_type.clone())
             .set_cache_control(attributes.cache_control.clone())
@@ -197,8 +280,15 @@ impl Store for S3Store {
             .set_if_none_match(if_none_match(condition, kept.put_absent))
             .set_if_match(if_match(condition, kept.put_unchanged))
             .customize();
-        let request = if self.unsigned_payload { request.disable_payload_signing() } else { request };
-        let out = request.send().await.map_err(|error| uncertain_under(condition, error))?;
+        let request = if self.unsigned_payload {
+            request.disable_payload_signing()
+        } else {
+            request
+        };
+        let out = request
+            .send()
+            .await
+            .map_err(|error| uncertain_under(condition, error))?;
         etag(out.e_tag)
     }
 
@@ -212,7 +302,11 @@ impl Store for S3Store {
 
     async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
         let kept = self.conditions;
-        let request = self.client.copy_object().bucket(&self.bucket).key(to.as_str());
+        let request = self
+            .client
+            .copy_object()
+            .bucket(&self.bucket)
+            .key(to.as_str());
         let request = request
             .copy_source(self.copy_source(from.key))
             .set_copy_source_if_match(kept.copy_source.then(|| from.etag.to_owned()))
@@ -230,29 +324,52 @@ impl Store for S3Store {
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
-        let out = self.client.list_objects_v2().bucket(&self.bucket).prefix(request.prefix.as_str());
-        let out = out.set_delimiter(request.folded.then(|| "/".to_owned())).max_keys(request.limit as i32);
+        let out = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(request.prefix.as_str());
+        let out = out
+            .set_delimiter(request.folded.then(|| "/".to_owned()))
+            .max_keys(request.limit as i32);
         // Keys may hold characters that XML can't carry.
         let out = out.encoding_type(EncodingType::Url);
-        let out = out.set_continuation_token(request.after).send().await.map_err(failed)?;
+        let out = out
+            .set_continuation_token(request.after)
+            .send()
+            .await
+            .map_err(failed)?;
         let names = Names::of(out.encoding_type.as_ref());
         let mut entries = Vec::with_capacity(out.contents().len() + out.common_prefixes().len());
         for found in out.contents.unwrap_or_default() {
             if let Some(key) = found.key {
-                let class = found.storage_class.map(|class| StorageClass::from(class.as_str()));
+                let class = found
+                    .storage_class
+                    .map(|class| StorageClass::from(class.as_str()));
                 let object = object(found.size, found.e_tag, found.last_modified, class)?;
                 entries.push(Entry::Object(names.decode(key)?, object));
             }
         }
-        for prefix in out.common_prefixes.unwrap_or_default().into_iter().filter_map(|found| found.prefix) {
+        for prefix in out
+            .common_prefixes
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|found| found.prefix)
+        {
             entries.push(Entry::Prefix(names.decode(prefix)?));
         }
-        let next = out.next_continuation_token.filter(|_| out.is_truncated == Some(true));
+        let next = out
+            .next_continuation_token
+            .filter(|_| out.is_truncated == Some(true));
         Ok(Page { entries, next })
     }
 
     async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
-        let out = self.client.create_multipart_upload().bucket(&self.bucket).key(key.as_str());
+        let out = self
+            .client
+            .create_multipart_upload()
+            .bucket(&self.bucket)
+            .key(key.as_str());
         let out = out
             .set_content_type(attributes.content_type.clone())
             .set_cache_control(attributes.cache_control.clone())
@@ -270,33 +387,87 @@ impl Store for S3Store {
             .ok_or_else(|| missing("upload id"))
     }
 
-    async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part> {
+    async fn upload_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> Result<Part> {
         let size = body.len() as u64;
-        let request = self.client.upload_part().bucket(&self.bucket).key(key.as_str()).upload_id(upload_id);
-        let request = request.part_number(number as i32).body(body.into()).customize();
-        let request = if self.unsigned_payload { request.disable_payload_signing() } else { request };
+        let request = self
+            .client
+            .upload_part()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .upload_id(upload_id);
+        let request = request
+            .part_number(number as i32)
+            .body(body.into())
+            .customize();
+        let request = if self.unsigned_payload {
+            request.disable_payload_signing()
+        } else {
+            request
+        };
         let out = request.send().await.map_err(failed)?;
         part(number, size, out.e_tag, out.checksum_crc32)
     }
 
-    async fn copy_part(&self, key: &Key, upload_id: &str, number: u32, from: PartSource<'_>) -> Result<Part> {
+    async fn copy_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        from: PartSource<'_>,
+    ) -> Result<Part> {
         let size = from.range.end - from.range.start;
-        let request = self.client.upload_part_copy().bucket(&self.bucket).key(key.as_str()).upload_id(upload_id);
-        let request = request.part_number(number as i32).copy_source(self.copy_source(from.key));
+        let request = self
+            .client
+            .upload_part_copy()
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .upload_id(upload_id);
+        let request = request
+            .part_number(number as i32)
+            .copy_source(self.copy_source(from.key));
         let request = request.copy_source_if_match(from.etag);
-        let request = request.copy_source_range(format!("bytes={}-{}", from.range.start, from.range.end - 1));
-        let result = request.send().await.map_err(failed)?.copy_part_result.ok_or_else(|| missing("result"))?;
+        let request =
+            request.copy_source_range(format!("bytes={}-{}", from.range.start, from.range.end - 1));
+        let result = request
+            .send()
+            .await
+            .map_err(failed)?
+            .copy_part_result
+            .ok_or_else(|| missing("result"))?;
         part(number, size, result.e_tag, result.checksum_crc32)
     }
 
-    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: &Condition) -> Result<String> {
+    async fn complete(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<String> {
         let sent = |part: &Part| {
-            let sent = CompletedPart::builder().part_number(part.number as i32).e_tag(part.etag.clone());
+            let sent = CompletedPart::builder()
+                .part_number(part.number as i32)
+                .e_tag(part.etag.clone());
             sent.set_checksum_crc32(part.checksum.clone()).build()
         };
-        let (list, size) = (parts.iter().map(sent), parts.iter().map(|part| part.size).sum::<u64>());
-        let list = CompletedMultipartUpload::builder().set_parts(Some(list.collect())).build();
-        let request = self.client.complete_multipart_upload().bucket(&self.bucket).key(key.as_str());
+        let (list, size) = (
+            parts.iter().map(sent),
+            parts.iter().map(|part| part.size).sum::<u64>(),
+        );
+        let list = CompletedMultipartUpload::builder()
+            .set_parts(Some(list.collect()))
+            .build();
+        let request = self
+            .client
+            .complete_multipart_upload()
+            .bucket(&self.bucket)
+            .key(key.as_str());
         let kept = self.conditions;
         let request = request
             .upload_id(upload_id)
@@ -305,12 +476,19 @@ impl Store for S3Store {
             .set_if_match(if_match(condition, kept.complete_unchanged))
             // S3 refuses to make an object of any other size.
             .mpu_object_size(size as i64);
-        let out = request.send().await.map_err(|error| uncertain_under(condition, error))?;
+        let out = request
+            .send()
+            .await
+            .map_err(|error| uncertain_under(condition, error))?;
         etag(out.e_tag)
     }
 
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()> {
-        let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key.as_str());
+        let request = self
+            .client
+            .abort_multipart_upload()
+            .bucket(&self.bucket)
+            .key(key.as_str());
         match request.upload_id(upload_id).send().await {
             Ok(_) => Ok(()),
             Err(error) if error.code() == Some("NoSuchUpload") => Ok(()),
@@ -319,8 +497,9 @@ impl Store for S3Store {
     }
 
     async fn stale_uploads(&self, prefix: &Key, before: SystemTime) -> Result<Vec<StaleUpload>> {
-        let old =
-            |time: Option<&DateTime>| time.is_some_and(|time| SystemTime::try_from(*time).is_ok_and(|t| t < before));
+        let old = |time: Option<&DateTime>| {
+            time.is_some_and(|time| SystemTime::try_from(*time).is_ok_and(|t| t < before))
+        };
         let mut begun = self.uploads(prefix).await?;
         begun.retain(|upload| old(upload.initiated()));
         let mut stale = Vec::new();
@@ -328,12 +507,23 @@ impl Store for S3Store {
             return Ok(stale);
         }
         // Where uploads have no initiator, those of other programs can't be told apart.
-        let Some(us) = self.initiator(prefix).await? else { return Ok(stale) };
-        let is_ours = |upload: &&MultipartUpload| upload.initiator().map(principal).as_ref() == Some(&us);
+        let Some(us) = self.initiator(prefix).await? else {
+            return Ok(stale);
+        };
+        let is_ours =
+            |upload: &&MultipartUpload| upload.initiator().map(principal).as_ref() == Some(&us);
         for upload in begun.iter().filter(is_ours) {
-            let Some((key, id)) = upload.key().and_then(Key::new).zip(upload.upload_id()) else { continue };
-            let parts = self.client.list_parts().bucket(&self.bucket).key(key.as_str()).upload_id(id);
-            let parts: std::result::Result<Vec<_>, _> = parts.into_paginator().items().send().collect().await;
+            let Some((key, id)) = upload.key().and_then(Key::new).zip(upload.upload_id()) else {
+                continue;
+            };
+            let parts = self
+                .client
+                .list_parts()
+                .bucket(&self.bucket)
+                .key(key.as_str())
+                .upload_id(id);
+            let parts: std::result::Result<Vec<_>, _> =
+                parts.into_paginator().items().send().collect().await;
             let parts = match parts {
                 // It has ended meanwhile.
                 Err(error) if error.code() == Some("NoSuchUpload") => continue,
@@ -341,10 +531,17 @@ impl Store for S3Store {
             };
             if parts.iter().all(|part| old(part.last_modified())) {
                 let sent = parts.into_iter().map(|sent| {
-                    let (number, size) = (sent.part_number.unwrap_or_default(), sent.size.unwrap_or_default());
+                    let (number, size) = (
+                        sent.part_number.unwrap_or_default(),
+                        sent.size.unwrap_or_default(),
+                    );
                     part(number as u32, size as u64, sent.e_tag, sent.checksum_crc32)
                 });
-                stale.push(StaleUpload { key, id: id.to_owned(), parts: sent.collect::<Result<_>>()? });
+                stale.push(StaleUpload {
+                    key,
+                    id: id.to_owned(),
+                    parts: sent.collect::<Result<_>>()?,
+                });
             }
         }
         Ok(stale)
@@ -384,13 +581,19 @@ impl Joined {
     }
 
     fn finish(mut self) -> Vec<Bytes> {
-        self.pieces.extend(Some(self.small.freeze()).filter(|small| !small.is_empty()));
+        self.pieces
+            .extend(Some(self.small.freeze()).filter(|small| !small.is_empty()));
         self.pieces
     }
 }
 
 /// All but RFC 3986's unreserved characters and the slash.
-const NOT_IN_A_URL_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+const NOT_IN_A_URL_PATH: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~')
+    .remove(b'/');
 
 /// The header `If-None-Match` of a condition that the store keeps.
 fn if_none_match(condition: &Condition, kept: bool) -> Option<String> {
@@ -421,7 +624,11 @@ where
 
 fn metadata(attributes: &Attributes) -> Option<HashMap<String, String>> {
     let metadata: HashMap<_, _> = attributes.metadata.clone().into_iter().collect();
-    if metadata.is_empty() { None } else { Some(metadata) }
+    if metadata.is_empty() {
+        None
+    } else {
+        Some(metadata)
+    }
 }
 
 fn missing(what: &str) -> StoreError {
@@ -431,11 +638,19 @@ fn missing(what: &str) -> StoreError {
 /// An IAM user, or a role whatever the name of its session is.
 fn principal(initiator: &Initiator) -> String {
     let id = initiator.id().unwrap_or_default();
-    id.rsplit_once('/').filter(|_| id.contains(":assumed-role/")).map_or(id, |(role, _)| role).to_owned()
+    id.rsplit_once('/')
+        .filter(|_| id.contains(":assumed-role/"))
+        .map_or(id, |(role, _)| role)
+        .to_owned()
 }
 
 fn part(number: u32, size: u64, etag: Option<String>, checksum: Option<String>) -> Result<Part> {
-    Ok(Part { number, size, etag: etag.ok_or_else(|| missing("ETag"))?, checksum })
+    Ok(Part {
+        number,
+        size,
+        etag: etag.ok_or_else(|| missing("ETag"))?,
+        checksum,
+    })
 }
 
 /// What an answer tells of an object, without its attributes.
@@ -445,18 +660,33 @@ fn object(
     modified: Option<DateTime>,
     class: Option<StorageClass>,
 ) -> Result<Object> {
-    let size = size.and_then(|size| u64::try_from(size).ok()).ok_or_else(|| missing("size"))?;
-    let modified = modified.and_then(|time| SystemTime::try_from(time).ok()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let size = size
+        .and_then(|size| u64::try_from(size).ok())
+        .ok_or_else(|| missing("size"))?;
+    let modified = modified
+        .and_then(|time| SystemTime::try_from(time).ok())
+        .unwrap_or(SystemTime::UNIX_EPOCH);
     let storage_class = match class {
         None | Some(StorageClass::Standard) => None,
         Some(class) => Some(class.as_str().to_owned()),
     };
-    Ok(Object { size, etag: etag(e_tag)?, modified, storage_class, attributes: None })
+    Ok(Object {
+        size,
+        etag: etag(e_tag)?,
+        modified,
+        storage_class,
+        attributes: None,
+    })
 }
 
 /// What HEAD tells of an object.
 fn described(out: HeadObjectOutput) -> Result<Object> {
-    let mut object = object(out.content_length, out.e_tag, out.last_modified, out.storage_class)?;
+    let mut object = object(
+        out.content_length,
+        out.e_tag,
+        out.last_modified,
+        out.storage_class,
+    )?;
     object.attributes = Some(Arc::new(Attributes {
         content_type: out.content_type,
         cache_control: out.cache_control,
@@ -490,7 +720,10 @@ fn content_range(header: Option<&str>) -> Option<ContentRange> {
     let (range, size) = header?.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let end = last.parse::<u64>().ok()?.checked_add(1)?;
-    Some(ContentRange { range: first.parse().ok()?..end, size: size.parse().ok()? })
+    Some(ContentRange {
+        range: first.parse().ok()?..end,
+        size: size.parse().ok()?,
+    })
 }
 
 /// How names stand in a list.
@@ -503,7 +736,11 @@ enum Names {
 
 impl Names {
     fn of(encoding: Option<&EncodingType>) -> Names {
-        if encoding == Some(&EncodingType::Url) { Names::UrlEncoded } else { Names::Plain }
+        if encoding == Some(&EncodingType::Url) {
+            Names::UrlEncoded
+        } else {
+            Names::Plain
+        }
     }
 
     fn decode(&self, name: String) -> Result<String> {
@@ -512,9 +749,9 @@ impl Names {
             Names::UrlEncoded => {
                 let name = name.replace('+', " ");
                 let decoded = percent_decode_str(&name).decode_utf8();
-                decoded
-                    .map(Into::into)
-                    .map_err(|_| StoreError::Other("the store lists a name that is not UTF-8".into()))
+                decoded.map(Into::into).map_err(|_| {
+                    StoreError::Other("the store lists a name that is not UTF-8".into())
+                })
             }
         }
     }
@@ -527,8 +764,21 @@ mod tests {
     #[test]
     fn content_ranges_are_read_or_refused() {
         let found = content_range(Some("bytes 5-9/20"));
-        assert_eq!(found, Some(ContentRange { range: 5..10, size: 20 }));
-        for odd in ["bytes 5-9/*", "bytes */20", "5-9/20", "bytes 5-/20", "bytes 0-18446744073709551615/20", ""] {
+        assert_eq!(
+            found,
+            Some(ContentRange {
+                range: 5..10,
+                size: 20
+            })
+        );
+        for odd in [
+            "bytes 5-9/*",
+            "bytes */20",
+            "5-9/20",
+            "bytes 5-/20",
+            "bytes 0-18446744073709551615/20",
+            "",
+        ] {
             assert_eq!(content_range(Some(odd)), None, "{odd}");
         }
         assert_eq!(content_range(None), None);
@@ -537,8 +787,14 @@ mod tests {
     #[test]
     fn listed_names_are_decoded_where_they_are_encoded() {
         let encoded = Names::of(Some(&EncodingType::Url));
-        assert_eq!(encoded.decode("a+b%2Bc%01%EF%BF%BE/d%25".to_owned()), Ok("a b+c\u{1}\u{FFFE}/d%".to_owned()));
+        assert_eq!(
+            encoded.decode("a+b%2Bc%01%EF%BF%BE/d%25".to_owned()),
+            Ok("a b+c\u{1}\u{FFFE}/d%".to_owned())
+        );
         assert!(encoded.decode("%FF".to_owned()).is_err());
-        assert_eq!(Names::of(None).decode("a+b%20c".to_owned()), Ok("a+b%20c".to_owned()));
+        assert_eq!(
+            Names::of(None).decode("a+b%20c".to_owned()),
+            Ok("a+b%20c".to_owned())
+        );
     }
 }

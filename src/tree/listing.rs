@@ -135,9 +135,15 @@ impl Listing {
     /// Asks for a page. Also tells whether the store had anything, be it only the directory's own marker.
     async fn fetch(&self, position: &Position) -> Result<(NamePage, bool)> {
         // Before the store is asked: an upload that ends meanwhile is known here, or there, or both.
-        let known = self.local.names_after(&self.prefix, position.after.as_deref(), MAX_PAGE);
-        let request =
-            ListRequest { prefix: &self.prefix, folded: true, after: position.token.clone(), limit: MAX_PAGE };
+        let known = self
+            .local
+            .names_after(&self.prefix, position.after.as_deref(), MAX_PAGE);
+        let request = ListRequest {
+            prefix: &self.prefix,
+            folded: true,
+            after: position.token.clone(),
+            limit: MAX_PAGE,
+        };
         let listed = self.store.list(request).await?;
         let found = !listed.entries.is_empty();
         let mut items = BTreeMap::new();
@@ -160,11 +166,21 @@ impl Listing {
         let known_end = known.entries.keys().next_back().cloned();
         let next = match (listed.next, known_end) {
             // More is known here than fits before the end of the store's page: that page is asked for again.
-            (next, Some(end)) if !known.are_all && (next.is_none() || Some(&end) < listed_end.as_ref()) => {
+            (next, Some(end))
+                if !known.are_all && (next.is_none() || Some(&end) < listed_end.as_ref()) =>
+            {
                 items.retain(|name, _| *name <= end);
-                Some(Position { token: position.token.clone(), after: Some(end), is_continued: true })
+                Some(Position {
+                    token: position.token.clone(),
+                    after: Some(end),
+                    is_continued: true,
+                })
             }
-            (Some(token), _) => Some(Position { token: Some(token), after: listed_end, is_continued: false }),
+            (Some(token), _) => Some(Position {
+                token: Some(token),
+                after: listed_end,
+                is_continued: false,
+            }),
             (None, _) => None,
         };
         for (name, stat) in known.entries {
@@ -191,7 +207,10 @@ impl Drop for Listing {
 }
 
 fn item(name: &str, stat: Stat) -> Item {
-    Item { name: name.trim_end_matches('/').to_owned(), stat }
+    Item {
+        name: name.trim_end_matches('/').to_owned(),
+        stat,
+    }
 }
 
 /// Pages of all directories that are being read. What was not asked for the longest goes first, of the user whose limit is
@@ -258,7 +277,15 @@ impl ListingPages {
         let usage = kept.owners.entry(owner.clone()).or_default();
         usage.bytes += bytes;
         usage.order.insert(used, number);
-        kept.pages.insert(number, KeptPage { page, owner: owner.clone(), bytes, used });
+        kept.pages.insert(
+            number,
+            KeptPage {
+                page,
+                owner: owner.clone(),
+                bytes,
+                used,
+            },
+        );
     }
 }
 

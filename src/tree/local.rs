@@ -99,7 +99,8 @@ impl Local {
 
     /// Remembers a directory of the user with this home. Others that S3 knows, or that are only left over, make room.
     pub fn add_directory(&self, home: &Home, prefix: &Key, made: bool) -> Result<()> {
-        self.tables().add(home.as_str().into(), prefix.as_str(), made)
+        self.tables()
+            .add(home.as_str().into(), prefix.as_str(), made)
     }
 
     /// A file was stored: S3 knows the directories above it from now on.
@@ -116,8 +117,10 @@ impl Local {
     pub fn rename_directories(&self, from: &Key, to: &Key) {
         let mut tables = self.tables();
         let below = tables.directories.range(from.to_string()..);
-        let names: Vec<String> =
-            below.map_while(|(key, _)| key.strip_prefix(from.as_str())).map(str::to_owned).collect();
+        let names: Vec<String> = below
+            .map_while(|(key, _)| key.strip_prefix(from.as_str()))
+            .map(str::to_owned)
+            .collect();
         for name in names {
             if let Some(directory) = tables.forget(&format!("{from}{name}")) {
                 // There is nobody to tell, and it takes more than most of all names that a user may have.
@@ -128,7 +131,10 @@ impl Local {
 
     /// Is this a directory by mkdir?
     pub fn is_made(&self, prefix: &Key) -> bool {
-        self.tables().directories.get(prefix.as_str()).is_some_and(|directory| directory.is_made)
+        self.tables()
+            .directories
+            .get(prefix.as_str())
+            .is_some_and(|directory| directory.is_made)
     }
 
     /// Is this a directory, as far as is known here? One above a known directory, or above an upload, is one too.
@@ -143,13 +149,23 @@ impl Local {
         let mut directories = directories.map_while(|(key, _)| key.strip_prefix(prefix.as_str()));
         let mut uploads = uploads_below(&tables, prefix);
         directories.any(|name| test(name, &Known { upload: None }))
-            || uploads.any(|(name, upload)| test(name, &Known { upload: Some(upload.clone()) }))
+            || uploads.any(|(name, upload)| {
+                test(
+                    name,
+                    &Known {
+                        upload: Some(upload.clone()),
+                    },
+                )
+            })
     }
 
     /// The first names directly inside a directory, behind this one: subdirectories, and the newest upload of each file.
     pub fn names_after(&self, prefix: &Key, after: Option<&str>, limit: usize) -> Names {
         let tables = self.tables();
-        let mut names = Names { entries: BTreeMap::new(), are_all: true };
+        let mut names = Names {
+            entries: BTreeMap::new(),
+            are_all: true,
+        };
         let mut from = start_behind(prefix, after);
         while let Some((name, stat)) = tables.first_name(prefix, &from) {
             if names.entries.len() == limit {
@@ -164,7 +180,10 @@ impl Local {
 
     /// A fresh slot for an upload.
     pub fn upload_slot(&self, file: &Key) -> Slot {
-        (file.to_string(), self.last_upload.fetch_add(1, Ordering::Relaxed) + 1)
+        (
+            file.to_string(),
+            self.last_upload.fetch_add(1, Ordering::Relaxed) + 1,
+        )
     }
 
     /// Shows an upload until its slot is removed.
@@ -188,7 +207,10 @@ impl Local {
 }
 
 /// Uploads to keys that start with `prefix`: the rest of the key, and what is known of it.
-fn uploads_below<'a>(tables: &'a Tables, prefix: &'a Key) -> impl Iterator<Item = (&'a str, &'a Arc<Progress>)> {
+fn uploads_below<'a>(
+    tables: &'a Tables,
+    prefix: &'a Key,
+) -> impl Iterator<Item = (&'a str, &'a Arc<Progress>)> {
     let after = tables.uploads.range((prefix.to_string(), 0)..);
     after.map_while(|((key, _), upload)| Some((key.strip_prefix(prefix.as_str())?, upload)))
 }
@@ -223,7 +245,12 @@ impl Tables {
         }
         self.make_room(&owner, cost(key))?;
         self.last_age += 1;
-        let directory = Directory { is_made: made, is_stored: false, owner, age: self.last_age };
+        let directory = Directory {
+            is_made: made,
+            is_stored: false,
+            owner,
+            age: self.last_age,
+        };
         self.insert(key.to_owned(), directory);
         Ok(())
     }
@@ -243,7 +270,9 @@ impl Tables {
             match victim {
                 Some(key) => drop(self.forget(&key)),
                 None => {
-                    return Err(TreeError::Refused("too many empty directories: they live in the server's memory"));
+                    return Err(TreeError::Refused(
+                        "too many empty directories: they live in the server's memory",
+                    ));
                 }
             }
         }
@@ -294,9 +323,20 @@ impl Tables {
 
     /// The first name directly inside a directory among keys from this one on.
     fn first_name(&self, prefix: &Key, from: &str) -> Option<(String, Stat)> {
-        let directory = self.directories.range(from.to_owned()..).next().map(|(key, _)| key);
-        let upload = self.uploads.range((from.to_owned(), 0)..).next().map(|((key, _), _)| key);
-        let inside = |key: &String| key.strip_prefix(prefix.as_str()).map(|rest| entry_name(rest).to_owned());
+        let directory = self
+            .directories
+            .range(from.to_owned()..)
+            .next()
+            .map(|(key, _)| key);
+        let upload = self
+            .uploads
+            .range((from.to_owned(), 0)..)
+            .next()
+            .map(|((key, _), _)| key);
+        let inside = |key: &String| {
+            key.strip_prefix(prefix.as_str())
+                .map(|rest| entry_name(rest).to_owned())
+        };
         let directory = directory.and_then(inside);
         let upload = upload.and_then(inside);
         let name = match (directory, upload) {
@@ -313,7 +353,10 @@ impl Tables {
 
     fn newest_upload(&self, file: &str) -> Option<&Arc<Progress>> {
         let all = (file.to_owned(), 0)..=(file.to_owned(), u64::MAX);
-        self.uploads.range(all).next_back().map(|(_, upload)| upload)
+        self.uploads
+            .range(all)
+            .next_back()
+            .map(|(_, upload)| upload)
     }
 }
 
@@ -335,7 +378,13 @@ mod tests {
     }
 
     fn fill(local: &Local, user: &str, made: bool) -> usize {
-        (0..200_000).take_while(|n| local.add_directory(&home(user), &long(user, *n), made).is_ok()).count()
+        (0..200_000)
+            .take_while(|n| {
+                local
+                    .add_directory(&home(user), &long(user, *n), made)
+                    .is_ok()
+            })
+            .count()
     }
 
     #[test]
@@ -350,7 +399,11 @@ mod tests {
         let granted = fill(&local, "david", true);
         assert_eq!(granted, GRANTED_BYTES / cost(long("david", 0).as_str()));
         (0..1000).for_each(|n| local.remove(&(long("alice", n).to_string(), DIRECTORY)));
-        assert!(local.add_directory(&home("alice"), &long("alice", 7), true).is_ok());
+        assert!(
+            local
+                .add_directory(&home("alice"), &long("alice", 7), true)
+                .is_ok()
+        );
         for user in ["alice", "bobby", "carol", "david"] {
             (0..each).for_each(|n| local.remove(&(long(user, n).to_string(), DIRECTORY)));
         }
@@ -362,20 +415,33 @@ mod tests {
     fn what_s3_knows_and_what_is_left_over_makes_room_oldest_first() {
         let local = Local::default();
         let alice = home("alice");
-        local.add_directory(&alice, &long("alice", 999_999), false).unwrap();
+        local
+            .add_directory(&alice, &long("alice", 999_999), false)
+            .unwrap();
         let most = fill(&local, "alice", true);
-        assert!(!local.is_directory(&long("alice", 999_999)), "left over: it went first");
+        assert!(
+            !local.is_directory(&long("alice", 999_999)),
+            "left over: it went first"
+        );
         for n in 0..most {
             local.stored(&key(&format!("{}f", long("alice", n))));
         }
         assert!(local.is_made(&long("alice", 0)));
         // The last file in it went: S3 doesn't know it any more.
-        local.add_directory(&alice, &long("alice", 0), false).unwrap();
+        local
+            .add_directory(&alice, &long("alice", 0), false)
+            .unwrap();
         for n in most..2 * most - 1 {
-            local.add_directory(&alice, &long("alice", n), true).unwrap();
+            local
+                .add_directory(&alice, &long("alice", n), true)
+                .unwrap();
         }
         assert!(local.is_made(&long("alice", 0)) && !local.is_directory(&long("alice", most - 1)));
-        assert!(local.add_directory(&alice, &long("alice", 2 * most), true).is_err());
+        assert!(
+            local
+                .add_directory(&alice, &long("alice", 2 * most), true)
+                .is_err()
+        );
     }
 
     #[test]

@@ -76,13 +76,19 @@ pub enum Stat {
 
 impl From<&Object> for Stat {
     fn from(object: &Object) -> Stat {
-        Stat::File { size: object.size, modified: object.modified }
+        Stat::File {
+            size: object.size,
+            modified: object.modified,
+        }
     }
 }
 
 impl From<&Arc<upload::Progress>> for Stat {
     fn from(progress: &Arc<upload::Progress>) -> Stat {
-        Stat::File { size: progress.size(), modified: progress.started }
+        Stat::File {
+            size: progress.size(),
+            modified: progress.started,
+        }
     }
 }
 
@@ -110,21 +116,33 @@ pub struct Tree {
 impl Tree {
     /// `local` is shared by all trees of a server.
     pub fn new(context: Arc<Context>, local: Arc<Local>, home: Home, markers: bool) -> Tree {
-        Tree { context, local, home, markers }
+        Tree {
+            context,
+            local,
+            home,
+            markers,
+        }
     }
 
     /// The keys of a path, after all changes to or below it that were asked for before, in whatever session. What is
     /// asked after a CLOSE must see its outcome, even if nobody waited for the reply (sshfs doesn't).
     async fn settled(&self, path: &Path) -> Result<Place> {
         let place = self.home.place(path)?;
-        self.context.locks.wait_for_earlier(&LockedName::with_subtree(&place.file)).await;
+        self.context
+            .locks
+            .wait_for_earlier(&LockedName::with_subtree(&place.file))
+            .await;
         Ok(place)
     }
 
     /// The keys of a path, which nobody else changes until the lock is dropped; what is inside of it, everybody may.
     async fn lock(&self, path: &Path) -> Result<(Place, NameLock)> {
         let place = self.home.place(path)?;
-        let lock = self.context.locks.lock(vec![LockedName::alone(&place.file)]).await;
+        let lock = self
+            .context
+            .locks
+            .lock(vec![LockedName::alone(&place.file)])
+            .await;
         Ok((place, lock))
     }
 
@@ -151,7 +169,10 @@ impl Tree {
         if let Some(stat) = upload() {
             return Ok(stat);
         }
-        let found = self.look(&place).await.map(|object| object.as_ref().map_or(Stat::Directory, Stat::from));
+        let found = self
+            .look(&place)
+            .await
+            .map(|object| object.as_ref().map_or(Stat::Directory, Stat::from));
         // An upload may have begun meanwhile.
         found.or_else(|error| upload().ok_or(error))
     }
@@ -168,7 +189,10 @@ impl Tree {
             Err(TreeError::Store(StoreError::Forbidden(_))) => false,
             found => found?,
         };
-        fail_if(is_directory || self.local.upload(&place.file).is_some(), EXISTS)
+        fail_if(
+            is_directory || self.local.upload(&place.file).is_some(),
+            EXISTS,
+        )
     }
 
     /// HEAD; where that is refused, as to write-only credentials, a list of one.
@@ -185,7 +209,8 @@ impl Tree {
 
     /// The object of this name, or `None` where only a directory has it. HEAD, then a list of one.
     async fn look(&self, place: &Place) -> Result<Option<Object>> {
-        self.or_directory(place, self.object(&place.file).await).await
+        self.or_directory(place, self.object(&place.file).await)
+            .await
     }
 
     async fn or_directory<T>(&self, place: &Place, object: Result<T>) -> Result<Option<T>> {
@@ -216,22 +241,42 @@ impl Tree {
     }
 
     async fn list(&self, prefix: &Key, after: Option<String>, limit: usize) -> Result<Page> {
-        Ok(self.context.store.list(ListRequest { prefix, folded: false, after, limit }).await?)
+        Ok(self
+            .context
+            .store
+            .list(ListRequest {
+                prefix,
+                folded: false,
+                after,
+                limit,
+            })
+            .await?)
     }
 
     /// One list request, to see that the name is free. The directory itself is kept in RAM, or put as a marker.
     pub async fn make_directory(&self, path: &Path) -> Result<()> {
         let (Place { file, directory }, _lock) = self.lock(path).await?;
-        fail_if(self.local.upload(&file).is_some() || self.local.is_directory(&directory), EXISTS)?;
-        let request = ListRequest { prefix: &file, folded: true, after: None, limit: MAX_PAGE };
+        fail_if(
+            self.local.upload(&file).is_some() || self.local.is_directory(&directory),
+            EXISTS,
+        )?;
+        let request = ListRequest {
+            prefix: &file,
+            folded: true,
+            after: None,
+            limit: MAX_PAGE,
+        };
         let page = match self.context.store.list(request).await {
             // Credentials that can only put can still make directories to put into.
             Err(StoreError::Forbidden(_)) => Page::default(),
             page => page?,
         };
-        let is_it = |(Entry::Object(key, _) | Entry::Prefix(key)): &Entry| key.trim_end_matches('/') == file.as_str();
+        let is_it = |(Entry::Object(key, _) | Entry::Prefix(key)): &Entry| {
+            key.trim_end_matches('/') == file.as_str()
+        };
         // A thousand names begin like this one: ask for it alone.
-        let taken = page.entries.iter().any(is_it) || (page.next.is_some() && self.is_directory(&directory).await?);
+        let taken = page.entries.iter().any(is_it)
+            || (page.next.is_some() && self.is_directory(&directory).await?);
         fail_if(taken, EXISTS)?;
         if self.markers {
             self.put_empty(&directory).await
@@ -243,13 +288,23 @@ impl Tree {
     /// One list request, and a DELETE if there is a `dir/` marker.
     pub async fn remove_directory(&self, path: &Path) -> Result<()> {
         let Place { file, directory } = self.home.place(path)?;
-        let _lock = self.context.locks.lock(vec![LockedName::with_subtree(&file)]).await;
-        fail_if(self.local.any(&directory, |name, _| !name.is_empty()), NOT_EMPTY)?;
+        let _lock = self
+            .context
+            .locks
+            .lock(vec![LockedName::with_subtree(&file)])
+            .await;
+        fail_if(
+            self.local.any(&directory, |name, _| !name.is_empty()),
+            NOT_EMPTY,
+        )?;
         match self.first_entries(&directory, 2).await?.as_slice() {
             [] => fail_if(!self.local.is_directory(&directory), TreeError::NotFound)?,
             // Other programs may have put content under a name that ends with a slash.
             [Entry::Object(marker, Object { size: 0, .. })] if marker == directory.as_str() => {
-                self.context.store.delete(&directory, &Condition::None).await?;
+                self.context
+                    .store
+                    .delete(&directory, &Condition::None)
+                    .await?;
             }
             _ => return Err(NOT_EMPTY),
         }
@@ -262,7 +317,10 @@ impl Tree {
     pub async fn remove(&self, path: &Path) -> Result<()> {
         let (place, _lock) = self.lock(path).await?;
         self.look(&place).await?.ok_or(IS_DIRECTORY)?;
-        self.context.store.delete(&place.file, &Condition::None).await?;
+        self.context
+            .store
+            .delete(&place.file, &Condition::None)
+            .await?;
         self.keep_parent(path).await;
         Ok(())
     }
@@ -270,9 +328,12 @@ impl Tree {
     /// A directory does not vanish with its last entry, though S3 thinks so. With markers a list, and a put where
     /// nothing else is left.
     async fn keep_parent(&self, path: &Path) {
-        let parent = Path::parse(&format!("{}/..", path.as_str())).and_then(|parent| self.home.place(&parent));
+        let parent = Path::parse(&format!("{}/..", path.as_str()))
+            .and_then(|parent| self.home.place(&parent));
         // Nothing to keep above the top.
-        let Ok(Place { directory, .. }) = parent else { return };
+        let Ok(Place { directory, .. }) = parent else {
+            return;
+        };
         // If there are too many, or the store is in trouble, this one goes: what was asked for is done.
         let _ = match self.markers {
             false => self.local.add_directory(&self.home, &directory, false),
@@ -286,7 +347,14 @@ impl Tree {
     /// An object without content, whatever was there before.
     async fn put_empty(&self, key: &Key) -> Result<()> {
         let store = self.context.store.as_ref();
-        change::put(store, key, Bytes::new(), &Attributes::default(), &Condition::None).await?;
+        change::put(
+            store,
+            key,
+            Bytes::new(),
+            &Attributes::default(),
+            &Condition::None,
+        )
+        .await?;
         Ok(())
     }
 
@@ -298,7 +366,9 @@ impl Tree {
             Stat::File { size: now, .. } if now == size => Ok(()),
             Stat::File { .. } if self.local.upload(&file).is_some() => Err(BUSY),
             Stat::File { .. } if size == 0 => self.put_empty(&file).await,
-            Stat::File { .. } => Err(TreeError::Unsupported("S3 can't change the size of a stored file")),
+            Stat::File { .. } => Err(TreeError::Unsupported(
+                "S3 can't change the size of a stored file",
+            )),
         }
     }
 
@@ -320,8 +390,18 @@ impl Tree {
             Err(StoreError::Forbidden(_)) => self.object(&place.file).await.map(Beginning::from),
             beginning => Ok(beginning?),
         };
-        let beginning = self.or_directory(&place, beginning).await?.ok_or(IS_DIRECTORY)?;
-        Ok(Download::open(self.context.clone(), place.file, beginning, limits, answers, on_end))
+        let beginning = self
+            .or_directory(&place, beginning)
+            .await?
+            .ok_or(IS_DIRECTORY)?;
+        Ok(Download::open(
+            self.context.clone(),
+            place.file,
+            beginning,
+            limits,
+            answers,
+            on_end,
+        ))
     }
 
     /// Nothing for a plain put (create and truncate); HEAD where the old object matters, and a list of one under EXCL,
@@ -343,12 +423,24 @@ impl Tree {
         fail_if(self.local.is_made(&place.directory), IS_DIRECTORY)?;
         let old = match mode {
             // Not even asked for.
-            WriteMode { create: true, truncate: true, exclusive: false } => None,
-            WriteMode { create: true, exclusive: true, .. } => {
+            WriteMode {
+                create: true,
+                truncate: true,
+                exclusive: false,
+            } => None,
+            WriteMode {
+                create: true,
+                exclusive: true,
+                ..
+            } => {
                 self.must_be_unused(&place).await?;
                 None
             }
-            WriteMode { create: true, truncate: false, exclusive: false } => match self.object(&place.file).await {
+            WriteMode {
+                create: true,
+                truncate: false,
+                exclusive: false,
+            } => match self.object(&place.file).await {
                 Err(TreeError::NotFound) => None,
                 object => Some(object?),
             },
@@ -356,11 +448,21 @@ impl Tree {
         };
         let base = old.filter(|_| !mode.truncate);
         let condition = match (&base, mode) {
-            (_, WriteMode { exclusive: true, .. }) => Condition::Absent,
+            (
+                _,
+                WriteMode {
+                    exclusive: true, ..
+                },
+            ) => Condition::Absent,
             // What is changed must be what was there when it was opened, or changes of others get lost.
             (Some(base), _) => Condition::Unchanged(base.etag.clone()),
             // What is to be continued was not there: if that is not so any more, the tail must not replace it.
-            (None, WriteMode { truncate: false, .. }) => Condition::Absent,
+            (
+                None,
+                WriteMode {
+                    truncate: false, ..
+                },
+            ) => Condition::Absent,
             (None, WriteMode { truncate: true, .. }) => Condition::None,
         };
         let (local, slot) = (self.local.clone(), self.local.upload_slot(&place.file));
@@ -372,7 +474,15 @@ impl Tree {
             local.remove(&shown);
             on_end(summary);
         });
-        let upload = Upload::open(self.context.clone(), Target { key: place.file, base, condition, on_end });
+        let upload = Upload::open(
+            self.context.clone(),
+            Target {
+                key: place.file,
+                base,
+                condition,
+                on_end,
+            },
+        );
         self.local.add_upload(slot, upload.progress().clone());
         Ok(upload)
     }

@@ -17,7 +17,10 @@ impl Path {
     /// one key), or too long for any key (1,024 bytes).
     pub fn parse(text: &str) -> Result<Path> {
         let garbled = text.contains(['\0', char::REPLACEMENT_CHARACTER]);
-        fail_if(garbled, TreeError::BadPath("the path is not valid UTF-8 or holds a NUL"))?;
+        fail_if(
+            garbled,
+            TreeError::BadPath("the path is not valid UTF-8 or holds a NUL"),
+        )?;
         let mut parts: Vec<&str> = Vec::new();
         for part in text.split('/') {
             match part {
@@ -66,11 +69,20 @@ pub struct Home(String);
 impl Home {
     /// `prefix` and `home` as configured, with or without slashes around them. Errors say what to correct.
     pub fn new(prefix: &str, home: &str) -> Result<Home> {
-        let parts = prefix.split('/').chain(home.split('/')).filter(|part| !part.is_empty());
+        let parts = prefix
+            .split('/')
+            .chain(home.split('/'))
+            .filter(|part| !part.is_empty());
         let all: String = parts.flat_map(|part| [part, "/"]).collect();
         let bad = all.contains('\0') || all.split('/').any(|part| matches!(part, "." | ".."));
-        fail_if(bad, TreeError::BadPath("a prefix or home can't hold `.`, `..` or NUL"))?;
-        fail_if(all.len() > MAX_KEY / 2, TreeError::BadPath("prefix and home together are longer than 512 bytes"))?;
+        fail_if(
+            bad,
+            TreeError::BadPath("a prefix or home can't hold `.`, `..` or NUL"),
+        )?;
+        fail_if(
+            all.len() > MAX_KEY / 2,
+            TreeError::BadPath("prefix and home together are longer than 512 bytes"),
+        )?;
         Ok(Home(all))
     }
 
@@ -82,7 +94,11 @@ impl Home {
     /// The prefix of everything below this path.
     pub fn directory(&self, path: &Path) -> Result<Key> {
         let slash = if path.is_root() { "" } else { "/" };
-        let key = Key::new(format!("{}{}{slash}", self.0, path.0.trim_start_matches('/')));
+        let key = Key::new(format!(
+            "{}{}{slash}",
+            self.0,
+            path.0.trim_start_matches('/')
+        ));
         key.ok_or(TreeError::NameTooLong)
     }
 
@@ -124,7 +140,11 @@ mod tests {
 
     #[test]
     fn a_path_is_inside_directories_only() {
-        let is_inside_or_at = |path, other| Path::parse(path).unwrap().is_inside_or_at(&Path::parse(other).unwrap());
+        let is_inside_or_at = |path, other| {
+            Path::parse(path)
+                .unwrap()
+                .is_inside_or_at(&Path::parse(other).unwrap())
+        };
         for (path, other) in [("/a", "/a"), ("/a/b", "/a"), ("/a", "/"), ("/", "/")] {
             assert!(is_inside_or_at(path, other), "{path} {other}");
         }
@@ -146,11 +166,23 @@ mod tests {
         let home = Home::new("/in//", "alice").unwrap();
         for text in ["../bob/x", "/../../bob/x", "a/../../bob/x"] {
             let place = home.place(&Path::parse(text).unwrap()).unwrap();
-            assert_eq!((place.file.as_str(), place.directory.as_str()), ("in/alice/bob/x", "in/alice/bob/x/"));
+            assert_eq!(
+                (place.file.as_str(), place.directory.as_str()),
+                ("in/alice/bob/x", "in/alice/bob/x/")
+            );
         }
-        assert_eq!(home.directory(&Path::parse("/").unwrap()).unwrap().as_str(), "in/alice/");
-        assert_eq!(home.directory(&Path::parse("d").unwrap()).unwrap().as_str(), "in/alice/d/");
-        assert!(matches!(home.place(&Path::parse("..").unwrap()), Err(TreeError::Refused(_))));
+        assert_eq!(
+            home.directory(&Path::parse("/").unwrap()).unwrap().as_str(),
+            "in/alice/"
+        );
+        assert_eq!(
+            home.directory(&Path::parse("d").unwrap()).unwrap().as_str(),
+            "in/alice/d/"
+        );
+        assert!(matches!(
+            home.place(&Path::parse("..").unwrap()),
+            Err(TreeError::Refused(_))
+        ));
         let long = Path::parse(&"x".repeat(1020)).unwrap();
         assert!(home.place(&long).is_err() && Home::new("", "").unwrap().place(&long).is_ok());
         assert!(Home::new("", "../x").is_err());

@@ -30,7 +30,10 @@ impl Tree {
     /// (posix-rename). A directory: a list, then Copy, HEAD and Delete of every key in it.
     pub async fn rename(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
         let (source, target) = (self.home.place(from)?, self.home.place(to)?);
-        let names = vec![LockedName::with_subtree(&source.file), LockedName::with_subtree(&target.file)];
+        let names = vec![
+            LockedName::with_subtree(&source.file),
+            LockedName::with_subtree(&target.file),
+        ];
         let lock = self.context.locks.enqueue(names);
         let (tree, from, to) = (self.clone(), from.clone(), to.clone());
         let renaming = self.context.tasks.spawn(async move {
@@ -39,7 +42,9 @@ impl Tree {
         });
         match renaming.await {
             Ok(renamed) => renamed,
-            Err(_panicked) => Err(TreeError::Refused("internal server error, see the server's log")),
+            Err(_panicked) => Err(TreeError::Refused(
+                "internal server error, see the server's log",
+            )),
         }
     }
 
@@ -58,8 +63,13 @@ impl Tree {
             false => self.object(&source.file).await,
         };
         match version {
-            Ok(version) => move_file(&self.context, &source.file, version, &target.file, replace).await?,
-            Err(TreeError::NotFound) => self.rename_directory(&source.directory, &target.directory, to).await?,
+            Ok(version) => {
+                move_file(&self.context, &source.file, version, &target.file, replace).await?
+            }
+            Err(TreeError::NotFound) => {
+                self.rename_directory(&source.directory, &target.directory, to)
+                    .await?
+            }
             Err(error) => return Err(error),
         }
         self.keep_parent(from).await;
@@ -68,27 +78,48 @@ impl Tree {
 
     async fn rename_directory(&self, source: &Key, target: &Key, to: &Path) -> Result<()> {
         let Moves { list, _memory } = self.list_moves(source, target).await?;
-        fail_if(list.is_empty() && !self.local.is_directory(source), TreeError::NotFound)?;
+        fail_if(
+            list.is_empty() && !self.local.is_directory(source),
+            TreeError::NotFound,
+        )?;
         let inside = target.as_str().starts_with(source.as_str());
-        fail_if(inside, TreeError::Refused("a directory can't be moved into itself"))?;
-        fail_if(self.local.any(source, |_, known| known.upload.is_some()), BUSY)?;
+        fail_if(
+            inside,
+            TreeError::Refused("a directory can't be moved into itself"),
+        )?;
+        fail_if(
+            self.local.any(source, |_, known| known.upload.is_some()),
+            BUSY,
+        )?;
         self.must_be_free(to).await?;
         let indices = 0..list.len();
-        let (made, result) = run_all(indices, |index| copy_key(&self.context, source, target, &list, index)).await;
+        let (made, result) = run_all(indices, |index| {
+            copy_key(&self.context, source, target, &list, index)
+        })
+        .await;
         if result.is_err() {
             // A second try must find the name free. What others put there stays.
-            let (_done, _never_fails) =
-                run_all(made.into_iter(), |made| take_back_key(&self.context, target, &list, made)).await;
+            let (_done, _never_fails) = run_all(made.into_iter(), |made| {
+                take_back_key(&self.context, target, &list, made)
+            })
+            .await;
             return result;
         }
-        run_all(made.into_iter(), |made| delete_key(&self.context, source, target, &list, made)).await.1?;
+        run_all(made.into_iter(), |made| {
+            delete_key(&self.context, source, target, &list, made)
+        })
+        .await
+        .1?;
         self.local.rename_directories(source, target);
         Ok(())
     }
 
     /// Every key in a directory, after a look that all of them fit below the target.
     async fn list_moves(&self, source: &Key, target: &Key) -> Result<Moves> {
-        let mut moves = Moves { list: Vec::new(), _memory: Vec::new() };
+        let mut moves = Moves {
+            list: Vec::new(),
+            _memory: Vec::new(),
+        };
         let mut next = Some(None);
         while let Some(after) = next {
             let page = self.list(source, after, MAX_PAGE).await?;
@@ -97,11 +128,20 @@ impl Tree {
                 let name = key.strip_prefix(source.as_str()).unwrap_or_default();
                 bytes += name.len() as u64 + KEY_OVERHEAD;
             }
-            let full = TreeError::Refused("the server has no memory left for the names in it: try again later");
-            moves._memory.push(self.context.budget.try_take_share(Share::Renames, bytes).ok_or(full)?);
+            let full = TreeError::Refused(
+                "the server has no memory left for the names in it: try again later",
+            );
+            moves._memory.push(
+                self.context
+                    .budget
+                    .try_take_share(Share::Renames, bytes)
+                    .ok_or(full)?,
+            );
             for entry in page.entries {
                 // Not folded: there are no prefixes.
-                let Entry::Object(key, version) = entry else { continue };
+                let Entry::Object(key, version) = entry else {
+                    continue;
+                };
                 let name = key.strip_prefix(source.as_str()).unwrap_or_default();
                 join(target, name)?;
                 moves.list.push(MovedKey {
@@ -112,7 +152,10 @@ impl Tree {
                 });
             }
             let many = moves.list.len() > MAX_KEYS;
-            fail_if(many, TreeError::Refused("the directory holds more than 100,000 files: too many to copy"))?;
+            fail_if(
+                many,
+                TreeError::Refused("the directory holds more than 100,000 files: too many to copy"),
+            )?;
             next = page.next.map(Some);
         }
         Ok(moves)
@@ -177,7 +220,9 @@ async fn run_all<I, T: Send + 'static, F: Future<Output = Result<T>> + Send + 's
             let Some(item) = items.next() else { break };
             running.spawn(work(item));
         }
-        let Some(joined) = running.join_next().await else { return (done, result) };
+        let Some(joined) = running.join_next().await else {
+            return (done, result);
+        };
         match joined.unwrap_or_else(|error| Err(StoreError::Other(error.to_string()).into())) {
             Ok(one) => done.push(one),
             Err(error) => result = result.and(Err(error)),
@@ -194,7 +239,13 @@ fn copy_key(
     index: usize,
 ) -> impl Future<Output = Result<MadeCopy>> + Send + 'static {
     let key = list.get(index).ok_or(TreeError::NotFound);
-    let wanted = key.and_then(|key| Ok((join(source, &key.name)?, join(target, &key.name)?, key.version())));
+    let wanted = key.and_then(|key| {
+        Ok((
+            join(source, &key.name)?,
+            join(target, &key.name)?,
+            key.version(),
+        ))
+    });
     let context = context.clone();
     async move {
         let (from, to, version) = wanted?;
@@ -214,7 +265,13 @@ fn delete_key(
     MadeCopy { index, copied }: MadeCopy,
 ) -> impl Future<Output = Result<()>> + Send + 'static {
     let key = list.get(index).ok_or(TreeError::NotFound);
-    let wanted = key.and_then(|key| Ok((join(source, &key.name)?, join(target, &key.name)?, key.etag.clone())));
+    let wanted = key.and_then(|key| {
+        Ok((
+            join(source, &key.name)?,
+            join(target, &key.name)?,
+            key.etag.clone(),
+        ))
+    });
     let context = context.clone();
     async move {
         let (from, to, etag) = wanted?;
@@ -253,7 +310,10 @@ fn take_back_key(
     list: &[MovedKey],
     MadeCopy { index, copied }: MadeCopy,
 ) -> impl Future<Output = Result<()>> + Send + 'static {
-    let key = list.get(index).ok_or(TreeError::NotFound).and_then(|key| join(target, &key.name));
+    let key = list
+        .get(index)
+        .ok_or(TreeError::NotFound)
+        .and_then(|key| join(target, &key.name));
     let context = context.clone();
     async move {
         take_back(context.store.as_ref(), &key?, &copied).await;
@@ -275,18 +335,31 @@ async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
         Err(error) => Err(error),
     };
     if let Err(error) = removed {
-        log::warn!("the copy {:?} of a rename that failed may stay: {error}", key.as_str());
+        log::warn!(
+            "the copy {:?} of a rename that failed may stay: {error}",
+            key.as_str()
+        );
     }
 }
 
 /// Moves a file: copies the version that is there, and deletes that one. What others store meanwhile is moved too, as if
 /// it had come before.
-async fn move_file(context: &Context, from: &Key, mut version: Object, to: &Key, replace: bool) -> Result<()> {
+async fn move_file(
+    context: &Context,
+    from: &Key,
+    mut version: Object,
+    to: &Key,
+    replace: bool,
+) -> Result<()> {
     let store = context.store.as_ref();
     // What the target held before can't be brought back: from then on the rename counts as done.
     let mut has_replaced = false;
     for _ in 0..SOURCE_TRIES {
-        let over = if replace { find_target(store, to).await? } else { None };
+        let over = if replace {
+            find_target(store, to).await?
+        } else {
+            None
+        };
         match copy(context, from, &version, to, over.as_ref()).await {
             Ok(copied) => {
                 has_replaced |= over.is_some_and(|over| !change::is_copy(&over, &version));
@@ -294,7 +367,9 @@ async fn move_file(context: &Context, from: &Key, mut version: Object, to: &Key,
                 match deleted {
                     Ok(()) => return Ok(()),
                     Err(StoreError::NotFound | StoreError::Precondition) if has_replaced => {}
-                    Err(StoreError::NotFound | StoreError::Precondition) => take_back(store, to, &copied).await,
+                    Err(StoreError::NotFound | StoreError::Precondition) => {
+                        take_back(store, to, &copied).await
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -325,13 +400,25 @@ async fn find_target(store: &dyn Store, to: &Key) -> Result<Option<Object>> {
 
 /// Copies until the target is the copy. Only then may the source go: a store may confirm a copy that changed nothing.
 /// `over` is the object that may be replaced; without one the name must be free, so that the copy is nobody else's.
-async fn copy(context: &Context, from: &Key, version: &Object, to: &Key, over: Option<&Object>) -> Result<Copied> {
+async fn copy(
+    context: &Context,
+    from: &Key,
+    version: &Object,
+    to: &Key,
+    over: Option<&Object>,
+) -> Result<Copied> {
     let store = context.store.as_ref();
-    let condition = if over.is_some() { Condition::None } else { Condition::Absent };
+    let condition = if over.is_some() {
+        Condition::None
+    } else {
+        Condition::Absent
+    };
     for _ in 0..COPY_TRIES {
         let copied = match change::copy(store, from, version, to, &condition).await {
             Err(StoreError::NotFound) => return Err(TreeError::NotFound),
-            Err(StoreError::TooLarge) => copy_in_parts(context, from, version, to, &condition).await?,
+            Err(StoreError::TooLarge) => {
+                copy_in_parts(context, from, version, to, &condition).await?
+            }
             copied => copied?,
         };
         if !copied.is_ours {
@@ -341,19 +428,31 @@ async fn copy(context: &Context, from: &Key, version: &Object, to: &Key, over: O
             Ok(object) if *object.etag == *copied.etag => {
                 let write_id = object.write_id().map(Box::from);
                 // Over a copy of the same version by another gateway it is that one's too.
-                return Ok(Copied { write_id, is_ours: over.is_none(), ..copied });
+                return Ok(Copied {
+                    write_id,
+                    is_ours: over.is_none(),
+                    ..copied
+                });
             }
             Ok(object) if was_replaced(store, over, Some(&object)) => {
-                return Ok(Copied { is_ours: false, ..copied });
+                return Ok(Copied {
+                    is_ours: false,
+                    ..copied
+                });
             }
             Err(StoreError::NotFound) if was_replaced(store, over, None) => {
-                return Ok(Copied { is_ours: false, ..copied });
+                return Ok(Copied {
+                    is_ours: false,
+                    ..copied
+                });
             }
             Ok(_) | Err(StoreError::NotFound) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Err(TreeError::Refused("the store confirmed a copy that is not there: the source stays"))
+    Err(TreeError::Refused(
+        "the store confirmed a copy that is not there: the source stays",
+    ))
 }
 
 /// Whether another gateway has replaced or removed a copy that was confirmed: there is neither the copy nor what it
@@ -376,19 +475,32 @@ async fn copy_in_parts(
     condition: &Condition,
 ) -> Result<Copied> {
     let store = context.store.as_ref();
-    let (attributes, write_id) = version.attributes.as_deref().cloned().unwrap_or_default().with_new_write_id();
+    let (attributes, write_id) = version
+        .attributes
+        .as_deref()
+        .cloned()
+        .unwrap_or_default()
+        .with_new_write_id();
     let id = store.create_upload(to, &attributes).await?;
     let pieces = async {
         let mut parts = Vec::new();
         for (number, start) in (1..).zip((0..version.size).step_by(PIECE as usize)) {
             fail_if(context.stop.is_cancelled(), STOPPED)?;
             let range = start..version.size.min(start + PIECE);
-            let source = PartSource { key: from, etag: &version.etag, range };
+            let source = PartSource {
+                key: from,
+                etag: &version.etag,
+                range,
+            };
             let copying = store.copy_part(to, &id, number, source);
             parts.push(context.run_until_stopped(copying).await.ok_or(STOPPED)??);
         }
         let etag = change::complete(store, to, &id, &parts, &write_id, condition).await?;
-        Ok(Copied { etag: etag.into(), write_id: None, is_ours: true })
+        Ok(Copied {
+            etag: etag.into(),
+            write_id: None,
+            is_ours: true,
+        })
     };
     let copied = pieces.await;
     if copied.is_err() {

@@ -40,14 +40,21 @@ pub struct PartSizes {
 impl Default for PartSizes {
     /// 5 MiB, doubled every 1,000 parts up to 64 MiB: 10,000 parts hold 448 GiB.
     fn default() -> Self {
-        PartSizes { first: MIN_PART, cap: 64 * 1024 * 1024, double_every: 1000 }
+        PartSizes {
+            first: MIN_PART,
+            cap: 64 * 1024 * 1024,
+            double_every: 1000,
+        }
     }
 }
 
 impl PartSizes {
     /// Size in bytes of the part with this number, counted from 1.
     pub fn of(&self, number: u32) -> u64 {
-        let doublings = (number.saturating_sub(1)).checked_div(self.double_every).unwrap_or(0).min(32);
+        let doublings = (number.saturating_sub(1))
+            .checked_div(self.double_every)
+            .unwrap_or(0)
+            .min(32);
         (self.first << doublings).min(self.cap.max(self.first))
     }
 }
@@ -129,8 +136,15 @@ impl Assembler {
     /// Where the first gap ends: the next offset behind [`Assembler::end`] that was written. `None` without a gap.
     pub fn gap_end(&self) -> Option<u64> {
         let end = self.end();
-        let inside = self.written.keys().map(|from| self.start + *from as u64).filter(|from| *from > end);
-        let early = self.early.iter().map(|write| write.offset.max(self.start + self.part_size));
+        let inside = self
+            .written
+            .keys()
+            .map(|from| self.start + *from as u64)
+            .filter(|from| *from > end);
+        let early = self
+            .early
+            .iter()
+            .map(|write| write.offset.max(self.start + self.part_size));
         inside.chain(early).min().filter(|_| self.high > end)
     }
 
@@ -143,7 +157,9 @@ impl Assembler {
     pub fn number(&self) -> Result<u32, String> {
         if self.parts == MAX_PARTS {
             let most = format!("{} bytes, the most that {MAX_PARTS} parts hold", self.start);
-            return Err(format!("larger than {most}: the server's --part-size must be raised"));
+            return Err(format!(
+                "larger than {most}: the server's --part-size must be raised"
+            ));
         }
         Ok(self.parts + 1)
     }
@@ -170,7 +186,11 @@ impl Assembler {
         }
         let mut data = Vec::new();
         for (from, to) in moved {
-            let bytes = self.buffer.as_ref().and_then(|buffer| buffer.get(from..to)).unwrap_or_default();
+            let bytes = self
+                .buffer
+                .as_ref()
+                .and_then(|buffer| buffer.get(from..to))
+                .unwrap_or_default();
             data.push((self.start + from as u64, Bytes::copy_from_slice(bytes)));
         }
         // Later writes hold: these come first.
@@ -234,10 +254,16 @@ impl Assembler {
     fn check_memory(&self, len: usize) -> Result<(), String> {
         if self.early_memory + self.early_in_part() + len as u64 + EARLY_OVERHEAD > MAX_EARLY {
             let most = format!("more than {MAX_EARLY} bytes came out of order");
-            return Err(format!("{most}: the bytes from offset {} on are missing", self.end()));
+            return Err(format!(
+                "{most}: the bytes from offset {} on are missing",
+                self.end()
+            ));
         }
         if self.written.len() >= MAX_GAPS {
-            return Err(format!("more than {MAX_GAPS} gaps after offset {}", self.end()));
+            return Err(format!(
+                "more than {MAX_GAPS} gaps after offset {}",
+                self.end()
+            ));
         }
         Ok(())
     }
@@ -279,7 +305,10 @@ impl Assembler {
             Some(buffer) => Ok(self.buffer.insert(buffer)),
             None => {
                 let size = self.sizes.of(self.parts + 1) as usize;
-                let fresh = self.budget.buffer(size).map_err(|error| format!("the server has no memory: {error}"))?;
+                let fresh = self
+                    .budget
+                    .buffer(size)
+                    .map_err(|error| format!("the server has no memory: {error}"))?;
                 Ok(self.buffer.insert(fresh))
             }
         }
@@ -287,7 +316,12 @@ impl Assembler {
 
     /// `from..to` was written: one range with those that it touches.
     fn note(&mut self, mut from: usize, mut to: usize) {
-        while let Some((&first, &last)) = self.written.range(..=to).next_back().filter(|(_, last)| **last >= from) {
+        while let Some((&first, &last)) = self
+            .written
+            .range(..=to)
+            .next_back()
+            .filter(|(_, last)| **last >= from)
+        {
             self.written.remove(&first);
             (from, to) = (from.min(first), to.max(last));
         }
@@ -310,7 +344,9 @@ impl Assembler {
             self.fill(offset, data.get(..inside).unwrap_or_default())?;
             self.keep_early(offset + inside as u64, data.slice(inside..));
         }
-        let Some(body) = body else { return Ok(Bytes::new()) };
+        let Some(body) = body else {
+            return Ok(Bytes::new());
+        };
         let size = size as usize;
         if size <= SMALL {
             return Ok(Bytes::copy_from_slice(body.get(..size).unwrap_or_default()));
@@ -332,8 +368,14 @@ impl Assembler {
 
     /// The contiguous bytes in RAM from this offset on, at most `len`; `None` for offsets that aren't in RAM.
     pub fn peek(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        let (at, ready) = (usize::try_from(offset.checked_sub(self.start)?).ok()?, self.ready() as usize);
-        self.buffer.as_ref()?.get(at..ready.min(at.saturating_add(len))).filter(|_| at < ready)
+        let (at, ready) = (
+            usize::try_from(offset.checked_sub(self.start)?).ok()?,
+            self.ready() as usize,
+        );
+        self.buffer
+            .as_ref()?
+            .get(at..ready.min(at.saturating_add(len)))
+            .filter(|_| at < ready)
     }
 }
 
@@ -341,7 +383,11 @@ impl Assembler {
 mod tests {
     use super::*;
 
-    const TINY: PartSizes = PartSizes { first: 1000, cap: 4000, double_every: 3 };
+    const TINY: PartSizes = PartSizes {
+        first: 1000,
+        cap: 4000,
+        double_every: 3,
+    };
 
     fn tiny() -> Assembler {
         Assembler::new(TINY, Budget::new(0))
@@ -357,7 +403,12 @@ mod tests {
         }
     }
 
-    fn write_all(assembler: &mut Assembler, mut offset: u64, mut data: &[u8], parts: &mut Vec<Bytes>) {
+    fn write_all(
+        assembler: &mut Assembler,
+        mut offset: u64,
+        mut data: &[u8],
+        parts: &mut Vec<Bytes>,
+    ) {
         while !data.is_empty() {
             cut_all(assembler, parts);
             let taken = assembler.write(offset, data).unwrap();
@@ -373,7 +424,9 @@ mod tests {
         use rand::{RngExt, SeedableRng, seq::SliceRandom};
         for seed in 0..300 {
             let mut random = rand::rngs::StdRng::seed_from_u64(seed);
-            let file: Vec<u8> = (0..random.random_range(0..40_000u32)).map(|_| random.random()).collect();
+            let file: Vec<u8> = (0..random.random_range(0..40_000u32))
+                .map(|_| random.random())
+                .collect();
             let mut pieces = Vec::new();
             let mut at = 0;
             while at < file.len() {
@@ -381,7 +434,9 @@ mod tests {
                 pieces.push(at..at + len);
                 at += len;
             }
-            pieces.chunks_mut(random.random_range(1..9)).for_each(|near| near.shuffle(&mut random));
+            pieces
+                .chunks_mut(random.random_range(1..9))
+                .for_each(|near| near.shuffle(&mut random));
             let mut assembler = tiny();
             let mut parts = Vec::new();
             for piece in pieces {
@@ -408,22 +463,36 @@ mod tests {
         write_all(&mut assembler, 0, &[7; 2500], &mut parts);
         assert_eq!((assembler.start(), assembler.end()), (2000, 2500));
         let sent = assembler.write(1999, b"x").unwrap_err();
-        assert!(sent.contains("offset 1999 ") && sent.contains("up to 2000:"), "{sent}");
+        assert!(
+            sent.contains("offset 1999 ") && sent.contains("up to 2000:"),
+            "{sent}"
+        );
         let far = 2501 + REORDER_WINDOW;
         let ahead = assembler.write(far, b"x").unwrap_err();
-        assert!(ahead.contains(&format!("offset {far} ")) && ahead.contains("after 2500 "), "{ahead}");
+        assert!(
+            ahead.contains(&format!("offset {far} ")) && ahead.contains("after 2500 "),
+            "{ahead}"
+        );
         assert_eq!((assembler.end(), assembler.high()), (2500, 2500));
     }
 
     #[test]
     fn sizes_double_up_to_the_cap() {
         let sizes: Vec<u64> = (1..=9).map(|number| TINY.of(number)).collect();
-        assert_eq!(sizes, [1000, 1000, 1000, 2000, 2000, 2000, 4000, 4000, 4000]);
+        assert_eq!(
+            sizes,
+            [1000, 1000, 1000, 2000, 2000, 2000, 4000, 4000, 4000]
+        );
         assert_eq!(TINY.of(10_000), 4000);
-        let equal = PartSizes { double_every: 0, ..TINY };
+        let equal = PartSizes {
+            double_every: 0,
+            ..TINY
+        };
         assert_eq!(equal.of(10_000), 1000);
         assert_eq!(PartSizes::default().of(u32::MAX), 64 << 20);
-        let reach: u64 = (1..=MAX_PARTS).map(|number| PartSizes::default().of(number)).sum();
+        let reach: u64 = (1..=MAX_PARTS)
+            .map(|number| PartSizes::default().of(number))
+            .sum();
         assert_eq!(reach >> 30, 448);
     }
 
@@ -445,7 +514,9 @@ mod tests {
     #[test]
     fn gaps_are_bounded() {
         let mut assembler = Assembler::new(PartSizes::default(), Budget::new(0));
-        let taken = (0..2 * MAX_GAPS as u64).take_while(|n| assembler.write(1 + 2 * n, b"x").is_ok()).count();
+        let taken = (0..2 * MAX_GAPS as u64)
+            .take_while(|n| assembler.write(1 + 2 * n, b"x").is_ok())
+            .count();
         assert_eq!((taken, assembler.written.len()), (MAX_GAPS, MAX_GAPS));
     }
 

@@ -13,17 +13,24 @@ impl Context {
     /// Looks once.
     pub async fn sweep(&self, prefix: &Key, abandoned_after: Duration) {
         if let Err(error) = self.abort_abandoned(prefix, abandoned_after).await {
-            log::warn!("can't look for abandoned multipart uploads (a lifecycle rule of the bucket can): {error}");
+            log::warn!(
+                "can't look for abandoned multipart uploads (a lifecycle rule of the bucket can): {error}"
+            );
         }
     }
 
     async fn abort_abandoned(&self, prefix: &Key, abandoned_after: Duration) -> store::Result<()> {
-        let before = SystemTime::now().checked_sub(abandoned_after).unwrap_or(SystemTime::UNIX_EPOCH);
+        let before = SystemTime::now()
+            .checked_sub(abandoned_after)
+            .unwrap_or(SystemTime::UNIX_EPOCH);
         for upload in self.store.stale_uploads(prefix, before).await? {
             let (key, id, parts) = (&upload.key, &upload.id, upload.parts.len());
             let is_ours = store::is_probe(key) || cuts(&self.sizes, &upload.parts);
             if is_ours && super::abort(self.store.as_ref(), key, id).await {
-                log::info!("aborted the abandoned multipart upload {id} of {:?}, {parts} parts", key.as_str());
+                log::info!(
+                    "aborted the abandoned multipart upload {id} of {:?}, {parts} parts",
+                    key.as_str()
+                );
             }
         }
         Ok(())
@@ -37,7 +44,8 @@ fn cuts(sizes: &PartSizes, parts: &[Part]) -> bool {
     let fits = |part: &Part| {
         let size = sizes.of(part.number);
         let is_last = Some(part.number) == last;
-        let is_short = sizes.double_every != 0 && part.size < size && part.size.is_multiple_of(MIN_PART);
+        let is_short =
+            sizes.double_every != 0 && part.size < size && part.size.is_multiple_of(MIN_PART);
         part.size == size || part.size == RENAME_PIECE || is_short || (is_last && part.size < size)
     };
     last.is_some() && parts.iter().all(fits)
@@ -49,12 +57,26 @@ mod tests {
 
     #[test]
     fn only_parts_of_our_sizes_are_ours() {
-        let sizes = PartSizes { first: 10, cap: 40, double_every: 2 };
+        let sizes = PartSizes {
+            first: 10,
+            cap: 40,
+            double_every: 2,
+        };
         let ours = |parts: &[(u32, u64)]| {
-            let part = |&(number, size): &(u32, u64)| Part { number, size, etag: String::new(), checksum: None };
+            let part = |&(number, size): &(u32, u64)| Part {
+                number,
+                size,
+                etag: String::new(),
+                checksum: None,
+            };
             cuts(&sizes, &parts.iter().map(part).collect::<Vec<_>>())
         };
         assert!(ours(&[(1, 10)]) && ours(&[(1, 3)]) && ours(&[(1, 10), (3, 20), (4, 7)]));
-        assert!(!ours(&[]) && !ours(&[(1, 8), (2, 10)]) && !ours(&[(1, 11)]) && !ours(&[(1, 10), (2, 10), (3, 40)]));
+        assert!(
+            !ours(&[])
+                && !ours(&[(1, 8), (2, 10)])
+                && !ours(&[(1, 11)])
+                && !ours(&[(1, 10), (2, 10), (3, 40)])
+        );
     }
 }

@@ -69,8 +69,19 @@ pub struct Context {
 impl Context {
     /// With nothing under way.
     pub fn new(store: Arc<dyn Store>, budget: Budget, sizes: PartSizes) -> Context {
-        let (locks, tasks, stop) = (NameLocks::default(), TaskTracker::new(), CancellationToken::new());
-        Context { store, budget, sizes, locks, tasks, stop }
+        let (locks, tasks, stop) = (
+            NameLocks::default(),
+            TaskTracker::new(),
+            CancellationToken::new(),
+        );
+        Context {
+            store,
+            budget,
+            sizes,
+            locks,
+            tasks,
+            stop,
+        }
     }
 
     /// What the future comes to; `None` if it has not ended soon after the server has to stop.
@@ -165,7 +176,9 @@ impl Kind {
     fn of(command: &Command, end: u64) -> Kind {
         match command {
             Command::Write(_, data) if data.iter().all(Bytes::is_empty) => Kind::Other,
-            Command::Write(offset, _) => Kind::Write { offset: offset.unwrap_or(end) },
+            Command::Write(offset, _) => Kind::Write {
+                offset: offset.unwrap_or(end),
+            },
             Command::Close(lock) => Kind::Close(lock.clone()),
             Command::Read(..) | Command::Truncate(_) => Kind::Other,
         }
@@ -253,7 +266,12 @@ impl Upload {
             context: context.clone(),
         };
         context.tasks.spawn(work.run(inbox));
-        Upload { commands, progress, locks, name }
+        Upload {
+            commands,
+            progress,
+            locks,
+            name,
+        }
     }
 
     /// Size and start, for those who ask meanwhile.
@@ -271,7 +289,10 @@ impl Upload {
             Some(offset) => size.max(offset.saturating_add(len)),
             None => size.saturating_add(len),
         });
-        self.send(Command::Write(offset, data), |result| reply(result.map(drop))).await;
+        self.send(Command::Write(offset, data), |result| {
+            reply(result.map(drop))
+        })
+        .await;
     }
 
     /// READ of a file that is being written; an empty answer means end of file.
@@ -281,13 +302,16 @@ impl Upload {
 
     /// A way to read the file that does not keep it open.
     pub fn reader(&self) -> Reader {
-        Reader { commands: self.commands.downgrade() }
+        Reader {
+            commands: self.commands.downgrade(),
+        }
     }
 
     /// FSETSTAT with a size.
     pub async fn truncate(&self, size: u64, reply: Reply<()>) {
         self.progress.announce(|_| size);
-        self.send(Command::Truncate(size), |result| reply(result.map(drop))).await;
+        self.send(Command::Truncate(size), |result| reply(result.map(drop)))
+            .await;
     }
 
     /// CLOSE: the reply comes after the store has said whether the object is there. Changes of this name that are asked
@@ -295,7 +319,10 @@ impl Upload {
     pub async fn close(self, reply: Reply<()>) {
         let lock = self.locks.enqueue(vec![self.name.clone()]);
         self.progress.announce(|size| size);
-        self.send(Command::Close(Arc::new(lock)), |result| reply(result.map(drop))).await;
+        self.send(Command::Close(Arc::new(lock)), |result| {
+            reply(result.map(drop))
+        })
+        .await;
     }
 
     async fn send(&self, command: Command, reply: impl FnOnce(Result<Bytes>) + Send + 'static) {
@@ -311,12 +338,18 @@ pub struct Reader {
 impl Reader {
     /// READ; an empty answer means end of file.
     pub async fn read(&self, offset: u64, len: usize, reply: Reply<Bytes>) {
-        let Some(commands) = self.commands.upgrade() else { return reply(Err(cut_off())) };
+        let Some(commands) = self.commands.upgrade() else {
+            return reply(Err(cut_off()));
+        };
         send(&commands, Command::Read(offset, len), reply).await;
     }
 }
 
-async fn send(commands: &mpsc::Sender<(Command, Reply<Bytes>)>, command: Command, reply: Reply<Bytes>) {
+async fn send(
+    commands: &mpsc::Sender<(Command, Reply<Bytes>)>,
+    command: Command,
+    reply: Reply<Bytes>,
+) {
     if let Err(mpsc::error::SendError((_, reply))) = commands.send((command, reply)).await {
         reply(Err(cut_off()));
     }
@@ -324,10 +357,17 @@ async fn send(commands: &mpsc::Sender<(Command, Reply<Bytes>)>, command: Command
 
 /// Aborts a multipart upload. False where even that fails: it stays in the store, as the log then says.
 pub async fn abort(store: &dyn Store, key: &Key, id: &str) -> bool {
-    let aborted = caught(store.abort(key, id)).await.map_err(StoreError::Other).flatten();
-    counter!(ABORTED_UPLOADS, "result" => if aborted.is_ok() { "aborted" } else { "left" }).increment(1);
+    let aborted = caught(store.abort(key, id))
+        .await
+        .map_err(StoreError::Other)
+        .flatten();
+    counter!(ABORTED_UPLOADS, "result" => if aborted.is_ok() { "aborted" } else { "left" })
+        .increment(1);
     let aborted = aborted.inspect_err(|error| {
-        log::warn!("multipart upload {id} of {:?} could not be aborted and stays: {error}", key.as_str());
+        log::warn!(
+            "multipart upload {id} of {:?} could not be aborted and stays: {error}",
+            key.as_str()
+        );
     });
     aborted.is_ok()
 }
@@ -382,7 +422,9 @@ impl Work {
                 // Nothing comes after CLOSE: it takes the handle. The name stays locked until the upload is no longer shown,
                 // or what comes next would find it busy.
                 (Kind::Close(lock), result) => closed = Some((result, reply, lock)),
-                (Kind::Write { offset }, Ok(_)) if self.is_far_ahead(offset) => self.hold(offset, reply),
+                (Kind::Write { offset }, Ok(_)) if self.is_far_ahead(offset) => {
+                    self.hold(offset, reply)
+                }
                 (_, result) => reply(result),
             }
             self.release();
@@ -394,7 +436,12 @@ impl Work {
         let (bytes, parts) = (self.received, self.done.len() as u32);
         self.discard().await;
         let result = closed.as_ref().map(|(result, ..)| result.clone().map(drop));
-        (self.target.on_end)(Summary { bytes, parts, took: opened.elapsed(), result });
+        (self.target.on_end)(Summary {
+            bytes,
+            parts,
+            took: opened.elapsed(),
+            result,
+        });
         self.progress.ended.cancel();
         if let Some((result, reply, lock)) = closed {
             drop(lock);
@@ -404,7 +451,10 @@ impl Work {
 
     /// The next request. While the client is waited for, answers that are held back are given once it has been silent for
     /// [`HOLD_TIME`], and a part that has grown leaves as soon as others need its memory.
-    async fn next(&mut self, inbox: &mut mpsc::Receiver<(Command, Reply<Bytes>)>) -> Option<(Command, Reply<Bytes>)> {
+    async fn next(
+        &mut self,
+        inbox: &mut mpsc::Receiver<(Command, Reply<Bytes>)>,
+    ) -> Option<(Command, Reply<Bytes>)> {
         let silence = Instant::now() + HOLD_TIME;
         loop {
             let budget = self.context.budget.clone();
@@ -542,7 +592,11 @@ impl Work {
         }
         // Of what comes early, the beginning decides whether it comes too early.
         let is_early = offset > self.assembler.end();
-        for piece in if is_early { vec![data.concat().into()] } else { data } {
+        for piece in if is_early {
+            vec![data.concat().into()]
+        } else {
+            data
+        } {
             self.append(offset, &piece).await?;
             offset += piece.len() as u64;
             self.received += piece.len() as u64;
@@ -555,7 +609,8 @@ impl Work {
             if self.assembler.is_full() {
                 self.send_part(None).await?;
             }
-            self.grow_to(self.assembler.ready_with(offset, data.len())).await?;
+            self.grow_to(self.assembler.ready_with(offset, data.len()))
+                .await?;
             let taken = self.assembler.write(offset, data).map_err(Refused)?;
             // It may have closed a gap.
             self.grow_to(self.assembler.ready()).await?;
@@ -571,7 +626,9 @@ impl Work {
     /// Stores zeros where the client has left bytes out, up to `to`.
     async fn fill_holes(&mut self, to: u64) -> Result<()> {
         if to.saturating_sub(self.assembler.end()) > MAX_HOLES - self.holes {
-            return Err(Refused(format!("more than {MAX_HOLES} bytes of the file were left out")));
+            return Err(Refused(format!(
+                "more than {MAX_HOLES} bytes of the file were left out"
+            )));
         }
         while self.assembler.end() < to {
             if self.assembler.is_full() {
@@ -582,7 +639,8 @@ impl Work {
             let room = self.assembler.part_size() - self.assembler.ready();
             let len = hole.min(room).min(ZEROS.len() as u64);
             self.holes += len;
-            self.append(at, ZEROS.get(..len as usize).unwrap_or_default()).await?;
+            self.append(at, ZEROS.get(..len as usize).unwrap_or_default())
+                .await?;
         }
         Ok(())
     }
@@ -602,7 +660,8 @@ impl Work {
         if self.may_send_early() {
             self.memory = self.context.budget.try_take(size);
             if self.memory.is_none() {
-                self.assembler.shrink_part(short_part(self.assembler.ready()));
+                self.assembler
+                    .shrink_part(short_part(self.assembler.ready()));
             }
             return Ok(());
         }
@@ -611,8 +670,11 @@ impl Work {
             Ok(Some(memory)) => self.memory = Some(memory),
             Ok(None) => return Err(too_small(size)),
             Err(_elapsed) => {
-                let why = format!("other uploads hold the server's memory for parts of {size} bytes");
-                return Err(Refused(format!("{why}: try again later, or raise --buffer-memory")));
+                let why =
+                    format!("other uploads hold the server's memory for parts of {size} bytes");
+                return Err(Refused(format!(
+                    "{why}: try again later, or raise --buffer-memory"
+                )));
             }
         }
         Ok(())
@@ -641,18 +703,42 @@ impl Work {
         match &mut memory {
             Some(memory) => memory.reduce_to(size),
             None if self.assembler.is_full() => {
-                memory = Some(self.context.budget.take(size).await.ok_or_else(|| too_small(size))?);
+                memory = Some(
+                    self.context
+                        .budget
+                        .take(size)
+                        .await
+                        .ok_or_else(|| too_small(size))?,
+                );
             }
             None => {}
         }
         let Multipart { id, .. } = self.begin_multipart().await?;
         let (context, key) = (self.context.clone(), self.target.key.clone());
-        let size = copied.as_ref().map_or(size.min(self.assembler.ready()), |(range, _)| range.end - range.start);
+        let size = copied
+            .as_ref()
+            .map_or(size.min(self.assembler.ready()), |(range, _)| {
+                range.end - range.start
+            });
         let body = self.assembler.cut(size).map_err(Refused)?;
         self.in_flight.spawn(async move {
             let _memory = memory;
-            let Some((range, etag)) = copied else { return context.store.upload_part(&key, &id, number, body).await };
-            context.store.copy_part(&key, &id, number, PartSource { key: &key, etag: &etag, range }).await
+            let Some((range, etag)) = copied else {
+                return context.store.upload_part(&key, &id, number, body).await;
+            };
+            context
+                .store
+                .copy_part(
+                    &key,
+                    &id,
+                    number,
+                    PartSource {
+                        key: &key,
+                        etag: &etag,
+                        range,
+                    },
+                )
+                .await
         });
         Ok(())
     }
@@ -663,13 +749,21 @@ impl Work {
             return Ok(multipart.clone());
         }
         let (attributes, write_id) = self.attributes().with_new_write_id();
-        let id = self.context.store.create_upload(&self.target.key, &attributes).await?;
+        let id = self
+            .context
+            .store
+            .create_upload(&self.target.key, &attributes)
+            .await?;
         Ok(self.multipart.insert(Multipart { id, write_id }).clone())
     }
 
     /// Those of the object that is being changed.
     fn attributes(&self) -> Attributes {
-        let old = self.target.base.as_ref().and_then(|base| base.attributes.as_deref());
+        let old = self
+            .target
+            .base
+            .as_ref()
+            .and_then(|base| base.attributes.as_deref());
         old.cloned().unwrap_or_default()
     }
 
@@ -677,7 +771,11 @@ impl Work {
     async fn reap(&mut self, most: usize) -> Result<()> {
         loop {
             let wait = self.in_flight.len() > most;
-            let joined = if wait { self.in_flight.join_next().await } else { self.in_flight.try_join_next() };
+            let joined = if wait {
+                self.in_flight.join_next().await
+            } else {
+                self.in_flight.try_join_next()
+            };
             match joined {
                 Some(part) => self.done.push(part.map_err(|_| cut_off())??),
                 None => return Ok(()),
@@ -688,7 +786,9 @@ impl Work {
     /// Brings in the old object's bytes from the contiguous end up to `to`: whole parts are copied inside the
     /// store, what is too short for a part, or must be joined with buffered bytes, is loaded.
     async fn fill_from_base(&mut self, to: u64) -> Result<()> {
-        let Some(Object { size, etag, .. }) = self.target.base.clone() else { return Ok(()) };
+        let Some(Object { size, etag, .. }) = self.target.base.clone() else {
+            return Ok(());
+        };
         let to = to.min(self.limit);
         while self.assembler.end() < to {
             if self.assembler.is_full() {
@@ -707,7 +807,11 @@ impl Work {
                 self.send_part(Some((at..at + piece, etag.clone()))).await?;
             } else {
                 let range = at..at + missing.min(room).min(MIN_PART);
-                let old = self.context.store.get(&self.target.key, range, &etag).await?;
+                let old = self
+                    .context
+                    .store
+                    .get(&self.target.key, range, &etag)
+                    .await?;
                 self.append(at, &old.concat()).await?;
             }
         }
@@ -723,13 +827,21 @@ impl Work {
         while at < wanted_end {
             let missing = (wanted_end - at) as usize;
             let piece = match self.locate(at) {
-                Location::Ram => Bytes::copy_from_slice(self.assembler.peek(at, missing).unwrap_or_default()),
+                Location::Ram => {
+                    Bytes::copy_from_slice(self.assembler.peek(at, missing).unwrap_or_default())
+                }
                 Location::OldObject { etag, end } => {
                     let range = at..end.min(wanted_end);
-                    self.context.store.get(&self.target.key, range, &etag).await?.concat().into()
+                    self.context
+                        .store
+                        .get(&self.target.key, range, &etag)
+                        .await?
+                        .concat()
+                        .into()
                 }
                 Location::Unreadable if at == offset => {
-                    let why = "is on its way to the store and can't be read before the file is closed";
+                    let why =
+                        "is on its way to the store and can't be read before the file is closed";
                     return Err(Refused(format!("offset {offset} {why}")));
                 }
                 Location::Unreadable => break,
@@ -742,11 +854,17 @@ impl Work {
 
     /// Where the byte at this offset can be read.
     fn locate(&self, offset: u64) -> Location {
-        let in_ram = self.assembler.peek(offset, 1).is_some_and(|byte| !byte.is_empty());
+        let in_ram = self
+            .assembler
+            .peek(offset, 1)
+            .is_some_and(|byte| !byte.is_empty());
         match &self.target.base {
             _ if in_ram => Location::Ram,
             Some(base) if (self.assembler.end()..self.limit).contains(&offset) => {
-                Location::OldObject { etag: base.etag.clone(), end: self.limit }
+                Location::OldObject {
+                    etag: base.etag.clone(),
+                    end: self.limit,
+                }
             }
             _ => Location::Unreadable,
         }
@@ -755,7 +873,9 @@ impl Work {
     async fn truncate(&mut self, size: u64) -> Result<()> {
         let end = self.len();
         if size > end.saturating_add(MAX_HOLES) {
-            return Err(UploadError::Unsupported(format!("more than {MAX_HOLES} bytes of the file would be left out")));
+            return Err(UploadError::Unsupported(format!(
+                "more than {MAX_HOLES} bytes of the file would be left out"
+            )));
         }
         if size == 0 && self.multipart.is_some() {
             self.discard().await;
@@ -769,8 +889,9 @@ impl Work {
     }
 
     async fn close(&mut self, lock: &NameLock) -> Result<()> {
-        let unchanged =
-            |base: &Object| base.size == self.len() && base.size == self.limit && self.assembler.high() == 0;
+        let unchanged = |base: &Object| {
+            base.size == self.len() && base.size == self.limit && self.assembler.high() == 0
+        };
         if self.target.base.as_ref().is_some_and(unchanged) {
             return Ok(());
         }
@@ -785,10 +906,17 @@ impl Work {
             self.reap(0).await?;
             self.done.sort_by_key(|part| part.number);
             let sent: u64 = self.done.iter().map(|part| part.size).sum();
-            let complete = self.done.iter().map(|part| part.number).eq(1..self.assembler.parts() + 1);
+            let complete = self
+                .done
+                .iter()
+                .map(|part| part.number)
+                .eq(1..self.assembler.parts() + 1);
             if sent != size || !complete {
                 let parts = self.done.len();
-                return Err(StoreError::Other(format!("{sent} bytes in {parts} parts, {size} received")).into());
+                return Err(StoreError::Other(format!(
+                    "{sent} bytes in {parts} parts, {size} received"
+                ))
+                .into());
             }
         }
         lock.wait().await;
@@ -797,8 +925,15 @@ impl Work {
 
     /// Makes the object from the parts, or from the buffer alone.
     async fn store(&mut self) -> Result<()> {
-        let (store, key, condition) = (self.context.store.as_ref(), &self.target.key, &self.target.condition);
-        let body = self.assembler.cut(self.assembler.ready()).map_err(Refused)?;
+        let (store, key, condition) = (
+            self.context.store.as_ref(),
+            &self.target.key,
+            &self.target.condition,
+        );
+        let body = self
+            .assembler
+            .cut(self.assembler.ready())
+            .map_err(Refused)?;
         match &self.multipart {
             Some(Multipart { id, write_id }) => {
                 change::complete(store, key, id, &self.done, write_id, condition).await?;
@@ -813,7 +948,9 @@ impl Work {
 }
 
 fn too_small(size: u64) -> UploadError {
-    Refused(format!("the server's --buffer-memory is smaller than one part of {size} bytes"))
+    Refused(format!(
+        "the server's --buffer-memory is smaller than one part of {size} bytes"
+    ))
 }
 
 /// Size of a part that leaves early: whole multiples of [`MIN_PART`], by which the parts of this server are known.
@@ -831,9 +968,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn answers_that_are_held_back_are_bounded() {
         let store = Arc::new(MemoryStore::default());
-        let context = Arc::new(Context::new(store, Budget::new(64 << 20), PartSizes::default()));
+        let context = Arc::new(Context::new(
+            store,
+            Budget::new(64 << 20),
+            PartSizes::default(),
+        ));
         let key = Key::new("f").unwrap();
-        let target = Target { key, base: None, condition: Condition::None, on_end: Box::new(drop) };
+        let target = Target {
+            key,
+            base: None,
+            condition: Condition::None,
+            on_end: Box::new(drop),
+        };
         let upload = Upload::open(context, target);
         let answered = Arc::new(AtomicUsize::new(0));
         for _ in 0..MAX_HELD + 10 {
@@ -842,7 +988,13 @@ mod tests {
                 assert!(result.is_ok());
                 answered.fetch_add(1, Ordering::Relaxed);
             });
-            upload.write(Some(ANSWERED_AHEAD + 1), vec![Bytes::from_static(b"x")], reply).await;
+            upload
+                .write(
+                    Some(ANSWERED_AHEAD + 1),
+                    vec![Bytes::from_static(b"x")],
+                    reply,
+                )
+                .await;
         }
         while upload.progress.waiting.load(Ordering::Relaxed) > 0 {
             tokio::task::yield_now().await;

@@ -106,12 +106,15 @@ fn is_false(value: &bool) -> bool {
 impl User {
     /// The keys, parsed; those that can't be are left out, as [`UsersFile::read`] has refused them before.
     pub fn parsed_keys(&self) -> impl Iterator<Item = PublicKey> {
-        self.keys.iter().filter_map(|line| PublicKey::from_openssh(line).ok())
+        self.keys
+            .iter()
+            .filter_map(|line| PublicKey::from_openssh(line).ok())
     }
 
     /// Whether this is one of the user's keys; comments don't count.
     pub fn has_key(&self, key: &PublicKey) -> bool {
-        self.parsed_keys().any(|known| known.key_data() == key.key_data())
+        self.parsed_keys()
+            .any(|known| known.key_data() == key.key_data())
     }
 
     /// What the user of this name gets: the home has its default here.
@@ -120,7 +123,11 @@ impl User {
             Some(home) => normalize_home(home),
             None => format!("{name}/"),
         };
-        Account { name: name.to_owned(), home, access: self.access }
+        Account {
+            name: name.to_owned(),
+            home,
+            access: self.access,
+        }
     }
 }
 
@@ -133,8 +140,13 @@ pub(super) fn normalize_home(home: &str) -> String {
 /// Names become prefixes, log fields and arguments: no slash, no control character, nothing that looks like an option.
 pub fn check_name(name: &str) -> anyhow::Result<()> {
     let odd = |c: char| c == '/' || c == '\\' || c.is_whitespace() || c.is_control();
-    let ok = (1..=MAX_NAME_LEN).contains(&name.len()) && !name.starts_with(['-', '.']) && !name.contains(odd);
-    ensure!(ok, "{name:?} can't be a user name: 1 to 64 characters, no spaces or slashes, no `-` or `.` at the start");
+    let ok = (1..=MAX_NAME_LEN).contains(&name.len())
+        && !name.starts_with(['-', '.'])
+        && !name.contains(odd);
+    ensure!(
+        ok,
+        "{name:?} can't be a user name: 1 to 64 characters, no spaces or slashes, no `-` or `.` at the start"
+    );
     Ok(())
 }
 
@@ -149,7 +161,9 @@ pub struct UsersFile {
 
 /// Reads the users, and refuses a name that is there twice: of two entries, the one that someone has just corrected may
 /// be the one that doesn't count.
-fn unique_users<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, User>, D::Error> {
+fn unique_users<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, User>, D::Error> {
     struct UniqueUsers;
 
     impl<'de> Visitor<'de> for UniqueUsers {
@@ -163,7 +177,9 @@ fn unique_users<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<S
             let mut users = BTreeMap::new();
             while let Some(name) = map.next_key::<String>()? {
                 if users.contains_key(&name) {
-                    return Err(M::Error::custom(format_args!("user {name} is there twice: leave one of them")));
+                    return Err(M::Error::custom(format_args!(
+                        "user {name} is there twice: leave one of them"
+                    )));
                 }
                 let user: User = map.next_value()?;
                 users.insert(name, user);
@@ -196,7 +212,13 @@ impl UsersFile {
         }
         let users: UsersFile = match serde_json::from_slice(&content) {
             Ok(users) => users,
-            Err(error) => return Err(UsersFileError::Invalid { path, source: error.into() }.into()),
+            Err(error) => {
+                return Err(UsersFileError::Invalid {
+                    path,
+                    source: error.into(),
+                }
+                .into());
+            }
         };
         drop(content);
         match users.check() {
@@ -207,8 +229,14 @@ impl UsersFile {
 
     /// As [`UsersFile::read`]; a missing file holds nobody.
     pub fn read_or_empty(path: &Path) -> anyhow::Result<UsersFile> {
-        let missing = path.symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-        if missing { Ok(UsersFile::default()) } else { UsersFile::read(path) }
+        let missing = path
+            .symlink_metadata()
+            .is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        if missing {
+            Ok(UsersFile::default())
+        } else {
+            UsersFile::read(path)
+        }
     }
 
     /// Everything that can be wrong with an entry.
@@ -221,7 +249,10 @@ impl UsersFile {
     }
 
     /// Locks, reads, changes, checks and replaces. On any error the file is as it was.
-    pub fn change<T>(path: &Path, change: impl FnOnce(&mut UsersFile) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    pub fn change<T>(
+        path: &Path,
+        change: impl FnOnce(&mut UsersFile) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         // A link stays a link: what it points to is replaced.
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let _lock = match lock(&path) {
@@ -247,7 +278,10 @@ impl UsersFile {
 
 /// Everything that can be wrong with one entry but its name.
 fn check_user(name: &str, user: &User) -> anyhow::Result<()> {
-    ensure!(!user.keys.is_empty() || user.password.is_some(), "neither a key nor a password");
+    ensure!(
+        !user.keys.is_empty() || user.password.is_some(),
+        "neither a key nor a password"
+    );
     for line in &user.keys {
         parse_key(line)?;
     }
@@ -260,7 +294,10 @@ fn check_user(name: &str, user: &User) -> anyhow::Result<()> {
 
 /// Opens the users file for reading.
 pub(super) fn open(path: &Path) -> Result<File, UsersFileError> {
-    File::open(path).map_err(|source| UsersFileError::Unreadable { path: path.to_owned(), source })
+    File::open(path).map_err(|source| UsersFileError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// A sentence for the operator if every user of the machine may read or write the users file.
@@ -270,13 +307,19 @@ pub(super) fn exposure(path: &Path, found: &Metadata) -> Option<String> {
         return None;
     }
     let path = path.display();
-    Some(format!("{path} is open to every user of this machine (mode {mode:04o}): run `chmod o-rwx {path}`"))
+    Some(format!(
+        "{path} is open to every user of this machine (mode {mode:04o}): run `chmod o-rwx {path}`"
+    ))
 }
 
 /// Waits for other commands that change the file, and holds them off until dropped. The lock is on a file beside it, as
 /// the file itself is replaced and a lock on it would be on the old one.
 fn lock(path: &Path) -> io::Result<File> {
-    let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(path.with_added_extension("lock"))?;
+    let lock = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path.with_added_extension("lock"))?;
     lock.lock()?;
     Ok(lock)
 }

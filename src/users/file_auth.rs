@@ -30,8 +30,14 @@ impl FileAuth {
 
     /// One user with a password and no file, for `sftpd demo` and tests.
     pub fn single(name: &str, password: &str) -> anyhow::Result<FileAuth> {
-        let user = User { password: Some(hash(password)?), ..User::default() };
-        Ok(FileAuth(Users::Single { name: name.to_owned(), user }))
+        let user = User {
+            password: Some(hash(password)?),
+            ..User::default()
+        };
+        Ok(FileAuth(Users::Single {
+            name: name.to_owned(),
+            user,
+        }))
     }
 
     /// The user of this name, as the file has it now, or as it last had it.
@@ -48,7 +54,11 @@ impl FileAuth {
 impl Auth for FileAuth {
     async fn public_key(&self, user: &str, key: &PublicKey) -> Option<Account> {
         let found = self.user(user).await?;
-        if found.has_key(key) { admit(user, &found) } else { None }
+        if found.has_key(key) {
+            admit(user, &found)
+        } else {
+            None
+        }
     }
 
     async fn password(&self, user: &str, password: &str) -> Option<Account> {

@@ -83,7 +83,12 @@ struct Snapshot {
 impl FileWatch {
     /// Reads the file once, so that the operator learns of a mistake at the start. Waits for the file system.
     pub fn open(path: PathBuf) -> anyhow::Result<Arc<FileWatch>> {
-        let missing = || format!("no users file at {}: make one with `sftpd users add NAME \"KEY\"`", path.display());
+        let missing = || {
+            format!(
+                "no users file at {}: make one with `sftpd users add NAME \"KEY\"`",
+                path.display()
+            )
+        };
         path.metadata().with_context(missing)?;
         let mut state = State {
             users: Arc::default(),
@@ -99,7 +104,11 @@ impl FileWatch {
         state.take_over(read(&path)?);
         gauge!(USERS_FILE_OK).set(1);
         let (last_ended, _) = watch::channel(0);
-        Ok(Arc::new(FileWatch { path, state: Mutex::new(state), last_ended }))
+        Ok(Arc::new(FileWatch {
+            path,
+            state: Mutex::new(state),
+            last_ended,
+        }))
     }
 
     /// The user of this name, as the file is now if it can be looked at in time, or as it last could be read.
@@ -107,7 +116,11 @@ impl FileWatch {
         if let Some(number) = self.request_read() {
             let mut last_ended = self.last_ended.subscribe();
             // Without an answer in time, the last good file counts.
-            let _ = timeout(MAX_LOGIN_WAIT, last_ended.wait_for(|ended| *ended >= number)).await;
+            let _ = timeout(
+                MAX_LOGIN_WAIT,
+                last_ended.wait_for(|ended| *ended >= number),
+            )
+            .await;
         }
         let users = self.state().users.clone();
         users.users.get(name).cloned()
@@ -137,7 +150,11 @@ impl FileWatch {
             None if may_begin => self.begin_read(&mut state, now)?,
             None => return None,
         };
-        if state.is_unresponsive { None } else { Some(number) }
+        if state.is_unresponsive {
+            None
+        } else {
+            Some(number)
+        }
     }
 
     /// Begins a read on a thread of its own, for which the end of the process does not wait.
@@ -145,13 +162,17 @@ impl FileWatch {
         let number = state.begin(now);
         let known = state.stamp;
         let watch = self.clone();
-        let spawned =
-            thread::Builder::new().name("users-file".to_owned()).spawn(move || watch.run_reads(number, known));
+        let spawned = thread::Builder::new()
+            .name("users-file".to_owned())
+            .spawn(move || watch.run_reads(number, known));
         match spawned {
             Ok(_detached) => Some(number),
             Err(error) => {
                 state.running = None;
-                state.note_failure(&anyhow::Error::new(error).context("can't start a thread to read it"), now);
+                state.note_failure(
+                    &anyhow::Error::new(error).context("can't start a thread to read it"),
+                    now,
+                );
                 None
             }
         }
@@ -182,7 +203,10 @@ impl FileWatch {
     }
 
     fn too_slow(&self) -> UsersFileError {
-        UsersFileError::TooSlow { path: self.path.clone(), limit: READ_TIMEOUT }
+        UsersFileError::TooSlow {
+            path: self.path.clone(),
+            limit: READ_TIMEOUT,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -194,7 +218,11 @@ impl State {
     /// Counts a read that begins now, and returns its number.
     fn begin(&mut self, now: Instant) -> u64 {
         self.last_begun += 1;
-        self.running = Some(RunningRead { number: self.last_begun, began: now, is_repeated: false });
+        self.running = Some(RunningRead {
+            number: self.last_begun,
+            began: now,
+            is_repeated: false,
+        });
         self.last_begun
     }
 
@@ -213,7 +241,9 @@ impl State {
         self.is_unresponsive = true;
         if self.hung == MAX_HUNG_READS {
             let path = path.display();
-            log::error!("{path} is not looked at any more until a read of it ends: restart sftpd once it can be read");
+            log::error!(
+                "{path} is not looked at any more until a read of it ends: restart sftpd once it can be read"
+            );
         }
     }
 
@@ -261,7 +291,9 @@ impl State {
 
 /// How long no read begins after one was given up while this many others hang.
 fn retry_pause(hung: u32) -> Duration {
-    READ_TIMEOUT.saturating_mul(2_u32.saturating_pow(hung)).min(MAX_RETRY_PAUSE)
+    READ_TIMEOUT
+        .saturating_mul(2_u32.saturating_pow(hung))
+        .min(MAX_RETRY_PAUSE)
 }
 
 /// Reads the file if it may be another than the one that had this stamp; `None` if it is the same.
@@ -280,11 +312,21 @@ fn read(path: &Path) -> anyhow::Result<Snapshot> {
     let file = open(path)?;
     // Of the opened file and before it is read: whatever happens to the name or the content from here on changes the
     // stamp.
-    let found = file.metadata().with_context(|| format!("can't read {}", path.display()))?;
+    let found = file
+        .metadata()
+        .with_context(|| format!("can't read {}", path.display()))?;
     let users = UsersFile::read_from(file, path)?;
     let stamp = Stamp::of(&found);
-    let stamp = if stamp.is_settled(now) { Some(stamp) } else { None };
-    Ok(Snapshot { users, stamp, exposure: exposure(path, &found) })
+    let stamp = if stamp.is_settled(now) {
+        Some(stamp)
+    } else {
+        None
+    };
+    Ok(Snapshot {
+        users,
+        stamp,
+        exposure: exposure(path, &found),
+    })
 }
 
 /// Differs when the file does: a rename brings another inode, an edit other times. `changed` (ctime) also tells of chmod
@@ -313,10 +355,14 @@ impl Stamp {
 
     /// Whether any change after `now` gives the file another stamp.
     fn is_settled(&self, now: SystemTime) -> bool {
-        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(self.changed.0), u32::try_from(self.changed.1)) else {
+        let (Ok(seconds), Ok(nanoseconds)) =
+            (u64::try_from(self.changed.0), u32::try_from(self.changed.1))
+        else {
             return true;
         };
-        let Some(changed) = UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds)) else { return true };
+        let Some(changed) = UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds)) else {
+            return true;
+        };
         match now.duration_since(changed) {
             Ok(age) => age >= MIN_STAMP_AGE,
             // The file server's clock is ahead of ours, and waiting would not end.
@@ -336,7 +382,9 @@ impl FailureLog {
     /// Whether this failure is another than the last one, or the last one was logged long ago.
     fn is_due(&mut self, failure: &str, now: Instant) -> bool {
         let due = match &self.last {
-            Some((last, logged)) => last != failure || now.duration_since(*logged) >= FAILURE_LOG_INTERVAL,
+            Some((last, logged)) => {
+                last != failure || now.duration_since(*logged) >= FAILURE_LOG_INTERVAL
+            }
             None => true,
         };
         if due {
@@ -360,17 +408,31 @@ mod tests {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut failures = FailureLog::default();
-        let logged: Vec<u64> = (0..=130).filter(|second| failures.is_due("can't read it", after(*second))).collect();
+        let logged: Vec<u64> = (0..=130)
+            .filter(|second| failures.is_due("can't read it", after(*second)))
+            .collect();
         assert_eq!(logged, [0, 60, 120]);
-        assert!(failures.is_due("another reason", after(131)), "news are told at once");
+        assert!(
+            failures.is_due("another reason", after(131)),
+            "news are told at once"
+        );
         assert!(failures.end() && !failures.end());
-        assert!(failures.is_due("another reason", after(132)), "after a good read it is news again");
+        assert!(
+            failures.is_due("another reason", after(132)),
+            "after a good read it is news again"
+        );
     }
 
     #[test]
     fn a_stamp_counts_from_the_time_when_every_change_alters_it() {
         let changed = (1_000, 500_000_000);
-        let stamp = Stamp { device: 1, inode: 1, size: 1, modified: changed, changed };
+        let stamp = Stamp {
+            device: 1,
+            inode: 1,
+            size: 1,
+            modified: changed,
+            changed,
+        };
         let at = |milliseconds| UNIX_EPOCH + Duration::from_millis(milliseconds);
         assert!(!stamp.is_settled(at(1_000_500)) && !stamp.is_settled(at(1_000_599)));
         assert!(stamp.is_settled(at(1_000_600)));

@@ -10,8 +10,12 @@ const MIN_RSA_BITS: u32 = 2048;
 const MAX_SHOWN_CHARS: usize = 40;
 /// What private keys hold and nothing else does: the end of a PEM header, that of ssh.com's format, PuTTY's first line,
 /// and the beginning of OpenSSH's format in base64.
-const PRIVATE_KEY_MARKS: [&str; 4] =
-    ["PRIVATE KEY-----", "PRIVATE KEY ----", "PuTTY-User-Key-File-", "b3BlbnNzaC1rZXktdjE"];
+const PRIVATE_KEY_MARKS: [&str; 4] = [
+    "PRIVATE KEY-----",
+    "PRIVATE KEY ----",
+    "PuTTY-User-Key-File-",
+    "b3BlbnNzaC1rZXktdjE",
+];
 /// How the types of public keys begin.
 const KEY_TYPES: [&str; 3] = ["ssh-", "ecdsa-", "sk-"];
 /// Says what to give in the place of a private key. The key itself is never repeated.
@@ -32,10 +36,15 @@ pub fn parse_key(line: &str) -> anyhow::Result<PublicKey> {
         Algorithm::Ed25519 | Algorithm::Ecdsa { .. } => Ok(key),
         Algorithm::Rsa { .. } => {
             let bits = key.key_data().rsa().map_or(0, |rsa| rsa.key_size());
-            ensure!(bits >= MIN_RSA_BITS, "an RSA key of {bits} bits is too short: 2,048 at least");
+            ensure!(
+                bits >= MIN_RSA_BITS,
+                "an RSA key of {bits} bits is too short: 2,048 at least"
+            );
             Ok(key)
         }
-        other => bail!("keys of type {other} are not supported: use ssh-ed25519, ecdsa-sha2 or ssh-rsa"),
+        other => {
+            bail!("keys of type {other} are not supported: use ssh-ed25519, ecdsa-sha2 or ssh-rsa")
+        }
     }
 }
 
@@ -77,12 +86,14 @@ pub(super) fn check_typed_key(typed: &str) -> anyhow::Result<PublicKey> {
 /// Whether a word is the name of a file rather than a key.
 fn looks_like_path(word: &str) -> bool {
     let one_word = !word.is_empty() && !word.contains(char::is_whitespace);
-    one_word && (word.starts_with(['/', '.', '~']) || word.ends_with(".pub") || Path::new(word).exists())
+    one_word
+        && (word.starts_with(['/', '.', '~']) || word.ends_with(".pub") || Path::new(word).exists())
 }
 
 /// The keys of an authorized_keys file as sshd reads it, each as a line of a .pub file.
 pub(super) fn read_authorized_keys(file: &Path) -> anyhow::Result<Vec<String>> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
     ensure!(!is_private_key(&text), "{}: {PRIVATE_KEY}", file.display());
     let mut keys = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -90,7 +101,8 @@ pub(super) fn read_authorized_keys(file: &Path) -> anyhow::Result<Vec<String>> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let key = parse_authorized_key(line).with_context(|| format!("{}, line {number}", file.display()))?;
+        let key = parse_authorized_key(line)
+            .with_context(|| format!("{}, line {number}", file.display()))?;
         keys.push(key);
     }
     ensure!(!keys.is_empty(), "{} holds no key", file.display());
@@ -102,8 +114,12 @@ pub(super) fn read_authorized_keys(file: &Path) -> anyhow::Result<Vec<String>> {
 fn parse_authorized_key(line: &str) -> anyhow::Result<String> {
     let (options, key) = split_options(line);
     for option in options.split(',') {
-        let idle = matches!(option, "" | "restrict" | r#"command="internal-sftp""#) || option.starts_with("no-");
-        ensure!(idle, "sftpd has no option {option}: remove it there, or leave the key out");
+        let idle = matches!(option, "" | "restrict" | r#"command="internal-sftp""#)
+            || option.starts_with("no-");
+        ensure!(
+            idle,
+            "sftpd has no option {option}: remove it there, or leave the key out"
+        );
     }
     parse_key(key)?;
     Ok(key.to_owned())

@@ -17,8 +17,12 @@ const MAX_HASH_MEMORY: u32 = 64 * 1024;
 /// Most work that a hash may ask for, in KiB times passes: about a second, in which another check has to wait.
 const MAX_HASH_WORK: u64 = 10 * MAX_HASH_MEMORY as u64;
 
-static CHECKERS: LazyLock<Option<Runtime>> =
-    LazyLock::new(|| Builder::new_current_thread().max_blocking_threads(MAX_CHECKS).build().ok());
+static CHECKERS: LazyLock<Option<Runtime>> = LazyLock::new(|| {
+    Builder::new_current_thread()
+        .max_blocking_threads(MAX_CHECKS)
+        .build()
+        .ok()
+});
 
 /// Buffers that no check uses at the moment.
 static IDLE_BUFFERS: Mutex<Vec<Vec<Block>>> = Mutex::new(Vec::new());
@@ -32,12 +36,18 @@ fn argon2() -> Argon2<'static> {
 
 /// A fresh password that is easy to paste: 20 letters and digits, 119 bits.
 pub fn random() -> String {
-    rand::rng().sample_iter(Alphanumeric).take(20).map(char::from).collect()
+    rand::rng()
+        .sample_iter(Alphanumeric)
+        .take(20)
+        .map(char::from)
+        .collect()
 }
 
 /// The argon2id hash of a password, in PHC string format, with a salt of its own.
 pub fn hash(password: &str) -> anyhow::Result<String> {
-    let hash = argon2().hash_password(password.as_bytes()).context("argon2")?;
+    let hash = argon2()
+        .hash_password(password.as_bytes())
+        .context("argon2")?;
     Ok(hash.to_string())
 }
 
@@ -78,20 +88,38 @@ impl KnownHash {
         let salt = hash.salt.context("it has no salt")?;
         let output = hash.hash.context("it ends before the hash")?;
         let argon2 = Argon2::new(algorithm, version, params);
-        Ok(KnownHash { argon2, salt: salt.to_vec(), output: output.as_bytes().to_vec() })
+        Ok(KnownHash {
+            argon2,
+            salt: salt.to_vec(),
+            output: output.as_bytes().to_vec(),
+        })
     }
 
     /// One that no password has, which takes as much work as those that [`hash`] makes.
     fn of_nobody() -> KnownHash {
-        KnownHash { argon2: argon2(), salt: vec![0; argon2::RECOMMENDED_SALT_LEN], output: Vec::new() }
+        KnownHash {
+            argon2: argon2(),
+            salt: vec![0; argon2::RECOMMENDED_SALT_LEN],
+            output: Vec::new(),
+        }
     }
 
     /// True only for the right password.
     fn fits(&self, password: &str) -> bool {
-        let mut output = vec![0; self.argon2.params().output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN)];
+        let mut output = vec![
+            0;
+            self.argon2
+                .params()
+                .output_len()
+                .unwrap_or(Params::DEFAULT_OUTPUT_LEN)
+        ];
         let mut buffer = take_buffer(self.argon2.params().block_count());
-        let hashed =
-            self.argon2.hash_password_into_with_memory(password.as_bytes(), &self.salt, &mut output, &mut buffer);
+        let hashed = self.argon2.hash_password_into_with_memory(
+            password.as_bytes(),
+            &self.salt,
+            &mut output,
+            &mut buffer,
+        );
         return_buffer(buffer);
         hashed.is_ok() && is_equal(&output, &self.output)
     }
@@ -120,7 +148,10 @@ fn idle_buffers() -> MutexGuard<'static, Vec<Vec<Block>>> {
 
 /// Compares in a time that does not depend on where the difference is.
 fn is_equal(one: &[u8], other: &[u8]) -> bool {
-    let difference = one.iter().zip(other).fold(0, |difference, (a, b)| difference | (a ^ b));
+    let difference = one
+        .iter()
+        .zip(other)
+        .fold(0, |difference, (a, b)| difference | (a ^ b));
     one.len() == other.len() && std::hint::black_box(difference) == 0
 }
 
@@ -146,8 +177,12 @@ mod tests {
 
     #[tokio::test]
     async fn hashes_of_other_settings_are_checked_with_their_own() {
-        for (memory, passes, lanes, length) in [(32, 3, 4, 16), (7168, 5, 1, 32), (16 * 1024, 1, 2, 64), (64, 2, 1, 32)]
-        {
+        for (memory, passes, lanes, length) in [
+            (32, 3, 4, 16),
+            (7168, 5, 1, 32),
+            (16 * 1024, 1, 2, 64),
+            (64, 2, 1, 32),
+        ] {
             let params = Params::new(memory, passes, lanes, Some(length)).unwrap();
             let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
             let hash = argon2.hash_password(b"right").unwrap().to_string();
@@ -163,14 +198,26 @@ mod tests {
 
     #[test]
     fn hashes_that_ask_for_too_much_are_refused() {
-        let with =
-            |params: &str| format!("$argon2id$v=19${params}$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc");
+        let with = |params: &str| {
+            format!(
+                "$argon2id$v=19${params}$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc"
+            )
+        };
         for params in ["m=65536,t=10,p=1", "m=65536,t=4,p=4", "m=7168,t=91,p=1"] {
             assert!(check_hash(&with(params)).is_ok(), "{params}");
         }
-        for params in ["m=65537,t=1,p=1", "m=4294967295,t=1,p=1", "m=65536,t=11,p=1", "m=8,t=4294967295,p=1", "m=7168"]
-        {
-            assert_eq!(check_hash(&with(params)).is_ok(), params == "m=7168", "{params}");
+        for params in [
+            "m=65537,t=1,p=1",
+            "m=4294967295,t=1,p=1",
+            "m=65536,t=11,p=1",
+            "m=8,t=4294967295,p=1",
+            "m=7168",
+        ] {
+            assert_eq!(
+                check_hash(&with(params)).is_ok(),
+                params == "m=7168",
+                "{params}"
+            );
         }
         for text in [
             "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ",

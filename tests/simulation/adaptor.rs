@@ -1,7 +1,9 @@
 //! The only part that names the library: a [`Store`] before the simulated bucket, gateways without sockets, and sessions on
 //! them without SSH.
 
-use super::bucket::{self, Bucket, Complete, Copy, Expectation, Listed, NewVersion, Refusal, Version};
+use super::bucket::{
+    self, Bucket, Complete, Copy, Expectation, Listed, NewVersion, Refusal, Version,
+};
 use super::history::Cause;
 use super::plan::PART_SIZE;
 use super::remote::{Kind, Remote, Trouble};
@@ -11,8 +13,8 @@ use sftpd::budget::Budget;
 use sftpd::limits::UserLimits;
 use sftpd::sftp::{Received, Settings, Sink, Source};
 use sftpd::store::{
-    Attributes, Condition, CopySource, Entry, KeptConditions, Key, ListRequest, Object, Page, Part, PartSource, Result,
-    Store, StoreError, cut,
+    Attributes, Condition, CopySource, Entry, KeptConditions, Key, ListRequest, Object, Page, Part,
+    PartSource, Result, Store, StoreError, cut,
 };
 use sftpd::tree::{Home, Local, Tree};
 use sftpd::upload::{Context, PartSizes};
@@ -62,7 +64,13 @@ fn object_of(version: &Version) -> Object {
     let size = version.content.len() as u64;
     let attributes = Some(Arc::new(version.attributes.clone()));
     let modified = SystemTime::UNIX_EPOCH;
-    Object { size, etag: version.etag.clone(), modified, storage_class: None, attributes }
+    Object {
+        size,
+        etag: version.etag.clone(),
+        modified,
+        storage_class: None,
+        attributes,
+    }
 }
 
 /// As [`error_of`], of a write under a condition: what must be unchanged is gone.
@@ -113,23 +121,42 @@ impl Store for SimulatedStore {
         }
     }
 
-    async fn put(&self, key: &Key, body: Bytes, attributes: &Attributes, condition: &Condition) -> Result<String> {
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<String> {
         let name = key.to_string();
-        let version = NewVersion { attributes: attributes.clone(), ..NewVersion::of(body) };
+        let version = NewVersion {
+            attributes: attributes.clone(),
+            ..NewVersion::of(body)
+        };
         let expectation = expectation_of(condition);
-        let effect = move |bucket: &mut Bucket, cause| bucket.put(&name, version.clone(), &expectation, cause);
-        self.0.request(Kind::Put, key.as_str(), effect).await.map_err(write_error)
+        let effect = move |bucket: &mut Bucket, cause| {
+            bucket.put(&name, version.clone(), &expectation, cause)
+        };
+        self.0
+            .request(Kind::Put, key.as_str(), effect)
+            .await
+            .map_err(write_error)
     }
 
     /// As the real one: a lost answer is decided by a look, and under a condition by a second request.
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
         let effect = delete_once(key, condition);
-        let deleted = self.0.request(Kind::Delete, key.as_str(), effect.clone()).await;
+        let deleted = self
+            .0
+            .request(Kind::Delete, key.as_str(), effect.clone())
+            .await;
         let deleted = match (deleted, condition) {
             (Err(Trouble::Unclear), Condition::Unchanged(_)) => {
                 self.0.request(Kind::Delete, key.as_str(), effect).await
             }
-            (Err(Trouble::Refused(Refusal::NotFound)), Condition::Unchanged(_)) => return Err(StoreError::NotFound),
+            (Err(Trouble::Refused(Refusal::NotFound)), Condition::Unchanged(_)) => {
+                return Err(StoreError::NotFound);
+            }
             (deleted, _) => deleted,
         };
         match deleted {
@@ -142,18 +169,33 @@ impl Store for SimulatedStore {
     async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
         let (source, target) = (from.key.to_string(), to.to_string());
         let source_etag = self.conditions().copy_source.then(|| from.etag.to_owned());
-        let copy = Copy { from: source, to: target, source_etag, expectation: expectation_of(condition) };
+        let copy = Copy {
+            from: source,
+            to: target,
+            source_etag,
+            expectation: expectation_of(condition),
+        };
         let effect = move |bucket: &mut Bucket, cause| bucket.copy(&copy, cause);
-        self.0.request(Kind::Copy, to.as_str(), effect).await.map_err(error_of)
+        self.0
+            .request(Kind::Copy, to.as_str(), effect)
+            .await
+            .map_err(error_of)
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
         let prefix = request.prefix.to_string();
         let (is_folded, after, limit) = (request.folded, request.after, request.limit);
-        let effect = move |bucket: &mut Bucket, _| Ok(bucket.list(&prefix, is_folded, after.clone(), limit));
-        let listed = self.0.request(Kind::List, request.prefix.as_str(), effect).await;
+        let effect =
+            move |bucket: &mut Bucket, _| Ok(bucket.list(&prefix, is_folded, after.clone(), limit));
+        let listed = self
+            .0
+            .request(Kind::List, request.prefix.as_str(), effect)
+            .await;
         let (listed, next) = listed.map_err(failure_of)?;
-        let mut page = Page { entries: Vec::new(), next };
+        let mut page = Page {
+            entries: Vec::new(),
+            next,
+        };
         for entry in listed {
             page.entries.push(match entry {
                 Listed::Object(key, version) => Entry::Object(key, object_of(&version)),
@@ -174,7 +216,10 @@ impl Store for SimulatedStore {
             *note.lock().expect("no panic while it is held") = Some(id.clone());
             Ok(id)
         };
-        let created = self.0.request(Kind::CreateUpload, key.as_str(), effect).await;
+        let created = self
+            .0
+            .request(Kind::CreateUpload, key.as_str(), effect)
+            .await;
         let made = made.lock().expect("no panic while it is held").take();
         if let (Err(_), Some(id)) = (&created, made) {
             self.0.bucket().abandon(&id);
@@ -182,26 +227,57 @@ impl Store for SimulatedStore {
         created.map_err(failure_of)
     }
 
-    async fn upload_part(&self, key: &Key, upload_id: &str, number: u32, body: Bytes) -> Result<Part> {
+    async fn upload_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> Result<Part> {
         let id = upload_id.to_owned();
         let size = body.len() as u64;
         let effect = move |bucket: &mut Bucket, _| bucket.upload_part(&id, number, body.clone());
         match self.0.request(Kind::UploadPart, key.as_str(), effect).await {
-            Ok(etag) => Ok(Part { number, size, etag, checksum: None }),
+            Ok(etag) => Ok(Part {
+                number,
+                size,
+                etag,
+                checksum: None,
+            }),
             Err(trouble) => Err(failure_of(trouble)),
         }
     }
 
-    async fn copy_part(&self, key: &Key, upload_id: &str, number: u32, from: PartSource<'_>) -> Result<Part> {
+    async fn copy_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        from: PartSource<'_>,
+    ) -> Result<Part> {
         let body = self.get(from.key, from.range, from.etag).await?;
-        self.upload_part(key, upload_id, number, body.concat().into()).await
+        self.upload_part(key, upload_id, number, body.concat().into())
+            .await
     }
 
     /// As the real one: a repeated request that finds no upload may have met its own success.
-    async fn complete(&self, key: &Key, upload_id: &str, parts: &[Part], condition: &Condition) -> Result<String> {
+    async fn complete(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<String> {
         let id = upload_id.to_owned();
-        let parts = parts.iter().map(|part| (part.number, part.etag.clone())).collect();
-        let complete = Complete { id, parts, expectation: expectation_of(condition) };
+        let parts = parts
+            .iter()
+            .map(|part| (part.number, part.etag.clone()))
+            .collect();
+        let complete = Complete {
+            id,
+            parts,
+            expectation: expectation_of(condition),
+        };
         let effect = move |bucket: &mut Bucket, cause| bucket.complete(&complete, PART_SIZE, cause);
         match self.0.request(Kind::Complete, key.as_str(), effect).await {
             Err(Trouble::Refused(Refusal::NoSuchUpload)) => Err(error_of(Trouble::Unclear)),
@@ -262,11 +338,21 @@ pub struct Connection {
 impl Gateway {
     /// `memory` is the size of its pool in bytes. With markers, other gateways see its directories.
     pub fn start(remote: Remote, memory: u64, has_markers: bool) -> Gateway {
-        let sizes = PartSizes { first: PART_SIZE, cap: PART_SIZE, double_every: 1000 };
+        let sizes = PartSizes {
+            first: PART_SIZE,
+            cap: PART_SIZE,
+            double_every: 1000,
+        };
         let context = Context::new(Arc::new(SimulatedStore(remote)), Budget::new(memory), sizes);
         let limits = Arc::new(UserLimits::new(MAX_UPLOADS, &context.budget));
         let uploads = Arc::new(Semaphore::new(MAX_UPLOADS));
-        Gateway { context: Arc::new(context), local: Arc::default(), limits, uploads, has_markers }
+        Gateway {
+            context: Arc::new(context),
+            local: Arc::default(),
+            limits,
+            uploads,
+            has_markers,
+        }
     }
 
     /// A session of a user with this home, and the task that serves it.
@@ -276,7 +362,12 @@ impl Gateway {
             budget: self.context.budget.clone(),
             limits: self.limits.clone(),
             uploads: self.uploads.clone(),
-            tree: Tree::new(self.context.clone(), self.local.clone(), home, self.has_markers),
+            tree: Tree::new(
+                self.context.clone(),
+                self.local.clone(),
+                home,
+                self.has_markers,
+            ),
             access: Access::ReadWrite,
             who: "simulated".into(),
             user: "simulated".into(),

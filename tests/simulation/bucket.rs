@@ -108,17 +108,39 @@ impl Bucket {
     /// Stores refuse a GET whose `If-Match` does not hold, even those that ignore conditions of writes.
     pub fn get(&self, key: &str, etag: &str) -> Result<Version> {
         let version = self.head(key)?;
-        if version.etag == etag { Ok(version) } else { Err(Refusal::Precondition) }
+        if version.etag == etag {
+            Ok(version)
+        } else {
+            Err(Refusal::Precondition)
+        }
     }
 
-    pub fn put(&mut self, key: &str, version: NewVersion, expectation: &Expectation, cause: Cause) -> Result<String> {
+    pub fn put(
+        &mut self,
+        key: &str,
+        version: NewVersion,
+        expectation: &Expectation,
+        cause: Cause,
+    ) -> Result<String> {
         self.check(key, expectation)?;
         let etag = match &version.etag {
             Some(etag) if self.kind.has_md5_etags => etag.clone(),
             _ => format!("\"{}\"", self.fresh_id()),
         };
-        let NewVersion { content, attributes, .. } = version;
-        self.replace(key, Some(Version { content, etag: etag.clone(), attributes }), cause);
+        let NewVersion {
+            content,
+            attributes,
+            ..
+        } = version;
+        self.replace(
+            key,
+            Some(Version {
+                content,
+                etag: etag.clone(),
+                attributes,
+            }),
+            cause,
+        );
         Ok(etag)
     }
 
@@ -135,13 +157,23 @@ impl Bucket {
             Some(etag) => self.get(&copy.from, etag)?,
             None => self.head(&copy.from)?,
         };
-        let version = NewVersion { attributes: source.attributes, ..NewVersion::of(source.content) };
+        let version = NewVersion {
+            attributes: source.attributes,
+            ..NewVersion::of(source.content)
+        };
         self.put(&copy.to, version, &copy.expectation, cause)
     }
 
     pub fn create_upload(&mut self, key: &str, attributes: Attributes) -> String {
         let id = format!("upload{}", self.fresh_id());
-        self.uploads.insert(id.clone(), Parts { key: key.to_owned(), attributes, parts: BTreeMap::new() });
+        self.uploads.insert(
+            id.clone(),
+            Parts {
+                key: key.to_owned(),
+                attributes,
+                parts: BTreeMap::new(),
+            },
+        );
         id
     }
 
@@ -156,23 +188,42 @@ impl Bucket {
 
     /// All parts but the last have at least `least` bytes, and their numbers rise.
     pub fn complete(&mut self, complete: &Complete, least: u64, cause: Cause) -> Result<String> {
-        let upload = self.uploads.get(&complete.id).ok_or(Refusal::NoSuchUpload)?;
+        let upload = self
+            .uploads
+            .get(&complete.id)
+            .ok_or(Refusal::NoSuchUpload)?;
         let mut bodies = Vec::new();
         for (number, etag) in &complete.parts {
             let (body, known) = upload.parts.get(number).ok_or(Refusal::InvalidPart)?;
-            let is_too_small = bodies.last().is_some_and(|before: &Bytes| (before.len() as u64) < least);
+            let is_too_small = bodies
+                .last()
+                .is_some_and(|before: &Bytes| (before.len() as u64) < least);
             if known != etag || is_too_small {
                 return Err(Refusal::InvalidPart);
             }
             bodies.push(body.clone());
         }
-        if !complete.parts.is_sorted_by(|(before, _), (after, _)| before < after) {
+        if !complete
+            .parts
+            .is_sorted_by(|(before, _), (after, _)| before < after)
+        {
             return Err(Refusal::InvalidPart);
         }
-        let digests: Vec<u8> = bodies.iter().flat_map(|body| Md5::digest(body).to_vec()).collect();
-        let etag = format!("\"{}-{}\"", md5_of(&digests).trim_matches('"'), bodies.len());
+        let digests: Vec<u8> = bodies
+            .iter()
+            .flat_map(|body| Md5::digest(body).to_vec())
+            .collect();
+        let etag = format!(
+            "\"{}-{}\"",
+            md5_of(&digests).trim_matches('"'),
+            bodies.len()
+        );
         let (key, attributes) = (upload.key.clone(), upload.attributes.clone());
-        let version = NewVersion { content: bodies.concat().into(), etag: Some(etag), attributes };
+        let version = NewVersion {
+            content: bodies.concat().into(),
+            etag: Some(etag),
+            attributes,
+        };
         let etag = self.put(&key, version, &complete.expectation, cause)?;
         self.uploads.remove(&complete.id);
         Ok(etag)
@@ -191,7 +242,10 @@ impl Bucket {
 
     /// Keys of uploads in progress that somebody should have ended, and of parts that belong to none.
     pub fn uploads(&self) -> Vec<String> {
-        let left = self.uploads.iter().filter(|(id, _)| !self.abandoned.contains(*id));
+        let left = self
+            .uploads
+            .iter()
+            .filter(|(id, _)| !self.abandoned.contains(*id));
         let left = left.map(|(_, upload)| upload.key.clone());
         left.chain(self.orphans.iter().cloned()).collect()
     }
@@ -207,7 +261,9 @@ impl Bucket {
         let mut entries = Vec::new();
         let mut from = after.unwrap_or_else(|| prefix.to_owned());
         while let Some((key, version)) = self.objects.range(from.clone()..).next() {
-            let Some(rest) = key.strip_prefix(prefix) else { break };
+            let Some(rest) = key.strip_prefix(prefix) else {
+                break;
+            };
             if entries.len() == limit.min(PAGE) {
                 return (entries, Some(from));
             }
@@ -249,7 +305,12 @@ impl Bucket {
         if let Some(journal) = &self.journal
             && before != after
         {
-            journal.note(What::Changed { key: key.to_owned(), before, after, cause });
+            journal.note(What::Changed {
+                key: key.to_owned(),
+                before,
+                after,
+                cause,
+            });
         }
     }
 
@@ -271,7 +332,11 @@ pub struct NewVersion {
 impl NewVersion {
     /// An object sent in one piece, without attributes.
     pub fn of(content: Bytes) -> NewVersion {
-        NewVersion { etag: Some(md5_of(&content)), content, attributes: Attributes::default() }
+        NewVersion {
+            etag: Some(md5_of(&content)),
+            content,
+            attributes: Attributes::default(),
+        }
     }
 }
 
@@ -293,7 +358,10 @@ pub struct Complete {
 }
 
 fn md5_of(body: &[u8]) -> String {
-    let digits: String = Md5::digest(body).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits: String = Md5::digest(body)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("\"{digits}\"")
 }
 
@@ -301,10 +369,23 @@ fn md5_of(body: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    const KEEPS: StoreKind = StoreKind { keeps_conditions: true, has_md5_etags: true };
+    const KEEPS: StoreKind = StoreKind {
+        keeps_conditions: true,
+        has_md5_etags: true,
+    };
 
-    fn put(bucket: &mut Bucket, key: &str, text: &'static str, expectation: &Expectation) -> Result<String> {
-        bucket.put(key, NewVersion::of(Bytes::from_static(text.as_bytes())), expectation, Cause::Request)
+    fn put(
+        bucket: &mut Bucket,
+        key: &str,
+        text: &'static str,
+        expectation: &Expectation,
+    ) -> Result<String> {
+        bucket.put(
+            key,
+            NewVersion::of(Bytes::from_static(text.as_bytes())),
+            expectation,
+            Cause::Request,
+        )
     }
 
     fn texts(bucket: &Bucket, prefix: &str, is_folded: bool) -> Vec<String> {
@@ -326,15 +407,32 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn conditions_hold_where_they_are_kept() {
         for keeps_conditions in [true, false] {
-            let refused = |result: &Result<String>| (*result == Err(Refusal::Precondition)) == keeps_conditions;
-            let mut bucket = Bucket::new(StoreKind { keeps_conditions, ..KEEPS }, Journal::begin());
+            let refused = |result: &Result<String>| {
+                (*result == Err(Refusal::Precondition)) == keeps_conditions
+            };
+            let mut bucket = Bucket::new(
+                StoreKind {
+                    keeps_conditions,
+                    ..KEEPS
+                },
+                Journal::begin(),
+            );
             let first = put(&mut bucket, "a", "one", &Expectation::Absent).unwrap();
             assert!(refused(&put(&mut bucket, "a", "two", &Expectation::Absent)));
             put(&mut bucket, "a", "three", &Expectation::Anything).unwrap();
             let stale = Expectation::Version(first.clone());
             assert!(refused(&put(&mut bucket, "a", "four", &stale)));
-            let copy = Copy { from: "a".to_owned(), to: "b".to_owned(), source_etag: Some(first), expectation: stale };
-            assert_eq!(bucket.copy(&copy, Cause::Request), Err(Refusal::Precondition), "of the source, in every store");
+            let copy = Copy {
+                from: "a".to_owned(),
+                to: "b".to_owned(),
+                source_etag: Some(first),
+                expectation: stale,
+            };
+            assert_eq!(
+                bucket.copy(&copy, Cause::Request),
+                Err(Refusal::Precondition),
+                "of the source, in every store"
+            );
             let removed = bucket.delete("a", &copy.expectation, Cause::Request);
             assert_eq!(removed.is_err(), keeps_conditions);
         }
@@ -345,20 +443,37 @@ mod tests {
         let mut bucket = Bucket::new(KEEPS, Journal::begin());
         let id = bucket.create_upload("a", Attributes::default());
         assert_eq!(bucket.uploads(), ["a"]);
-        let first = bucket.upload_part(&id, 1, Bytes::from_static(b"12345")).unwrap();
-        let second = bucket.upload_part(&id, 2, Bytes::from_static(b"6")).unwrap();
+        let first = bucket
+            .upload_part(&id, 1, Bytes::from_static(b"12345"))
+            .unwrap();
+        let second = bucket
+            .upload_part(&id, 2, Bytes::from_static(b"6"))
+            .unwrap();
         let parts = vec![(1, first), (2, second)];
-        let complete = Complete { id, parts, expectation: Expectation::Absent };
-        assert_eq!(bucket.complete(&complete, 6, Cause::Request), Err(Refusal::InvalidPart));
+        let complete = Complete {
+            id,
+            parts,
+            expectation: Expectation::Absent,
+        };
+        assert_eq!(
+            bucket.complete(&complete, 6, Cause::Request),
+            Err(Refusal::InvalidPart)
+        );
         let etag = bucket.complete(&complete, 5, Cause::Request).unwrap();
         assert!(etag.ends_with("-2\""), "{etag}");
         assert_eq!(bucket.head("a").unwrap().content, "123456");
-        assert_eq!(bucket.complete(&complete, 5, Cause::Request), Err(Refusal::NoSuchUpload));
+        assert_eq!(
+            bucket.complete(&complete, 5, Cause::Request),
+            Err(Refusal::NoSuchUpload)
+        );
         assert!(bucket.uploads().is_empty());
         let id = bucket.create_upload("b", Attributes::default());
         bucket.abort(&id);
         assert!(bucket.uploads().is_empty());
-        assert_eq!(bucket.upload_part(&id, 1, Bytes::new()), Err(Refusal::NoSuchUpload));
+        assert_eq!(
+            bucket.upload_part(&id, 1, Bytes::new()),
+            Err(Refusal::NoSuchUpload)
+        );
         assert_eq!(bucket.uploads(), ["b"], "a part after the abort stays");
     }
 
@@ -368,7 +483,10 @@ mod tests {
         for key in ["d/", "d/a", "d/b", "d/c/1", "d/c/2", "d/e", "da"] {
             put(&mut bucket, key, "", &Expectation::Anything).unwrap();
         }
-        assert_eq!(texts(&bucket, "d/", true), ["d/", "d/a", "d/b", "d/c/", "d/e"]);
+        assert_eq!(
+            texts(&bucket, "d/", true),
+            ["d/", "d/a", "d/b", "d/c/", "d/e"]
+        );
         assert_eq!(texts(&bucket, "d/c", false), ["d/c/1", "d/c/2"]);
         assert_eq!(texts(&bucket, "", true), ["d/", "da"]);
     }

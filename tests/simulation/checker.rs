@@ -117,7 +117,9 @@ impl Deed {
     fn stores(&self, content: Option<&[u8]>) -> bool {
         match (&self.action, content) {
             (Action::Put { content: own, .. }, Some(content)) => content == own.as_bytes(),
-            (Action::Append { content: own, .. }, Some(content)) => content.ends_with(own.as_bytes()),
+            (Action::Append { content: own, .. }, Some(content)) => {
+                content.ends_with(own.as_bytes())
+            }
             _ => false,
         }
     }
@@ -128,7 +130,10 @@ impl Deed {
     }
 
     fn violates(&self, rule: Rule, how: &str) -> Violation {
-        Violation { rule, text: format!("#{}, {}: {how}", self.id, self.action) }
+        Violation {
+            rule,
+            text: format!("#{}, {}: {how}", self.id, self.action),
+        }
     }
 }
 
@@ -156,7 +161,8 @@ struct Story {
 
 /// Is this key the path, or below it?
 fn is_at_or_below(key: &str, path: &str) -> bool {
-    key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    key.strip_prefix(path)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// A directory's own object, which has no content.
@@ -174,7 +180,9 @@ fn paths(action: &Action) -> Vec<&str> {
         | Action::Remove { file }
         | Action::Get { file } => vec![file],
         Action::Rename { from, to, .. } => vec![from, to],
-        Action::MakeDirectory { directory } | Action::RemoveDirectory { directory } | Action::List { directory } => {
+        Action::MakeDirectory { directory }
+        | Action::RemoveDirectory { directory }
+        | Action::List { directory } => {
             vec![directory]
         }
         Action::Idle => Vec::new(),
@@ -183,18 +191,35 @@ fn paths(action: &Action) -> Vec<&str> {
 
 impl Story {
     fn of(events: &[Event]) -> Story {
-        let mut story = Story { deeds: Vec::new(), changes: Vec::new(), hung: Vec::new(), violations: Vec::new() };
+        let mut story = Story {
+            deeds: Vec::new(),
+            changes: Vec::new(),
+            hung: Vec::new(),
+            violations: Vec::new(),
+        };
         for (at, event) in events.iter().enumerate() {
             match &event.what {
                 What::Began { id, action, .. } => {
                     let (id, action) = (*id, action.clone());
                     let ended = usize::MAX;
                     let outcome = Outcome::Unanswered;
-                    story.deeds.push(Deed { id, action, began: at, ended, outcome, is_clear: true });
+                    story.deeds.push(Deed {
+                        id,
+                        action,
+                        began: at,
+                        ended,
+                        outcome,
+                        is_clear: true,
+                    });
                 }
                 What::Ended { id, outcome } => story.end_deed(*id, outcome, at),
                 What::Hung { id } => story.hung.push(*id),
-                What::Changed { key, before, after, cause } => story.changes.push(Change {
+                What::Changed {
+                    key,
+                    before,
+                    after,
+                    cause,
+                } => story.changes.push(Change {
                     at,
                     key: key.clone(),
                     before: before.clone(),
@@ -217,7 +242,11 @@ impl Story {
     }
 
     fn end_deed(&mut self, id: usize, outcome: &Outcome, at: usize) {
-        let deed = self.deeds.iter_mut().find(|deed| deed.id == id).expect("what ends has begun");
+        let deed = self
+            .deeds
+            .iter_mut()
+            .find(|deed| deed.id == id)
+            .expect("what ends has begun");
         deed.outcome = outcome.clone();
         // What nobody waits for may still be under way.
         if *outcome != Outcome::Unanswered {
@@ -227,9 +256,14 @@ impl Story {
 
     fn note_faults(&mut self, events: &[Event]) {
         for (at, event) in events.iter().enumerate() {
-            let What::Fault { key, .. } = &event.what else { continue };
+            let What::Fault { key, .. } = &event.what else {
+                continue;
+            };
             for deed in self.deeds.iter_mut().filter(|deed| deed.is_under_way(at)) {
-                if paths(&deed.action).iter().any(|path| is_at_or_below(key, path)) {
+                if paths(&deed.action)
+                    .iter()
+                    .any(|path| is_at_or_below(key, path))
+                {
                     deed.is_clear = false;
                 }
             }
@@ -238,17 +272,35 @@ impl Story {
 
     /// What a key holds just after an event.
     fn content(&self, key: &str, at: usize) -> Option<&Bytes> {
-        let change = self.changes.iter().rev().find(|change| change.at <= at && change.key == key);
+        let change = self
+            .changes
+            .iter()
+            .rev()
+            .find(|change| change.at <= at && change.key == key);
         change.and_then(|change| change.after.as_ref())
     }
 
     /// Does a test hold for what a key holds, at any time from one event to another?
-    fn was_ever(&self, key: &str, from: usize, to: usize, test: impl Fn(Option<&Bytes>) -> bool) -> bool {
-        let mut later = self.changes.iter().filter(|change| change.key == key && (from..=to).contains(&change.at));
+    fn was_ever(
+        &self,
+        key: &str,
+        from: usize,
+        to: usize,
+        test: impl Fn(Option<&Bytes>) -> bool,
+    ) -> bool {
+        let mut later = self
+            .changes
+            .iter()
+            .filter(|change| change.key == key && (from..=to).contains(&change.at));
         test(self.content(key, from)) || later.any(|change| test(change.after.as_ref()))
     }
 
-    fn was_ever_while(&self, deed: &Deed, key: &str, test: impl Fn(Option<&Bytes>) -> bool) -> bool {
+    fn was_ever_while(
+        &self,
+        deed: &Deed,
+        key: &str,
+        test: impl Fn(Option<&Bytes>) -> bool,
+    ) -> bool {
         self.was_ever(key, deed.began, deed.ended, test)
     }
 
@@ -256,7 +308,10 @@ impl Story {
     fn files_below(&self, directory: &str, at: usize) -> BTreeSet<&str> {
         let mut files = BTreeSet::new();
         for change in self.changes.iter().take_while(|change| change.at <= at) {
-            if is_at_or_below(&change.key, directory) && change.key != directory && !is_marker(&change.key) {
+            if is_at_or_below(&change.key, directory)
+                && change.key != directory
+                && !is_marker(&change.key)
+            {
                 match change.after {
                     Some(_) => files.insert(change.key.as_str()),
                     None => files.remove(change.key.as_str()),
@@ -268,8 +323,14 @@ impl Story {
 
     /// Was there no file in a directory at some time while this went on?
     fn was_ever_empty(&self, deed: &Deed, directory: &str) -> bool {
-        let changes = self.changes.iter().map(|change| change.at).filter(|at| (deed.began..=deed.ended).contains(at));
-        std::iter::once(deed.began).chain(changes).any(|at| self.files_below(directory, at).is_empty())
+        let changes = self
+            .changes
+            .iter()
+            .map(|change| change.at)
+            .filter(|at| (deed.began..=deed.ended).contains(at));
+        std::iter::once(deed.began)
+            .chain(changes)
+            .any(|at| self.files_below(directory, at).is_empty())
     }
 
     /// The rules about a change of an object: some action under way asks for it.
@@ -277,8 +338,10 @@ impl Story {
         for number in 0..self.changes.len() {
             let change = self.changes[number].clone();
             let deeds = 0..self.deeds.len();
-            let askers: BTreeSet<usize> = deeds.filter(|deed| self.asks_for(*deed, &change)).collect();
-            let is_exempt = change.cause != Cause::Request || change.takes_late || is_marker(&change.key);
+            let askers: BTreeSet<usize> =
+                deeds.filter(|deed| self.asks_for(*deed, &change)).collect();
+            let is_exempt =
+                change.cause != Cause::Request || change.takes_late || is_marker(&change.key);
             if askers.is_empty() && !is_exempt {
                 let violation = self.explain_change(&change);
                 self.violations.push(violation);
@@ -296,8 +359,14 @@ impl Story {
             (None, None) => Rule::NothingVanishes,
         };
         let (before, after) = (object(&change.before), object(&change.after));
-        let mut text = format!("{} was {before} and is {after}, which nothing under way asks for", change.key);
-        let storer = self.deeds.iter().rfind(|deed| deed.is_done() && deed.stores(change.before.as_deref()));
+        let mut text = format!(
+            "{} was {before} and is {after}, which nothing under way asks for",
+            change.key
+        );
+        let storer = self
+            .deeds
+            .iter()
+            .rfind(|deed| deed.is_done() && deed.stores(change.before.as_deref()));
         if let Some(storer) = storer {
             text.push_str(&format!("; #{}, {}, was told OK", storer.id, storer.action));
         }
@@ -310,7 +379,9 @@ impl Story {
         let is_stored_by = |file: &str| file == change.key && deed.stores(change.after.as_deref());
         match &deed.action {
             _ if !deed.is_under_way(change.at) => None,
-            Action::Put { file, exclusive, .. } if is_stored_by(file) => match (deed.may_have_acted(), exclusive) {
+            Action::Put {
+                file, exclusive, ..
+            } if is_stored_by(file) => match (deed.may_have_acted(), exclusive) {
                 (false, _) => Some(Rule::RefusedChangesNothing),
                 (true, true) => Some(Rule::ExclusiveReplacesNothing),
                 (true, false) => None,
@@ -320,7 +391,10 @@ impl Story {
                 true => Some(Rule::AppendsJoin),
             },
             Action::Rename { from, to, replace } => {
-                let name = change.key.strip_prefix(to.as_str()).filter(|_| is_at_or_below(&change.key, to))?;
+                let name = change
+                    .key
+                    .strip_prefix(to.as_str())
+                    .filter(|_| is_at_or_below(&change.key, to))?;
                 self.rule_broken_by_rename(number, &format!("{from}{name}"), *replace, change)
             }
             _ => None,
@@ -328,17 +402,28 @@ impl Story {
     }
 
     /// The rule that a change at the target of a rename breaks.
-    fn rule_broken_by_rename(&self, number: usize, source: &str, replace: bool, change: &Change) -> Option<Rule> {
+    fn rule_broken_by_rename(
+        &self,
+        number: usize,
+        source: &str,
+        replace: bool,
+        change: &Change,
+    ) -> Option<Rule> {
         let deed = &self.deeds[number];
         let Some(copy) = &change.after else {
-            let is_moved = self.deeds.iter().any(|other| other.is_under_way(change.at) && other.moves(&change.key));
+            let is_moved = self
+                .deeds
+                .iter()
+                .any(|other| other.is_under_way(change.at) && other.moves(&change.key));
             let takes_back = !deed.is_done() && !is_moved;
             return takes_back.then_some(Rule::FailedRenameTakesBackItsOwn);
         };
         if !self.was_ever(source, deed.began, change.at, |there| there == Some(copy)) {
             return None;
         }
-        let is_rename = |other: &usize| *other != number && matches!(self.deeds[*other].action, Action::Rename { .. });
+        let is_rename = |other: &usize| {
+            *other != number && matches!(self.deeds[*other].action, Action::Rename { .. })
+        };
         let mut others = (0..self.deeds.len()).filter(is_rename);
         if replace && !deed.may_have_acted() {
             return Some(Rule::RefusedChangesNothing);
@@ -359,9 +444,9 @@ impl Story {
         match &deed.action {
             Action::Rename { .. } => self.rename_asks_for(number, change),
             action if !deed.may_have_acted() || paths(action) != [change.key.as_str()] => false,
-            Action::Put { content, exclusive, .. } => {
-                after == Some(content.as_bytes()) && (before.is_none() || !exclusive)
-            }
+            Action::Put {
+                content, exclusive, ..
+            } => after == Some(content.as_bytes()) && (before.is_none() || !exclusive),
             Action::Append { content, .. } => {
                 let joined = [before.unwrap_or_default(), content.as_bytes()].concat();
                 after == Some(&joined)
@@ -386,24 +471,39 @@ impl Story {
     /// back copies that it has made.
     fn rename_asks_for(&self, number: usize, change: &Change) -> bool {
         let deed = &self.deeds[number];
-        let Action::Rename { from, to, replace } = &deed.action else { return false };
-        if let Some(name) = change.key.strip_prefix(from.as_str()).filter(|_| is_at_or_below(&change.key, from)) {
+        let Action::Rename { from, to, replace } = &deed.action else {
+            return false;
+        };
+        if let Some(name) = change
+            .key
+            .strip_prefix(from.as_str())
+            .filter(|_| is_at_or_below(&change.key, from))
+        {
             let target = format!("{to}{name}");
-            let is_copied = self.was_ever(&target, deed.began, change.at, |there| there == change.before.as_ref());
+            let is_copied = self.was_ever(&target, deed.began, change.at, |there| {
+                there == change.before.as_ref()
+            });
             return change.after.is_none() && deed.may_have_acted() && is_copied;
         }
-        let Some(name) = change.key.strip_prefix(to.as_str()).filter(|_| is_at_or_below(&change.key, to)) else {
+        let Some(name) = change
+            .key
+            .strip_prefix(to.as_str())
+            .filter(|_| is_at_or_below(&change.key, to))
+        else {
             return false;
         };
         let source = format!("{from}{name}");
         match &change.after {
             None => self.takes_copy_back(number, &source, change),
             Some(copy) => {
-                let is_copy = self.was_ever(&source, deed.began, change.at, |there| there == Some(copy));
+                let is_copy =
+                    self.was_ever(&source, deed.began, change.at, |there| there == Some(copy));
                 let may_replace = *replace && name.is_empty() && deed.may_have_acted();
                 // A source that has changed meanwhile may be copied again.
                 is_copy
-                    && (change.before.is_none() || may_replace || !self.own_changes_before(number, change).is_empty())
+                    && (change.before.is_none()
+                        || may_replace
+                        || !self.own_changes_before(number, change).is_empty())
             }
         }
     }
@@ -411,9 +511,13 @@ impl Story {
     /// Only its own copies at names that were free, and only as long as the source is there or somebody else has changed it.
     fn takes_copy_back(&self, number: usize, source: &str, change: &Change) -> bool {
         let deed = &self.deeds[number];
-        let mut since = self.changes.iter().filter(|other| (deed.began..change.at).contains(&other.at));
+        let mut since = self
+            .changes
+            .iter()
+            .filter(|other| (deed.began..change.at).contains(&other.at));
         let is_changed_by_others = |other: &Change| {
-            other.key == source && (other.cause != Cause::Request || other.deeds.iter().any(|deed| *deed != number))
+            other.key == source
+                && (other.cause != Cause::Request || other.deeds.iter().any(|deed| *deed != number))
         };
         let is_there = self.content(source, change.at) == change.before.as_ref();
         let own = self.own_changes_before(number, change);
@@ -423,8 +527,14 @@ impl Story {
 
     /// The changes of the same object just before this one that the action itself has made, the newest first.
     fn own_changes_before(&self, number: usize, change: &Change) -> Vec<&Change> {
-        let before = self.changes.iter().rev().filter(|other| other.at < change.at && other.key == change.key);
-        before.take_while(|other| other.deeds.contains(&number)).collect()
+        let before = self
+            .changes
+            .iter()
+            .rev()
+            .filter(|other| other.at < change.at && other.key == change.key);
+        before
+            .take_while(|other| other.deeds.contains(&number))
+            .collect()
     }
 
     /// [`Rule::RefusedRenameLeavesNothing`].
@@ -436,9 +546,14 @@ impl Story {
             if !is_rename || !is_refused || !deed.is_clear {
                 continue;
             }
-            let is_its_alone = |change: &&Change| change.cause == Cause::Request && change.deeds.iter().eq([&number]);
+            let is_its_alone = |change: &&Change| {
+                change.cause == Cause::Request && change.deeds.iter().eq([&number])
+            };
             for change in self.changes.iter().filter(is_its_alone) {
-                let mut later = self.changes.iter().filter(|other| change.at < other.at && other.at < deed.ended);
+                let mut later = self
+                    .changes
+                    .iter()
+                    .filter(|other| change.at < other.at && other.at < deed.ended);
                 // Equal content over it is no change.
                 let is_copied_again = self.deeds.iter().any(|other| {
                     let is_same = matches!(&other.action, Action::Rename { to, .. } if is_at_or_below(&change.key, to));
@@ -449,7 +564,11 @@ impl Story {
                     && change.after.is_some()
                     && !later.any(|other| other.key == change.key);
                 if is_left {
-                    let how = format!("was refused and leaves {} at {}", object(&change.after), change.key);
+                    let how = format!(
+                        "was refused and leaves {} at {}",
+                        object(&change.after),
+                        change.key
+                    );
                     found.push(deed.violates(Rule::RefusedRenameLeavesNothing, &how));
                 }
             }
@@ -461,14 +580,31 @@ impl Story {
     fn check_winners(&mut self) {
         let mut found = Vec::new();
         let exclusive = |deed: &Deed, change: &Change| match &deed.action {
-            Action::Put { file, content, exclusive: true } => {
-                deed.is_done() && change.key == *file && change.after.as_deref() == Some(content.as_bytes())
+            Action::Put {
+                file,
+                content,
+                exclusive: true,
+            } => {
+                deed.is_done()
+                    && change.key == *file
+                    && change.after.as_deref() == Some(content.as_bytes())
             }
             _ => false,
         };
-        let is_exclusive = |deed: &&Deed| matches!(deed.action, Action::Put { exclusive: true, .. }) && deed.is_done();
+        let is_exclusive = |deed: &&Deed| {
+            matches!(
+                deed.action,
+                Action::Put {
+                    exclusive: true,
+                    ..
+                }
+            ) && deed.is_done()
+        };
         for deed in self.without_own_change(self.deeds.iter().filter(is_exclusive), exclusive) {
-            found.push(deed.violates(Rule::OneExclusiveWinner, "was told OK, but somebody else has made this file"));
+            found.push(deed.violates(
+                Rule::OneExclusiveWinner,
+                "was told OK, but somebody else has made this file",
+            ));
         }
         let removal = |deed: &Deed, change: &Change| match &deed.action {
             Action::Rename { from, .. } => change.key == *from && change.after.is_none(),
@@ -476,15 +612,18 @@ impl Story {
         };
         let moves_file = |deed: &&Deed| match &deed.action {
             // Without a clear answer to its DELETE, a file that is gone counts as taken away by it.
-            Action::Rename { from, to, .. } if from != to && deed.is_clear && !self.has_replaced(deed) => {
+            Action::Rename { from, to, .. }
+                if from != to && deed.is_clear && !self.has_replaced(deed) =>
+            {
                 deed.is_done() && self.was_ever_while(deed, from, |there| there.is_some())
             }
             _ => false,
         };
         for deed in self.without_own_change(self.deeds.iter().filter(moves_file), removal) {
-            found.push(
-                deed.violates(Rule::OneRenameOfASource, "was told OK, but somebody else has taken the file away"),
-            );
+            found.push(deed.violates(
+                Rule::OneRenameOfASource,
+                "was told OK, but somebody else has taken the file away",
+            ));
         }
         self.violations.extend(found);
     }
@@ -492,13 +631,26 @@ impl Story {
     /// Did this posix-rename replace a file that was there? If another gateway moves the same source meanwhile, the one who
     /// is late can't bring that file back: it is told OK too.
     fn has_replaced(&self, deed: &Deed) -> bool {
-        let Action::Rename { to, replace: true, .. } = &deed.action else { return false };
-        let mut meanwhile = self.changes.iter().filter(|change| deed.is_under_way(change.at));
+        let Action::Rename {
+            to, replace: true, ..
+        } = &deed.action
+        else {
+            return false;
+        };
+        let mut meanwhile = self
+            .changes
+            .iter()
+            .filter(|change| deed.is_under_way(change.at));
         // Equal content over it is no change.
         self.content(to, deed.began).is_some()
             || meanwhile.any(|change| {
-                let is_others = change.deeds.iter().any(|other| self.deeds[*other].id != deed.id);
-                change.key == *to && change.after.is_some() && (change.before.is_some() || is_others)
+                let is_others = change
+                    .deeds
+                    .iter()
+                    .any(|other| self.deeds[*other].id != deed.id);
+                change.key == *to
+                    && change.after.is_some()
+                    && (change.before.is_some() || is_others)
             })
     }
 
@@ -511,7 +663,10 @@ impl Story {
         let mut waiting: Vec<&Deed> = deeds.collect();
         waiting.sort_by_key(|deed| deed.ended);
         for change in &self.changes {
-            if let Some(first) = waiting.iter().position(|deed| deed.is_under_way(change.at) && fits(deed, change)) {
+            if let Some(first) = waiting
+                .iter()
+                .position(|deed| deed.is_under_way(change.at) && fits(deed, change))
+            {
                 waiting.remove(first);
             }
         }
@@ -526,9 +681,10 @@ impl Story {
             }
             Outcome::Done(Found::Content(content)) => self.check_get(deed, content),
             Outcome::Done(Found::Names(names)) => self.check_list(deed, names),
-            Outcome::Missing if !self.is_really_missing(deed) => Some(
-                deed.violates(Rule::MissingMeansMissing, "was told NO_SUCH_FILE, but the file was there all the time"),
-            ),
+            Outcome::Missing if !self.is_really_missing(deed) => Some(deed.violates(
+                Rule::MissingMeansMissing,
+                "was told NO_SUCH_FILE, but the file was there all the time",
+            )),
             Outcome::Done(Found::Nothing) | Outcome::Missing => None,
             Outcome::Refused(_) | Outcome::Unanswered | Outcome::CutOff => None,
         };
@@ -538,19 +694,23 @@ impl Story {
     /// [`Rule::DoneMeansDone`].
     fn is_really_done(&self, deed: &Deed) -> bool {
         match &deed.action {
-            Action::Put { file, content, .. } => {
-                self.was_ever_while(deed, file, |there| there.is_some_and(|there| there == content.as_bytes()))
-            }
-            Action::Append { file, content } => {
-                self.was_ever_while(deed, file, |there| there.is_some_and(|there| there.ends_with(content.as_bytes())))
-            }
-            Action::Cut { file, size } => {
-                self.was_ever_while(deed, file, |there| there.is_some_and(|there| there.len() == *size))
-            }
+            Action::Put { file, content, .. } => self.was_ever_while(deed, file, |there| {
+                there.is_some_and(|there| there == content.as_bytes())
+            }),
+            Action::Append { file, content } => self.was_ever_while(deed, file, |there| {
+                there.is_some_and(|there| there.ends_with(content.as_bytes()))
+            }),
+            Action::Cut { file, size } => self.was_ever_while(deed, file, |there| {
+                there.is_some_and(|there| there.len() == *size)
+            }),
             // An upload in progress counts as the file, and may be empty yet.
             Action::Empty { file } => {
-                self.was_ever_while(deed, file, |there| there.is_some_and(|there| there.is_empty()))
-                    || self.deeds.iter().any(|other| other.writes_during(deed, file))
+                self.was_ever_while(deed, file, |there| {
+                    there.is_some_and(|there| there.is_empty())
+                }) || self
+                    .deeds
+                    .iter()
+                    .any(|other| other.writes_during(deed, file))
             }
             Action::Remove { file } => self.was_ever_while(deed, file, |there| there.is_none()),
             Action::Rename { from, to, .. } => from == to || self.is_really_renamed(deed, from, to),
@@ -566,8 +726,9 @@ impl Story {
     fn is_really_renamed(&self, deed: &Deed, from: &str, to: &str) -> bool {
         let is_file = self.was_ever_while(deed, from, |there| there.is_some());
         let is_gone = self.was_ever_while(deed, from, |there| there.is_none());
-        let has_source =
-            |copy: Option<&Bytes>| copy.is_some() && self.was_ever_while(deed, from, |there| there == copy);
+        let has_source = |copy: Option<&Bytes>| {
+            copy.is_some() && self.was_ever_while(deed, from, |there| there == copy)
+        };
         !is_file || (is_gone && self.was_ever_while(deed, to, has_source))
     }
 
@@ -576,8 +737,13 @@ impl Story {
         match &deed.action {
             Action::Rename { from, .. } => {
                 // A directory counts as missing, too, if a file in it went away just when it was to be copied.
-                let went = |change: &&Change| change.after.is_none() && deed.is_under_way(change.at);
-                let has_lost_file = self.changes.iter().filter(went).any(|change| is_at_or_below(&change.key, from));
+                let went =
+                    |change: &&Change| change.after.is_none() && deed.is_under_way(change.at);
+                let has_lost_file = self
+                    .changes
+                    .iter()
+                    .filter(went)
+                    .any(|change| is_at_or_below(&change.key, from));
                 let is_free = self.was_ever_empty(deed, from) || has_lost_file;
                 self.was_ever_while(deed, from, |there| there.is_none()) && is_free
             }
@@ -596,29 +762,47 @@ impl Story {
 
     /// [`Rule::GetIsOneVersion`].
     fn check_get(&self, deed: &Deed, content: &Bytes) -> Option<Violation> {
-        let Action::Get { file } = &deed.action else { return None };
+        let Action::Get { file } = &deed.action else {
+            return None;
+        };
         let was_current = self.was_ever_while(deed, file, |there| there == Some(content));
-        let how = format!("returned {}, which was not there", object(&Some(content.clone())));
+        let how = format!(
+            "returned {}, which was not there",
+            object(&Some(content.clone()))
+        );
         (!was_current).then(|| deed.violates(Rule::GetIsOneVersion, &how))
     }
 
     /// [`Rule::ListIsTrue`]. Uploads in progress are shown too.
     fn check_list(&self, deed: &Deed, names: &[String]) -> Option<Violation> {
-        let Action::List { directory } = &deed.action else { return None };
+        let Action::List { directory } = &deed.action else {
+            return None;
+        };
         for key in self.files_below(directory, deed.began) {
             let stays = !self.was_ever_while(deed, key, |there| there.is_none());
-            let is_shown = names.iter().any(|name| key == format!("{directory}/{name}"));
+            let is_shown = names
+                .iter()
+                .any(|name| key == format!("{directory}/{name}"));
             if stays && !is_shown {
-                return Some(
-                    deed.violates(Rule::ListIsTrue, &format!("{key} was there all the time and is not listed")),
-                );
+                return Some(deed.violates(
+                    Rule::ListIsTrue,
+                    &format!("{key} was there all the time and is not listed"),
+                ));
             }
         }
         for name in names {
             let key = format!("{directory}/{name}");
             let was_there = self.was_ever_while(deed, &key, |there| there.is_some());
-            if !was_there && !self.deeds.iter().any(|other| other.writes_during(deed, &key)) {
-                return Some(deed.violates(Rule::ListIsTrue, &format!("{key} is listed and was never there")));
+            if !was_there
+                && !self
+                    .deeds
+                    .iter()
+                    .any(|other| other.writes_during(deed, &key))
+            {
+                return Some(deed.violates(
+                    Rule::ListIsTrue,
+                    &format!("{key} is listed and was never there"),
+                ));
             }
         }
         None
@@ -626,11 +810,14 @@ impl Story {
 
     /// [`Rule::OnePlace`]. A rename whose outcome is unclear may stop between copy and removal.
     fn check_places(&mut self) {
-        let is_unclear =
-            |deed: &Deed| matches!(deed.action, Action::Rename { .. }) && deed.may_have_acted() && !deed.is_done();
+        let is_unclear = |deed: &Deed| {
+            matches!(deed.action, Action::Rename { .. }) && deed.may_have_acted() && !deed.is_done()
+        };
         let is_late = |change: &Change| change.cause == Cause::Late;
         let has_replaced = |deed: &Deed| self.has_replaced(deed);
-        if self.deeds.iter().any(is_unclear) || self.deeds.iter().any(has_replaced) || self.changes.iter().any(is_late)
+        if self.deeds.iter().any(is_unclear)
+            || self.deeds.iter().any(has_replaced)
+            || self.changes.iter().any(is_late)
         {
             return;
         }
@@ -649,7 +836,10 @@ impl Story {
                 if let Some(other) = other.filter(|other| *other != key) {
                     let token = String::from_utf8_lossy(&token).into_owned();
                     let text = format!("{token} is in {other} and in {key}");
-                    found.push(Violation { rule: Rule::OnePlace, text });
+                    found.push(Violation {
+                        rule: Rule::OnePlace,
+                        text,
+                    });
                 }
             }
         }
@@ -660,10 +850,16 @@ impl Story {
     fn check_end(&mut self, leftovers: &Leftovers) {
         for id in self.hung.clone() {
             let text = format!("#{id} was never answered");
-            self.violations.push(Violation { rule: Rule::NothingHangs, text });
+            self.violations.push(Violation {
+                rule: Rule::NothingHangs,
+                text,
+            });
         }
         if *leftovers != Leftovers::default() {
-            self.violations.push(Violation { rule: Rule::QuietIsQuiet, text: format!("{leftovers:?}") });
+            self.violations.push(Violation {
+                rule: Rule::QuietIsQuiet,
+                text: format!("{leftovers:?}"),
+            });
         }
     }
 }
@@ -671,9 +867,16 @@ impl Story {
 impl Deed {
     /// Can a list show this name because of an upload?
     fn writes_during(&self, list: &Deed, key: &str) -> bool {
-        let is_write = matches!(self.action, Action::Put { .. } | Action::Append { .. } | Action::Cut { .. });
+        let is_write = matches!(
+            self.action,
+            Action::Put { .. } | Action::Append { .. } | Action::Cut { .. }
+        );
         // An upload whose client has gone is cleared away a little later.
-        let ended = if self.outcome == Outcome::CutOff { usize::MAX } else { self.ended };
+        let ended = if self.outcome == Outcome::CutOff {
+            usize::MAX
+        } else {
+            self.ended
+        };
         is_write && paths(&self.action) == [key] && self.began < list.ended && list.began < ended
     }
 }
@@ -681,6 +884,8 @@ impl Deed {
 /// The texts by which contents tell who wrote them: `<`, digits, `>`.
 fn tokens(content: &[u8]) -> BTreeSet<Vec<u8>> {
     const LENGTH: usize = 5;
-    let texts = content.windows(LENGTH).filter(|text| text.starts_with(b"<") && text.ends_with(b">"));
+    let texts = content
+        .windows(LENGTH)
+        .filter(|text| text.starts_with(b"<") && text.ends_with(b">"));
     texts.map(<[u8]>::to_vec).collect()
 }

@@ -18,7 +18,11 @@ impl Script {
     }
 
     fn begin(self, id: usize, action: Action) -> Script {
-        self.note(What::Began { id, who: format!("client {id}"), action })
+        self.note(What::Began {
+            id,
+            who: format!("client {id}"),
+            action,
+        })
     }
 
     fn end(self, id: usize, outcome: Outcome) -> Script {
@@ -37,9 +41,21 @@ impl Script {
         self.change_because(Cause::Request, key, before, after)
     }
 
-    fn change_because(self, cause: Cause, key: &str, before: Option<&str>, after: Option<&str>) -> Script {
-        let [before, after] = [before, after].map(|text| text.map(|text| Bytes::from(text.to_owned())));
-        self.note(What::Changed { key: key.to_owned(), before, after, cause })
+    fn change_because(
+        self,
+        cause: Cause,
+        key: &str,
+        before: Option<&str>,
+        after: Option<&str>,
+    ) -> Script {
+        let [before, after] =
+            [before, after].map(|text| text.map(|text| Bytes::from(text.to_owned())));
+        self.note(What::Changed {
+            key: key.to_owned(),
+            before,
+            after,
+            cause,
+        })
     }
 
     /// A file that is there at the start.
@@ -48,8 +64,16 @@ impl Script {
     }
 
     fn fault(self, key: &str) -> Script {
-        let request = RequestName { kind: Kind::Put, key: key.to_owned(), number: 1 };
-        self.note(What::Fault { key: key.to_owned(), request, fault: Fault::LostAnswer })
+        let request = RequestName {
+            kind: Kind::Put,
+            key: key.to_owned(),
+            number: 1,
+        };
+        self.note(What::Fault {
+            key: key.to_owned(),
+            request,
+            fault: Fault::LostAnswer,
+        })
     }
 
     fn leave(mut self, leftovers: Leftovers) -> Script {
@@ -59,7 +83,10 @@ impl Script {
 
     #[track_caller]
     fn breaks(&self, rules: &[Rule]) {
-        let mut found: Vec<Rule> = check(&self.0).into_iter().map(|violation| violation.rule).collect();
+        let mut found: Vec<Rule> = check(&self.0)
+            .into_iter()
+            .map(|violation| violation.rule)
+            .collect();
         found.sort();
         assert_eq!(found, rules, "\n{}", self.0);
     }
@@ -71,35 +98,60 @@ impl Script {
 }
 
 fn put(file: &str, content: &str) -> Action {
-    Action::Put { file: file.to_owned(), content: content.to_owned(), exclusive: false }
+    Action::Put {
+        file: file.to_owned(),
+        content: content.to_owned(),
+        exclusive: false,
+    }
 }
 
 fn create(file: &str, content: &str) -> Action {
-    Action::Put { file: file.to_owned(), content: content.to_owned(), exclusive: true }
+    Action::Put {
+        file: file.to_owned(),
+        content: content.to_owned(),
+        exclusive: true,
+    }
 }
 
 fn append(file: &str, content: &str) -> Action {
-    Action::Append { file: file.to_owned(), content: content.to_owned() }
+    Action::Append {
+        file: file.to_owned(),
+        content: content.to_owned(),
+    }
 }
 
 fn rename(from: &str, to: &str) -> Action {
-    Action::Rename { from: from.to_owned(), to: to.to_owned(), replace: false }
+    Action::Rename {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        replace: false,
+    }
 }
 
 fn posix_rename(from: &str, to: &str) -> Action {
-    Action::Rename { from: from.to_owned(), to: to.to_owned(), replace: true }
+    Action::Rename {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        replace: true,
+    }
 }
 
 fn remove(file: &str) -> Action {
-    Action::Remove { file: file.to_owned() }
+    Action::Remove {
+        file: file.to_owned(),
+    }
 }
 
 fn get(file: &str) -> Action {
-    Action::Get { file: file.to_owned() }
+    Action::Get {
+        file: file.to_owned(),
+    }
 }
 
 fn list(directory: &str) -> Action {
-    Action::List { directory: directory.to_owned() }
+    Action::List {
+        directory: directory.to_owned(),
+    }
 }
 
 fn content(text: &str) -> Outcome {
@@ -107,7 +159,9 @@ fn content(text: &str) -> Outcome {
 }
 
 fn names(names: &[&str]) -> Outcome {
-    Outcome::Done(Found::Names(names.iter().map(|name| (*name).to_owned()).collect()))
+    Outcome::Done(Found::Names(
+        names.iter().map(|name| (*name).to_owned()).collect(),
+    ))
 }
 
 #[test]
@@ -132,60 +186,142 @@ fn a_file_is_put_moved_read_and_removed() {
 
 #[test]
 fn what_nobody_removes_must_stay() {
-    let script = Script::default().begin(1, put("a", "<001>")).change("a", None, Some("<001>")).ok(1);
-    script.clone().change("a", Some("<001>"), None).breaks(&[Rule::NothingVanishes]);
-    let removed = script.clone().begin(2, remove("a")).change("a", Some("<001>"), None);
+    let script = Script::default()
+        .begin(1, put("a", "<001>"))
+        .change("a", None, Some("<001>"))
+        .ok(1);
+    script
+        .clone()
+        .change("a", Some("<001>"), None)
+        .breaks(&[Rule::NothingVanishes]);
+    let removed = script
+        .clone()
+        .begin(2, remove("a"))
+        .change("a", Some("<001>"), None);
     removed.clone().ok(2).breaks_nothing();
     removed.clone().end(2, Outcome::Unanswered).breaks_nothing();
     removed.clone().refuse(2).breaks(&[Rule::NothingVanishes]);
-    script.begin(2, remove("a")).fault("a").change("a", Some("<001>"), None).refuse(2).breaks_nothing();
+    script
+        .begin(2, remove("a"))
+        .fault("a")
+        .change("a", Some("<001>"), None)
+        .refuse(2)
+        .breaks_nothing();
 }
 
 #[test]
 fn a_rename_removes_what_it_has_copied_and_nothing_newer() {
-    let copied = Script::default().with("a", "<001>").begin(1, rename("a", "b")).change("b", None, Some("<001>"));
-    let replaced = copied.begin(2, put("a", "<002>")).change("a", Some("<001>"), Some("<002>")).ok(2);
-    replaced.clone().change("a", Some("<002>"), None).ok(1).breaks(&[Rule::NothingVanishes]);
+    let copied = Script::default()
+        .with("a", "<001>")
+        .begin(1, rename("a", "b"))
+        .change("b", None, Some("<001>"));
+    let replaced = copied
+        .begin(2, put("a", "<002>"))
+        .change("a", Some("<001>"), Some("<002>"))
+        .ok(2);
+    replaced
+        .clone()
+        .change("a", Some("<002>"), None)
+        .ok(1)
+        .breaks(&[Rule::NothingVanishes]);
     let copied_again = replaced.change("b", Some("<001>"), Some("<002>"));
-    copied_again.change("a", Some("<002>"), None).ok(1).breaks_nothing();
+    copied_again
+        .change("a", Some("<002>"), None)
+        .ok(1)
+        .breaks_nothing();
 }
 
 #[test]
 fn a_failed_rename_takes_back_its_own_copy_only() {
-    let copied = Script::default().with("a", "<001>").begin(1, rename("a", "b")).change("b", None, Some("<001>"));
-    copied.clone().change("b", Some("<001>"), None).refuse(1).breaks_nothing();
-    let foreign = Script::default().with("a", "<001>").begin(1, rename("a", "b")).begin(2, put("b", "<002>"));
-    let foreign = foreign.change("b", None, Some("<002>")).ok(2).change("b", Some("<002>"), None);
-    foreign.clone().refuse(1).breaks(&[Rule::FailedRenameTakesBackItsOwn]);
-    foreign.fault("b").refuse(1).breaks(&[Rule::FailedRenameTakesBackItsOwn]);
+    let copied = Script::default()
+        .with("a", "<001>")
+        .begin(1, rename("a", "b"))
+        .change("b", None, Some("<001>"));
+    copied
+        .clone()
+        .change("b", Some("<001>"), None)
+        .refuse(1)
+        .breaks_nothing();
+    let foreign = Script::default()
+        .with("a", "<001>")
+        .begin(1, rename("a", "b"))
+        .begin(2, put("b", "<002>"));
+    let foreign = foreign
+        .change("b", None, Some("<002>"))
+        .ok(2)
+        .change("b", Some("<002>"), None);
+    foreign
+        .clone()
+        .refuse(1)
+        .breaks(&[Rule::FailedRenameTakesBackItsOwn]);
+    foreign
+        .fault("b")
+        .refuse(1)
+        .breaks(&[Rule::FailedRenameTakesBackItsOwn]);
     // The source is gone by the rename's own doing: then the copy is all there is.
     let moved = copied.fault("b").change("a", Some("<001>"), None);
-    moved.change("b", Some("<001>"), None).refuse(1).breaks(&[Rule::FailedRenameTakesBackItsOwn]);
+    moved
+        .change("b", Some("<001>"), None)
+        .refuse(1)
+        .breaks(&[Rule::FailedRenameTakesBackItsOwn]);
 }
 
 #[test]
 fn content_is_replaced_by_those_who_may() {
-    let script = Script::default().with("a", "<001>").begin(1, put("a", "<002>"));
-    script.clone().change("a", Some("<001>"), Some("<002>")).ok(1).breaks_nothing();
+    let script = Script::default()
+        .with("a", "<001>")
+        .begin(1, put("a", "<002>"));
+    script
+        .clone()
+        .change("a", Some("<001>"), Some("<002>"))
+        .ok(1)
+        .breaks_nothing();
     let foreign = script.clone().change("a", Some("<001>"), Some("<003>"));
-    foreign.end(1, Outcome::Unanswered).breaks(&[Rule::NothingIsReplaced]);
-    let refused = script.clone().change("a", Some("<001>"), Some("<002>")).refuse(1);
+    foreign
+        .end(1, Outcome::Unanswered)
+        .breaks(&[Rule::NothingIsReplaced]);
+    let refused = script
+        .clone()
+        .change("a", Some("<001>"), Some("<002>"))
+        .refuse(1);
     refused.breaks(&[Rule::RefusedChangesNothing]);
-    let cut_off = script.clone().change("a", Some("<001>"), Some("<002>")).end(1, Outcome::CutOff);
+    let cut_off = script
+        .clone()
+        .change("a", Some("<001>"), Some("<002>"))
+        .end(1, Outcome::CutOff);
     cut_off.breaks(&[Rule::RefusedChangesNothing]);
-    let late = script.fault("a").refuse(1).change_because(Cause::Late, "a", Some("<001>"), Some("<002>"));
+    let late =
+        script
+            .fault("a")
+            .refuse(1)
+            .change_because(Cause::Late, "a", Some("<001>"), Some("<002>"));
     late.clone().breaks_nothing();
-    let unseen = late.begin(4, append("a", "<004>")).change("a", Some("<002>"), Some("<001><004>")).ok(4);
+    let unseen = late
+        .begin(4, append("a", "<004>"))
+        .change("a", Some("<002>"), Some("<001><004>"))
+        .ok(4);
     unseen.breaks_nothing();
 }
 
 #[test]
 fn appends_join_what_is_there() {
-    let script =
-        Script::default().with("log", "<001>").begin(1, append("log", "<002>")).begin(2, append("log", "<003>"));
-    let first = script.change("log", Some("<001>"), Some("<001><002>")).ok(1);
-    first.clone().change("log", Some("<001><002>"), Some("<001><003>")).ok(2).breaks(&[Rule::AppendsJoin]);
-    first.clone().change("log", Some("<001><002>"), Some("<001><002><003>")).ok(2).breaks_nothing();
+    let script = Script::default()
+        .with("log", "<001>")
+        .begin(1, append("log", "<002>"))
+        .begin(2, append("log", "<003>"));
+    let first = script
+        .change("log", Some("<001>"), Some("<001><002>"))
+        .ok(1);
+    first
+        .clone()
+        .change("log", Some("<001><002>"), Some("<001><003>"))
+        .ok(2)
+        .breaks(&[Rule::AppendsJoin]);
+    first
+        .clone()
+        .change("log", Some("<001><002>"), Some("<001><002><003>"))
+        .ok(2)
+        .breaks_nothing();
     first.refuse(2).breaks_nothing();
 }
 
@@ -193,67 +329,173 @@ fn appends_join_what_is_there() {
 fn one_rename_to_a_free_name_wins() {
     let script = Script::default().with("a", "<001>").with("b", "<002>");
     let script = script.begin(1, rename("a", "c")).begin(2, rename("b", "c"));
-    let first = script.change("c", None, Some("<001>")).change("a", Some("<001>"), None).ok(1);
+    let first = script
+        .change("c", None, Some("<001>"))
+        .change("a", Some("<001>"), None)
+        .ok(1);
     first.clone().refuse(2).breaks_nothing();
-    let second = first.change("c", Some("<001>"), Some("<002>")).change("b", Some("<002>"), None).ok(2);
+    let second = first
+        .change("c", Some("<001>"), Some("<002>"))
+        .change("b", Some("<002>"), None)
+        .ok(2);
     second.breaks(&[Rule::OneRenameToATarget]);
-    let put = Script::default().with("a", "<001>").begin(1, rename("a", "c")).begin(2, put("c", "<002>"));
-    let put = put.change("c", None, Some("<002>")).ok(2).change("c", Some("<002>"), Some("<001>"));
-    put.change("a", Some("<001>"), None).ok(1).breaks(&[Rule::RenameReplacesNothing]);
-    let posix = Script::default().with("a", "<001>").with("c", "<002>").begin(1, posix_rename("a", "c"));
-    posix.change("c", Some("<002>"), Some("<001>")).change("a", Some("<001>"), None).ok(1).breaks_nothing();
+    let put = Script::default()
+        .with("a", "<001>")
+        .begin(1, rename("a", "c"))
+        .begin(2, put("c", "<002>"));
+    let put = put
+        .change("c", None, Some("<002>"))
+        .ok(2)
+        .change("c", Some("<002>"), Some("<001>"));
+    put.change("a", Some("<001>"), None)
+        .ok(1)
+        .breaks(&[Rule::RenameReplacesNothing]);
+    let posix = Script::default()
+        .with("a", "<001>")
+        .with("c", "<002>")
+        .begin(1, posix_rename("a", "c"));
+    posix
+        .change("c", Some("<002>"), Some("<001>"))
+        .change("a", Some("<001>"), None)
+        .ok(1)
+        .breaks_nothing();
 }
 
 #[test]
 fn one_rename_of_a_source_wins() {
-    let script = Script::default().with("a", "<001>").begin(1, rename("a", "b")).begin(2, rename("a", "c"));
-    let copied = script.change("b", None, Some("<001>")).change("c", None, Some("<001>"));
+    let script = Script::default()
+        .with("a", "<001>")
+        .begin(1, rename("a", "b"))
+        .begin(2, rename("a", "c"));
+    let copied = script
+        .change("b", None, Some("<001>"))
+        .change("c", None, Some("<001>"));
     let moved = copied.change("a", Some("<001>"), None).ok(1);
-    moved.clone().ok(2).breaks(&[Rule::OneRenameOfASource, Rule::OnePlace]);
-    moved.clone().change("c", Some("<001>"), None).end(2, Outcome::Missing).breaks_nothing();
-    moved.end(2, Outcome::Missing).breaks(&[Rule::RefusedRenameLeavesNothing, Rule::OnePlace]);
-    let late = Script::default().with("a", "<001>").begin(1, rename("a", "b")).fault("b").refuse(1);
-    let late = late.begin(2, rename("a", "b")).change_because(Cause::Late, "b", None, Some("<001>"));
+    moved
+        .clone()
+        .ok(2)
+        .breaks(&[Rule::OneRenameOfASource, Rule::OnePlace]);
+    moved
+        .clone()
+        .change("c", Some("<001>"), None)
+        .end(2, Outcome::Missing)
+        .breaks_nothing();
+    moved
+        .end(2, Outcome::Missing)
+        .breaks(&[Rule::RefusedRenameLeavesNothing, Rule::OnePlace]);
+    let late = Script::default()
+        .with("a", "<001>")
+        .begin(1, rename("a", "b"))
+        .fault("b")
+        .refuse(1);
+    let late =
+        late.begin(2, rename("a", "b"))
+            .change_because(Cause::Late, "b", None, Some("<001>"));
     late.refuse(2).breaks_nothing();
 }
 
 #[test]
 fn one_of_two_exclusive_creators_wins() {
-    let script =
-        Script::default().begin(1, create("lock", "")).begin(2, create("lock", "")).change("lock", None, Some(""));
+    let script = Script::default()
+        .begin(1, create("lock", ""))
+        .begin(2, create("lock", ""))
+        .change("lock", None, Some(""));
     script.clone().ok(1).refuse(2).breaks_nothing();
-    script.clone().ok(1).ok(2).breaks(&[Rule::OneExclusiveWinner]);
-    let released = script.ok(1).begin(3, remove("lock")).change("lock", Some(""), None).ok(3);
-    released.change("lock", None, Some("")).ok(2).breaks_nothing();
-    let replacing = Script::default().with("a", "<001>").begin(1, create("a", "<002>"));
+    script
+        .clone()
+        .ok(1)
+        .ok(2)
+        .breaks(&[Rule::OneExclusiveWinner]);
+    let released = script
+        .ok(1)
+        .begin(3, remove("lock"))
+        .change("lock", Some(""), None)
+        .ok(3);
+    released
+        .change("lock", None, Some(""))
+        .ok(2)
+        .breaks_nothing();
+    let replacing = Script::default()
+        .with("a", "<001>")
+        .begin(1, create("a", "<002>"));
     let replacing = replacing.change("a", Some("<001>"), Some("<002>")).ok(1);
     replacing.breaks(&[Rule::ExclusiveReplacesNothing]);
 }
 
 #[test]
 fn what_is_told_ok_takes_place() {
-    Script::default().begin(1, put("a", "<001>")).ok(1).breaks(&[Rule::DoneMeansDone]);
-    Script::default().begin(1, append("a", "<001>")).ok(1).breaks(&[Rule::DoneMeansDone]);
-    Script::default().with("a", "<001>").begin(1, remove("a")).ok(1).breaks(&[Rule::DoneMeansDone]);
-    let cut = Action::Cut { file: "a".to_owned(), size: 2 };
-    Script::default().with("a", "<001>").begin(1, cut.clone()).ok(1).breaks(&[Rule::DoneMeansDone]);
-    let cut = Script::default().with("a", "<001>").begin(1, cut).change("a", Some("<001>"), Some("<0"));
+    Script::default()
+        .begin(1, put("a", "<001>"))
+        .ok(1)
+        .breaks(&[Rule::DoneMeansDone]);
+    Script::default()
+        .begin(1, append("a", "<001>"))
+        .ok(1)
+        .breaks(&[Rule::DoneMeansDone]);
+    Script::default()
+        .with("a", "<001>")
+        .begin(1, remove("a"))
+        .ok(1)
+        .breaks(&[Rule::DoneMeansDone]);
+    let cut = Action::Cut {
+        file: "a".to_owned(),
+        size: 2,
+    };
+    Script::default()
+        .with("a", "<001>")
+        .begin(1, cut.clone())
+        .ok(1)
+        .breaks(&[Rule::DoneMeansDone]);
+    let cut =
+        Script::default()
+            .with("a", "<001>")
+            .begin(1, cut)
+            .change("a", Some("<001>"), Some("<0"));
     cut.ok(1).breaks_nothing();
-    let empty = Action::Empty { file: "a".to_owned() };
-    Script::default().with("a", "<001>").begin(1, empty.clone()).ok(1).breaks(&[Rule::DoneMeansDone]);
-    Script::default().with("a", "<001>").begin(1, empty).change("a", Some("<001>"), Some("")).ok(1).breaks_nothing();
-    let renamed = Script::default().with("a", "<001>").begin(1, rename("a", "b")).ok(1);
+    let empty = Action::Empty {
+        file: "a".to_owned(),
+    };
+    Script::default()
+        .with("a", "<001>")
+        .begin(1, empty.clone())
+        .ok(1)
+        .breaks(&[Rule::DoneMeansDone]);
+    Script::default()
+        .with("a", "<001>")
+        .begin(1, empty)
+        .change("a", Some("<001>"), Some(""))
+        .ok(1)
+        .breaks_nothing();
+    let renamed = Script::default()
+        .with("a", "<001>")
+        .begin(1, rename("a", "b"))
+        .ok(1);
     renamed.breaks(&[Rule::DoneMeansDone, Rule::OneRenameOfASource]);
-    let removed = Action::RemoveDirectory { directory: "d".to_owned() };
-    Script::default().with("d/a", "<001>").begin(1, removed.clone()).ok(1).breaks(&[Rule::DoneMeansDone]);
+    let removed = Action::RemoveDirectory {
+        directory: "d".to_owned(),
+    };
+    Script::default()
+        .with("d/a", "<001>")
+        .begin(1, removed.clone())
+        .ok(1)
+        .breaks(&[Rule::DoneMeansDone]);
     Script::default().begin(1, removed).ok(1).breaks_nothing();
 }
 
 #[test]
 fn a_directory_is_renamed_file_by_file() {
-    let script = Script::default().with("d/a", "<001>").with("d/b", "<002>").begin(1, rename("d", "e"));
-    let copied = script.change("e/a", None, Some("<001>")).change("e/b", None, Some("<002>"));
-    let moved = copied.clone().change("d/a", Some("<001>"), None).change("d/b", Some("<002>"), None);
+    let script = Script::default()
+        .with("d/a", "<001>")
+        .with("d/b", "<002>")
+        .begin(1, rename("d", "e"));
+    let copied = script
+        .change("e/a", None, Some("<001>"))
+        .change("e/b", None, Some("<002>"));
+    let moved =
+        copied
+            .clone()
+            .change("d/a", Some("<001>"), None)
+            .change("d/b", Some("<002>"), None);
     moved.clone().ok(1).breaks_nothing();
     moved.refuse(1).breaks(&[
         Rule::NothingVanishes,
@@ -261,45 +503,98 @@ fn a_directory_is_renamed_file_by_file() {
         Rule::RefusedRenameLeavesNothing,
         Rule::RefusedRenameLeavesNothing,
     ]);
-    copied.clone().change("d/a", Some("<001>"), None).fault("d/b").refuse(1).breaks_nothing();
-    let replaced = copied.begin(2, put("d/a", "<003>")).change("d/a", Some("<001>"), Some("<003>")).ok(2);
-    replaced.change("d/a", Some("<003>"), None).ok(1).breaks(&[Rule::NothingVanishes, Rule::OnePlace]);
+    copied
+        .clone()
+        .change("d/a", Some("<001>"), None)
+        .fault("d/b")
+        .refuse(1)
+        .breaks_nothing();
+    let replaced = copied
+        .begin(2, put("d/a", "<003>"))
+        .change("d/a", Some("<001>"), Some("<003>"))
+        .ok(2);
+    replaced
+        .change("d/a", Some("<003>"), None)
+        .ok(1)
+        .breaks(&[Rule::NothingVanishes, Rule::OnePlace]);
 }
 
 #[test]
 fn a_get_is_one_version() {
-    let script = Script::default().with("a", "<001>").begin(1, get("a")).begin(2, put("a", "<002>"));
+    let script = Script::default()
+        .with("a", "<001>")
+        .begin(1, get("a"))
+        .begin(2, put("a", "<002>"));
     let script = script.change("a", Some("<001>"), Some("<002>")).ok(2);
     script.clone().end(1, content("<001>")).breaks_nothing();
     script.clone().end(1, content("<002>")).breaks_nothing();
-    script.clone().end(1, content("<00")).breaks(&[Rule::GetIsOneVersion]);
-    script.end(1, content("<001<002>")).breaks(&[Rule::GetIsOneVersion]);
-    let later = Script::default().begin(2, put("a", "<002>")).change("a", None, Some("<002>")).ok(2);
-    later.begin(1, get("a")).end(1, content("")).breaks(&[Rule::GetIsOneVersion]);
+    script
+        .clone()
+        .end(1, content("<00"))
+        .breaks(&[Rule::GetIsOneVersion]);
+    script
+        .end(1, content("<001<002>"))
+        .breaks(&[Rule::GetIsOneVersion]);
+    let later = Script::default()
+        .begin(2, put("a", "<002>"))
+        .change("a", None, Some("<002>"))
+        .ok(2);
+    later
+        .begin(1, get("a"))
+        .end(1, content(""))
+        .breaks(&[Rule::GetIsOneVersion]);
 }
 
 #[test]
 fn no_such_file_is_the_truth() {
     let script = Script::default().with("a", "<001>");
-    script.clone().begin(1, get("a")).end(1, Outcome::Missing).breaks(&[Rule::MissingMeansMissing]);
-    script.clone().begin(1, rename("a", "b")).end(1, Outcome::Missing).breaks(&[Rule::MissingMeansMissing]);
-    script.begin(1, get("b")).end(1, Outcome::Missing).breaks_nothing();
+    script
+        .clone()
+        .begin(1, get("a"))
+        .end(1, Outcome::Missing)
+        .breaks(&[Rule::MissingMeansMissing]);
+    script
+        .clone()
+        .begin(1, rename("a", "b"))
+        .end(1, Outcome::Missing)
+        .breaks(&[Rule::MissingMeansMissing]);
+    script
+        .begin(1, get("b"))
+        .end(1, Outcome::Missing)
+        .breaks_nothing();
 }
 
 #[test]
 fn a_list_shows_what_is_there() {
     let script = Script::default().with("d/a", "<001>").begin(1, list("d"));
     script.clone().end(1, names(&["a"])).breaks_nothing();
-    script.clone().end(1, names(&[])).breaks(&[Rule::ListIsTrue]);
-    script.clone().end(1, names(&["a", "b"])).breaks(&[Rule::ListIsTrue]);
-    script.begin(2, put("d/b", "<002>")).end(1, names(&["a", "b"])).refuse(2).breaks_nothing();
+    script
+        .clone()
+        .end(1, names(&[]))
+        .breaks(&[Rule::ListIsTrue]);
+    script
+        .clone()
+        .end(1, names(&["a", "b"]))
+        .breaks(&[Rule::ListIsTrue]);
+    script
+        .begin(2, put("d/b", "<002>"))
+        .end(1, names(&["a", "b"]))
+        .refuse(2)
+        .breaks_nothing();
 }
 
 #[test]
 fn content_is_in_one_place() {
-    let script = Script::default().with("a", "<001>").begin(1, rename("a", "b")).change("b", None, Some("<001>"));
+    let script = Script::default()
+        .with("a", "<001>")
+        .begin(1, rename("a", "b"))
+        .change("b", None, Some("<001>"));
     script.clone().fault("b").refuse(1).breaks_nothing();
-    script.clone().ok(1).breaks(&[Rule::DoneMeansDone, Rule::OneRenameOfASource, Rule::OnePlace]);
+    script.clone().ok(1).breaks(&[
+        Rule::DoneMeansDone,
+        Rule::OneRenameOfASource,
+        Rule::OnePlace,
+    ]);
     let twice = Script::default().with("a", "<001>").with("b", "<001>");
     twice.breaks(&[Rule::OnePlace]);
 }
@@ -307,7 +602,10 @@ fn content_is_in_one_place() {
 #[test]
 fn every_request_is_answered() {
     let script = Script::default().begin(1, get("a"));
-    script.clone().note(What::Hung { id: 1 }).breaks(&[Rule::NothingHangs]);
+    script
+        .clone()
+        .note(What::Hung { id: 1 })
+        .breaks(&[Rule::NothingHangs]);
     script.end(1, Outcome::Unanswered).breaks_nothing();
 }
 
@@ -315,11 +613,25 @@ fn every_request_is_answered() {
 fn nothing_is_left_at_the_end() {
     let none = Leftovers::default();
     Script::default().leave(none.clone()).breaks_nothing();
-    let upload = Leftovers { uploads: vec!["a".to_owned()], ..none.clone() };
-    let memory = Leftovers { memory: 1024, ..none.clone() };
-    let session = Leftovers { sessions: 1, ..none.clone() };
-    let transfer = Leftovers { transfers: 1, ..none };
+    let upload = Leftovers {
+        uploads: vec!["a".to_owned()],
+        ..none.clone()
+    };
+    let memory = Leftovers {
+        memory: 1024,
+        ..none.clone()
+    };
+    let session = Leftovers {
+        sessions: 1,
+        ..none.clone()
+    };
+    let transfer = Leftovers {
+        transfers: 1,
+        ..none
+    };
     for leftovers in [upload, memory, session, transfer] {
-        Script::default().leave(leftovers).breaks(&[Rule::QuietIsQuiet]);
+        Script::default()
+            .leave(leftovers)
+            .breaks(&[Rule::QuietIsQuiet]);
     }
 }

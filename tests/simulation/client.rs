@@ -5,8 +5,8 @@ use super::history::{Found, Journal, Outcome, What};
 use super::plan::{Action, ClientPlan, IDLE_TIMEOUT, Step};
 use bytes::{Buf, Bytes, BytesMut};
 use russh_sftp::protocol::{
-    Close, Extended, FSetStat, FileAttributes, Init, MkDir, Open, OpenDir, OpenFlags, Packet, Read, ReadDir, Remove,
-    Rename, RmDir, SetStat, StatusCode, VERSION, Write,
+    Close, Extended, FSetStat, FileAttributes, Init, MkDir, Open, OpenDir, OpenFlags, Packet, Read,
+    ReadDir, Remove, Rename, RmDir, SetStat, StatusCode, VERSION, Write,
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -66,8 +66,13 @@ impl Client {
     }
 
     async fn connect(&self) -> Option<Session> {
-        let (connection, task) = self.gateway.connect(&self.plan.home, Duration::from_millis(IDLE_TIMEOUT));
-        self.sessions.lock().expect("no panic while it is held").push(task);
+        let (connection, task) = self
+            .gateway
+            .connect(&self.plan.home, Duration::from_millis(IDLE_TIMEOUT));
+        self.sessions
+            .lock()
+            .expect("no panic while it is held")
+            .push(task);
         let mut session = Session {
             connection,
             received: BytesMut::new(),
@@ -76,7 +81,10 @@ impl Client {
             slow: Duration::ZERO,
             is_asked_for: false,
         };
-        let init = Init { version: VERSION, extensions: Default::default() };
+        let init = Init {
+            version: VERSION,
+            extensions: Default::default(),
+        };
         session.send(init.into()).ok()?;
         session.receive().await.ok()?;
         Some(session)
@@ -84,15 +92,26 @@ impl Client {
 
     /// Returns the session if it can go on.
     async fn take_step(&self, mut session: Session, step: Step) -> Option<Session> {
-        let who = format!("client {} at gateway {}", self.plan.number, self.plan.gateway + 1);
+        let who = format!(
+            "client {} at gateway {}",
+            self.plan.number,
+            self.plan.gateway + 1
+        );
         let id = step.id;
-        self.journal.note(What::Began { id, who, action: step.action.clone() });
+        self.journal.note(What::Began {
+            id,
+            who,
+            action: step.action.clone(),
+        });
         session.slow = Duration::from_millis(step.slow);
         session.is_asked_for = false;
         let patience = step.hang_up.map_or(Duration::MAX, Duration::from_millis);
         let stop = match timeout(patience, session.act(&step.action)).await {
             Ok(Ok(found)) => {
-                self.journal.note(What::Ended { id, outcome: Outcome::Done(found) });
+                self.journal.note(What::Ended {
+                    id,
+                    outcome: Outcome::Done(found),
+                });
                 return Some(session);
             }
             Ok(Err(stop)) => stop,
@@ -100,15 +119,25 @@ impl Client {
         };
         match stop {
             Stop::Status(StatusCode::NoSuchFile, _) => {
-                self.journal.note(What::Ended { id, outcome: Outcome::Missing });
+                self.journal.note(What::Ended {
+                    id,
+                    outcome: Outcome::Missing,
+                });
                 Some(session)
             }
             Stop::Status(_, why) => {
-                self.journal.note(What::Ended { id, outcome: Outcome::Refused(why) });
+                self.journal.note(What::Ended {
+                    id,
+                    outcome: Outcome::Refused(why),
+                });
                 Some(session)
             }
             Stop::Disconnected => {
-                let outcome = if session.is_asked_for { Outcome::Unanswered } else { Outcome::CutOff };
+                let outcome = if session.is_asked_for {
+                    Outcome::Unanswered
+                } else {
+                    Outcome::CutOff
+                };
                 self.journal.note(What::Ended { id, outcome });
                 None
             }
@@ -123,8 +152,16 @@ impl Client {
 impl Session {
     async fn act(&mut self, action: &Action) -> Answer<Found> {
         match action {
-            Action::Put { file, content, exclusive } => {
-                let exclusive = if *exclusive { OpenFlags::EXCLUDE } else { OpenFlags::empty() };
+            Action::Put {
+                file,
+                content,
+                exclusive,
+            } => {
+                let exclusive = if *exclusive {
+                    OpenFlags::EXCLUDE
+                } else {
+                    OpenFlags::empty()
+                };
                 let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::TRUNCATE | exclusive;
                 self.write_file(file, flags, content).await?;
             }
@@ -135,7 +172,15 @@ impl Session {
             Action::Cut { file, size } => self.cut(file, *size).await?,
             Action::Empty { file } => {
                 let path = self.path(file);
-                self.decide(|id| SetStat { id, path, attrs: size_of(0) }.into()).await?;
+                self.decide(|id| {
+                    SetStat {
+                        id,
+                        path,
+                        attrs: size_of(0),
+                    }
+                    .into()
+                })
+                .await?;
             }
             Action::Remove { file } => {
                 let filename = self.path(file);
@@ -144,7 +189,15 @@ impl Session {
             Action::Rename { from, to, replace } => self.rename(from, to, *replace).await?,
             Action::MakeDirectory { directory } => {
                 let path = self.path(directory);
-                self.decide(|id| MkDir { id, path, attrs: FileAttributes::empty() }.into()).await?;
+                self.decide(|id| {
+                    MkDir {
+                        id,
+                        path,
+                        attrs: FileAttributes::empty(),
+                    }
+                    .into()
+                })
+                .await?;
             }
             Action::RemoveDirectory { directory } => {
                 let path = self.path(directory);
@@ -167,7 +220,18 @@ impl Session {
             self.rest().await;
             let (handle, offset) = (handle.clone(), (number * BLOCK) as u64);
             let data = block.to_vec();
-            if let Err(stop) = self.ask(|id| Write { id, handle, offset, data }.into()).await {
+            if let Err(stop) = self
+                .ask(|id| {
+                    Write {
+                        id,
+                        handle,
+                        offset,
+                        data,
+                    }
+                    .into()
+                })
+                .await
+            {
                 failed = Some(stop);
                 break;
             }
@@ -189,10 +253,22 @@ impl Session {
         let handle = self.open(file, OpenFlags::WRITE).await?;
         self.rest().await;
         let same = handle.clone();
-        let is_cut = self.ask(|id| FSetStat { id, handle: same, attrs: size_of(size as u64) }.into()).await;
+        let is_cut = self
+            .ask(|id| {
+                FSetStat {
+                    id,
+                    handle: same,
+                    attrs: size_of(size as u64),
+                }
+                .into()
+            })
+            .await;
         self.rest().await;
         match is_cut {
-            Ok(_) => self.decide(|id| Close { id, handle }.into()).await.map(drop),
+            Ok(_) => self
+                .decide(|id| Close { id, handle }.into())
+                .await
+                .map(drop),
             Err(Stop::Status(code, why)) => {
                 self.ask(|id| Close { id, handle }.into()).await?;
                 Err(Stop::Status(code, why))
@@ -204,7 +280,15 @@ impl Session {
     async fn rename(&mut self, from: &str, to: &str, replace: bool) -> Answer<()> {
         let (oldpath, newpath) = (self.path(from), self.path(to));
         if !replace {
-            self.decide(|id| Rename { id, oldpath, newpath }.into()).await?;
+            self.decide(|id| {
+                Rename {
+                    id,
+                    oldpath,
+                    newpath,
+                }
+                .into()
+            })
+            .await?;
             return Ok(());
         }
         let request = "posix-rename@openssh.com".to_owned();
@@ -213,13 +297,16 @@ impl Session {
             data.extend((path.len() as u32).to_be_bytes());
             data.extend(path.bytes());
         }
-        self.decide(|id| Extended { id, request, data }.into()).await?;
+        self.decide(|id| Extended { id, request, data }.into())
+            .await?;
         Ok(())
     }
 
     async fn list(&mut self, directory: &str) -> Answer<Found> {
         let path = self.path(directory);
-        let handle = self.ask_for_handle(|id| OpenDir { id, path }.into()).await?;
+        let handle = self
+            .ask_for_handle(|id| OpenDir { id, path }.into())
+            .await?;
         let mut names = Vec::new();
         loop {
             let same = handle.clone();
@@ -242,7 +329,18 @@ impl Session {
         loop {
             self.rest().await;
             let (same, offset) = (handle.clone(), content.len() as u64);
-            match self.ask(|id| Read { id, handle: same, offset, len: BLOCK as u32 }.into()).await {
+            match self
+                .ask(|id| {
+                    Read {
+                        id,
+                        handle: same,
+                        offset,
+                        len: BLOCK as u32,
+                    }
+                    .into()
+                })
+                .await
+            {
                 Ok(Packet::Data(data)) => content.extend_from_slice(&data.data),
                 Err(Stop::Status(StatusCode::Eof, _)) => break,
                 other => {
@@ -261,7 +359,16 @@ impl Session {
     async fn open(&mut self, file: &str, pflags: OpenFlags) -> Answer<String> {
         let filename = self.path(file);
         let attrs = FileAttributes::empty();
-        self.ask_for_handle(|id| Open { id, filename, pflags, attrs }.into()).await
+        self.ask_for_handle(|id| {
+            Open {
+                id,
+                filename,
+                pflags,
+                attrs,
+            }
+            .into()
+        })
+        .await
     }
 
     async fn ask_for_handle(&mut self, request: impl FnOnce(u32) -> Packet) -> Answer<String> {
@@ -291,7 +398,10 @@ impl Session {
 
     fn send(&mut self, packet: Packet) -> Answer<()> {
         let bytes = Bytes::try_from(packet).expect("a packet that can be encoded");
-        self.connection.requests.send(bytes).map_err(|_| Stop::Disconnected)
+        self.connection
+            .requests
+            .send(bytes)
+            .map_err(|_| Stop::Disconnected)
     }
 
     async fn receive(&mut self) -> Answer<Packet> {
@@ -319,7 +429,9 @@ impl Session {
 
     /// The path that the client's user has for a key.
     fn path(&self, key: &str) -> String {
-        let path = key.strip_prefix(&self.home).expect("clients act in their own homes");
+        let path = key
+            .strip_prefix(&self.home)
+            .expect("clients act in their own homes");
         format!("/{path}")
     }
 
@@ -331,7 +443,10 @@ impl Session {
 }
 
 fn size_of(size: u64) -> FileAttributes {
-    FileAttributes { size: Some(size), ..FileAttributes::empty() }
+    FileAttributes {
+        size: Some(size),
+        ..FileAttributes::empty()
+    }
 }
 
 fn unexpected(answer: Answer<Packet>) -> Stop {

@@ -18,15 +18,28 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     /// A client began an action.
-    Began { id: usize, who: String, action: Action },
+    Began {
+        id: usize,
+        who: String,
+        action: Action,
+    },
     /// The client knows how it went, or will never know.
     Ended { id: usize, outcome: Outcome },
     /// The client waited in vain for an answer.
     Hung { id: usize },
     /// An object in the bucket is another one now.
-    Changed { key: String, before: Option<Bytes>, after: Option<Bytes>, cause: Cause },
+    Changed {
+        key: String,
+        before: Option<Bytes>,
+        after: Option<Bytes>,
+        cause: Cause,
+    },
     /// The store did something to a request about this key, after which its outcome may be unclear.
-    Fault { key: String, request: RequestName, fault: Fault },
+    Fault {
+        key: String,
+        request: RequestName,
+        fault: Fault,
+    },
 }
 
 /// How an action went, as far as the client knows.
@@ -121,7 +134,10 @@ pub struct Journal {
 impl Journal {
     /// Starts the clock.
     pub fn begin() -> Journal {
-        Journal { start: Instant::now(), events: Arc::default() }
+        Journal {
+            start: Instant::now(),
+            events: Arc::default(),
+        }
     }
 
     pub fn note(&self, what: What) {
@@ -145,7 +161,11 @@ impl fmt::Display for History {
             writeln!(f, "{event}")?;
         }
         let none = Leftovers::default();
-        if self.leftovers != none { writeln!(f, "   at the end  {:?}", self.leftovers) } else { Ok(()) }
+        if self.leftovers != none {
+            writeln!(f, "   at the end  {:?}", self.leftovers)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -156,15 +176,27 @@ impl fmt::Display for Event {
             What::Began { id, who, action } => write!(f, "{who} begins #{id}: {action}"),
             What::Ended { id, outcome } => write!(f, "#{id} ends: {outcome}"),
             What::Hung { id } => write!(f, "#{id} hangs: no answer"),
-            What::Changed { key, before, after, cause } => {
+            What::Changed {
+                key,
+                before,
+                after,
+                cause,
+            } => {
                 let cause = match cause {
                     Cause::Request => "",
                     Cause::Late => ", late",
                     Cause::Setup => ", at the start",
                 };
-                write!(f, "        store: {key} was {}, is {}{cause}", object(before), object(after))
+                write!(
+                    f,
+                    "        store: {key} was {}, is {}{cause}",
+                    object(before),
+                    object(after)
+                )
             }
-            What::Fault { request, fault, .. } => write!(f, "        store: {fault:?} of {request}"),
+            What::Fault { request, fault, .. } => {
+                write!(f, "        store: {fault:?} of {request}")
+            }
         }
     }
 }
@@ -173,7 +205,9 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outcome::Done(Found::Nothing) => write!(f, "OK"),
-            Outcome::Done(Found::Content(content)) => write!(f, "OK, {}", brief(&String::from_utf8_lossy(content))),
+            Outcome::Done(Found::Content(content)) => {
+                write!(f, "OK, {}", brief(&String::from_utf8_lossy(content)))
+            }
             Outcome::Done(Found::Names(names)) => write!(f, "OK, {names:?}"),
             Outcome::Missing => write!(f, "no such file"),
             Outcome::Refused(why) => write!(f, "refused: {why}"),

@@ -4,7 +4,12 @@
 //! broken promises in that, and [`shrink::shrink`] makes a failing plan small.
 
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 pub mod adaptor;
 pub mod bucket;

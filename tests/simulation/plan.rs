@@ -123,14 +123,30 @@ pub enum Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Action::Put { file, content, exclusive: false } => write!(f, "put {file} {}", brief(content)),
-            Action::Put { file, content, exclusive: true } => write!(f, "put EXCL {file} {}", brief(content)),
+            Action::Put {
+                file,
+                content,
+                exclusive: false,
+            } => write!(f, "put {file} {}", brief(content)),
+            Action::Put {
+                file,
+                content,
+                exclusive: true,
+            } => write!(f, "put EXCL {file} {}", brief(content)),
             Action::Append { file, content } => write!(f, "append {file} {}", brief(content)),
             Action::Cut { file, size } => write!(f, "cut {file} to {size} bytes"),
             Action::Empty { file } => write!(f, "empty {file}"),
             Action::Remove { file } => write!(f, "remove {file}"),
-            Action::Rename { from, to, replace: false } => write!(f, "rename {from} to {to}"),
-            Action::Rename { from, to, replace: true } => write!(f, "posix-rename {from} to {to}"),
+            Action::Rename {
+                from,
+                to,
+                replace: false,
+            } => write!(f, "rename {from} to {to}"),
+            Action::Rename {
+                from,
+                to,
+                replace: true,
+            } => write!(f, "posix-rename {from} to {to}"),
             Action::MakeDirectory { directory } => write!(f, "mkdir {directory}"),
             Action::RemoveDirectory { directory } => write!(f, "rmdir {directory}"),
             Action::List { directory } => write!(f, "list {directory}"),
@@ -154,21 +170,47 @@ impl Plan {
     pub fn draw(seed: u64) -> Plan {
         let mut dice = Dice::new(seed);
         let keeps_conditions = dice.happens(700);
-        let store = StoreKind { keeps_conditions, has_md5_etags: dice.happens(800) };
-        let gateways = if keeps_conditions && dice.happens(500) { 2 } else { 1 };
+        let store = StoreKind {
+            keeps_conditions,
+            has_md5_etags: dice.happens(800),
+        };
+        let gateways = if keeps_conditions && dice.happens(500) {
+            2
+        } else {
+            1
+        };
         let faults = match dice.below(10) {
             0..5 => Faults::None,
             5..9 => Faults::Usual,
             _ => Faults::Late,
         };
         let memory = *dice.pick(&[4 << 10, 4 << 20]);
-        let homes: &[&str] = if dice.happens(600) { &["team/"] } else { &["team/", "own/"] };
+        let homes: &[&str] = if dice.happens(600) {
+            &["team/"]
+        } else {
+            &["team/", "own/"]
+        };
         let files = 2 + dice.below(5) as usize;
-        let mut drawing = Drawing { dice, names: draw_names(files), next_id: 0 };
+        let mut drawing = Drawing {
+            dice,
+            names: draw_names(files),
+            next_id: 0,
+        };
         let setup = drawing.draw_setup(homes);
         let clients = 2 + drawing.dice.below(4) as usize;
-        let clients = (1..=clients).map(|number| drawing.draw_client(number, gateways, homes)).collect();
-        Plan { fate_seed: seed, gateways, store, faults, memory, setup, clients, spared: BTreeSet::new() }
+        let clients = (1..=clients)
+            .map(|number| drawing.draw_client(number, gateways, homes))
+            .collect();
+        Plan {
+            fate_seed: seed,
+            gateways,
+            store,
+            faults,
+            memory,
+            setup,
+            clients,
+            spared: BTreeSet::new(),
+        }
     }
 
     /// How many things are done.
@@ -179,8 +221,11 @@ impl Plan {
 
 /// The first few of the six names, directory by directory in turn.
 fn draw_names(count: usize) -> Vec<String> {
-    let names =
-        FILES.iter().flat_map(|file| DIRECTORIES[..2].iter().map(move |directory| format!("{directory}/{file}")));
+    let names = FILES.iter().flat_map(|file| {
+        DIRECTORIES[..2]
+            .iter()
+            .map(move |directory| format!("{directory}/{file}"))
+    });
     names.take(count).collect()
 }
 
@@ -210,52 +255,106 @@ impl Drawing {
         let home = (*self.dice.pick(homes)).to_owned();
         let steps = 2 + self.dice.below(6);
         let steps = (0..steps).map(|_| self.draw_step(&home)).collect();
-        ClientPlan { number, gateway, home, steps }
+        ClientPlan {
+            number,
+            gateway,
+            home,
+            steps,
+        }
     }
 
     fn draw_step(&mut self, home: &str) -> Step {
         let action = self.draw_action(home);
-        let pause = if self.dice.happens(800) { self.dice.below(40) } else { self.dice.below(3000) };
+        let pause = if self.dice.happens(800) {
+            self.dice.below(40)
+        } else {
+            self.dice.below(3000)
+        };
         // What can only be told apart while it lasts.
-        let is_race = matches!(action, Action::Get { .. } | Action::Put { exclusive: true, .. });
+        let is_race = matches!(
+            action,
+            Action::Get { .. }
+                | Action::Put {
+                    exclusive: true,
+                    ..
+                }
+        );
         let slow = match self.dice.below(100) {
             ..99 if is_race => 1 + self.dice.below(400),
             ..70 => 0,
             70..99 => self.dice.below(400),
             _ => IDLE_TIMEOUT + 1000,
         };
-        let hang_up = if self.dice.happens(50) { Some(self.dice.below(500)) } else { None };
-        Step { id: self.fresh_id(), pause, action, slow, hang_up }
+        let hang_up = if self.dice.happens(50) {
+            Some(self.dice.below(500))
+        } else {
+            None
+        };
+        Step {
+            id: self.fresh_id(),
+            pause,
+            action,
+            slow,
+            hang_up,
+        }
     }
 
     fn draw_action(&mut self, home: &str) -> Action {
         let file = format!("{home}{}", self.draw_file());
         match self.dice.below(100) {
-            0..20 => Action::Put { file, content: self.draw_content(), exclusive: false },
-            20..30 => Action::Put { file, content: self.draw_lock(), exclusive: true },
-            30..42 => Action::Append { file, content: self.draw_content() },
+            0..20 => Action::Put {
+                file,
+                content: self.draw_content(),
+                exclusive: false,
+            },
+            20..30 => Action::Put {
+                file,
+                content: self.draw_lock(),
+                exclusive: true,
+            },
+            30..42 => Action::Append {
+                file,
+                content: self.draw_content(),
+            },
             42..63 => self.draw_rename(home, file),
             63..68 => self.draw_directory_rename(home),
             68..76 => Action::Remove { file },
-            76..79 => Action::Cut { file, size: self.dice.below(6) as usize },
+            76..79 => Action::Cut {
+                file,
+                size: self.dice.below(6) as usize,
+            },
             79 => Action::Empty { file },
             80..88 => Action::Get { file },
-            88..92 => Action::List { directory: self.draw_directory(home) },
-            92..95 => Action::MakeDirectory { directory: self.draw_directory(home) },
-            95..99 => Action::RemoveDirectory { directory: self.draw_directory(home) },
+            88..92 => Action::List {
+                directory: self.draw_directory(home),
+            },
+            92..95 => Action::MakeDirectory {
+                directory: self.draw_directory(home),
+            },
+            95..99 => Action::RemoveDirectory {
+                directory: self.draw_directory(home),
+            },
             _ => Action::Idle,
         }
     }
 
     fn draw_rename(&mut self, home: &str, from: String) -> Action {
         let to = format!("{home}{}", self.draw_file());
-        Action::Rename { from, to, replace: self.dice.happens(400) }
+        Action::Rename {
+            from,
+            to,
+            replace: self.dice.happens(400),
+        }
     }
 
     fn draw_directory_rename(&mut self, home: &str) -> Action {
         let from = self.draw_directory(home);
         let to = self.draw_directory(home);
-        Action::Rename { from, to, replace: self.dice.happens(300) }
+        Action::Rename {
+            from,
+            to,
+            replace: self.dice.happens(300),
+        }
     }
 
     fn draw_directory(&mut self, home: &str) -> String {
@@ -283,7 +382,11 @@ impl Drawing {
 
     /// What is made with EXCL is a lock file as often as not, and those are empty.
     fn draw_lock(&mut self) -> String {
-        if self.dice.happens(500) { String::new() } else { self.draw_content() }
+        if self.dice.happens(500) {
+            String::new()
+        } else {
+            self.draw_content()
+        }
     }
 
     fn fresh_id(&mut self) -> usize {

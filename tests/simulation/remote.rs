@@ -89,12 +89,17 @@ impl Remote {
             delayed: AtomicUsize::new(0),
             under_way: TaskTracker::new(),
         };
-        Remote { shared: Arc::new(shared) }
+        Remote {
+            shared: Arc::new(shared),
+        }
     }
 
     /// The bucket as it is, without delay or fault.
     pub fn bucket(&self) -> MutexGuard<'_, Bucket> {
-        self.shared.bucket.lock().expect("no panic while it is held")
+        self.shared
+            .bucket
+            .lock()
+            .expect("no panic while it is held")
     }
 
     /// Waits until everything that was sent has arrived.
@@ -111,7 +116,12 @@ impl Remote {
     {
         let name = self.name(kind, key);
         let (answer, answered) = oneshot::channel();
-        let delivery = Delivery { remote: self.clone(), name, effect, answer: Some(answer) };
+        let delivery = Delivery {
+            remote: self.clone(),
+            name,
+            effect,
+            answer: Some(answer),
+        };
         self.shared.under_way.spawn(delivery.deliver());
         answered.await.unwrap_or(Err(Trouble::Unclear))
     }
@@ -122,10 +132,18 @@ impl Remote {
     }
 
     fn name(&self, kind: Kind, key: &str) -> RequestName {
-        let mut counts = self.shared.counts.lock().expect("no panic while it is held");
+        let mut counts = self
+            .shared
+            .counts
+            .lock()
+            .expect("no panic while it is held");
         let count = counts.entry((kind, key.to_owned())).or_default();
         *count += 1;
-        RequestName { kind, key: key.to_owned(), number: *count }
+        RequestName {
+            kind,
+            key: key.to_owned(),
+            number: *count,
+        }
     }
 
     fn fate(&self, name: &RequestName) -> Fate {
@@ -145,7 +163,12 @@ impl Remote {
             self.shared.delayed.fetch_add(1, Ordering::Relaxed);
         }
         let is_spared = self.shared.spared.contains(name);
-        Fate { before, after, later, fault: fault.filter(|_| !is_spared) }
+        Fate {
+            before,
+            after,
+            later,
+            fault: fault.filter(|_| !is_spared),
+        }
     }
 }
 
@@ -165,18 +188,33 @@ const USUAL_DELAY: u64 = 30;
 
 /// Long delays are so many of a thousand.
 fn draw_delay(dice: &mut Dice, often_long: u64) -> u64 {
-    if dice.happens(often_long) { 1 + dice.below(2000) } else { 1 + dice.below(USUAL_DELAY) }
+    if dice.happens(often_long) {
+        1 + dice.below(2000)
+    } else {
+        1 + dice.below(USUAL_DELAY)
+    }
 }
 
 /// Only a store that ignores conditions, as Garage, is known to confirm copies that it has not made. With several gateways on
 /// it nothing could be told apart any more.
-fn draw_fault(dice: &mut Dice, kind: Kind, of_changes: &[Fault], breaks_promises: bool) -> Option<Fault> {
+fn draw_fault(
+    dice: &mut Dice,
+    kind: Kind,
+    of_changes: &[Fault],
+    breaks_promises: bool,
+) -> Option<Fault> {
     match kind {
-        Kind::Head | Kind::Get | Kind::List | Kind::UploadPart => dice.happens(10).then_some(Fault::Failure),
-        Kind::Put | Kind::Delete | Kind::Complete => dice.happens(70).then(|| *dice.pick(of_changes)),
+        Kind::Head | Kind::Get | Kind::List | Kind::UploadPart => {
+            dice.happens(10).then_some(Fault::Failure)
+        }
+        Kind::Put | Kind::Delete | Kind::Complete => {
+            dice.happens(70).then(|| *dice.pick(of_changes))
+        }
         Kind::Copy if dice.happens(20) && breaks_promises => Some(Fault::EmptyPromise),
         Kind::Copy => dice.happens(250).then(|| *dice.pick(of_changes)),
-        Kind::CreateUpload => dice.happens(20).then(|| *dice.pick(&[Fault::Failure, Fault::LostAnswer])),
+        Kind::CreateUpload => dice
+            .happens(20)
+            .then(|| *dice.pick(&[Fault::Failure, Fault::LostAnswer])),
         Kind::Abort => dice.happens(20).then_some(Fault::Failure),
     }
 }
@@ -197,7 +235,11 @@ impl<T, E: Fn(&mut Bucket, Cause) -> bucket::Result<T>> Delivery<T, E> {
         if let Some(fault) = fate.fault {
             let key = self.name.key.clone();
             let request = self.name.clone();
-            self.remote.shared.journal.note(What::Fault { key, request, fault });
+            self.remote.shared.journal.note(What::Fault {
+                key,
+                request,
+                fault,
+            });
         }
         match fate.fault {
             None => self.apply_and_answer(fate.after).await,
@@ -232,8 +274,15 @@ impl<T, E: Fn(&mut Bucket, Cause) -> bucket::Result<T>> Delivery<T, E> {
 
     /// Carries the request out.
     fn apply(&self) -> Result<T, Trouble> {
-        let is_awaited = self.answer.as_ref().is_some_and(|answer| !answer.is_closed());
-        let cause = if is_awaited { Cause::Request } else { Cause::Late };
+        let is_awaited = self
+            .answer
+            .as_ref()
+            .is_some_and(|answer| !answer.is_closed());
+        let cause = if is_awaited {
+            Cause::Request
+        } else {
+            Cause::Late
+        };
         (self.effect)(&mut self.remote.bucket(), cause).map_err(Trouble::Refused)
     }
 

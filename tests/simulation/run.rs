@@ -23,7 +23,10 @@ pub struct Outcome {
 
 /// Plays it.
 pub fn run(plan: &Plan) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
     runtime.expect("a runtime").block_on(play(plan))
 }
 
@@ -32,8 +35,9 @@ async fn play(plan: &Plan) -> Outcome {
     let remote = Remote::new(plan, journal.clone());
     set_up(plan, &remote);
     let has_markers = plan.gateways > 1;
-    let gateways: Vec<Arc<Gateway>> =
-        (0..plan.gateways).map(|_| Arc::new(Gateway::start(remote.clone(), plan.memory, has_markers))).collect();
+    let gateways: Vec<Arc<Gateway>> = (0..plan.gateways)
+        .map(|_| Arc::new(Gateway::start(remote.clone(), plan.memory, has_markers)))
+        .collect();
     let sessions: Arc<Mutex<Vec<JoinHandle<()>>>> = Arc::default();
     let mut clients = Vec::new();
     for client in &plan.clients {
@@ -54,16 +58,27 @@ async fn play(plan: &Plan) -> Outcome {
     let leftovers = Leftovers {
         uploads: remote.bucket().uploads(),
         memory: gateways.iter().map(|gateway| gateway.memory_used()).sum(),
-        sessions: sessions.iter().filter(|session| !session.is_finished()).count(),
+        sessions: sessions
+            .iter()
+            .filter(|session| !session.is_finished())
+            .count(),
         transfers: gateways.iter().map(|gateway| gateway.transfers()).sum(),
     };
-    Outcome { history: History { events: journal.take(), leftovers }, delayed: remote.delayed() }
+    Outcome {
+        history: History {
+            events: journal.take(),
+            leftovers,
+        },
+        delayed: remote.delayed(),
+    }
 }
 
 fn set_up(plan: &Plan, remote: &Remote) {
     for (key, content) in &plan.setup {
         let version = NewVersion::of(content.clone().into());
-        let put = remote.bucket().put(key, version, &Expectation::Anything, Cause::Setup);
+        let put = remote
+            .bucket()
+            .put(key, version, &Expectation::Anything, Cause::Setup);
         put.expect("nothing stands in the way");
     }
 }

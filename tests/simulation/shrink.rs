@@ -15,7 +15,12 @@ const OTHER_FATES: u64 = 20;
 /// The smallest plan found, and its history.
 pub fn shrink(plan: Plan, rule: Rule) -> (Plan, History) {
     let history = run(&plan).history;
-    let mut shrinking = Shrinking { plan, history, rule, tries: 0 };
+    let mut shrinking = Shrinking {
+        plan,
+        history,
+        rule,
+        tries: 0,
+    };
     loop {
         let before = shrinking.text();
         shrinking.drop_clients();
@@ -47,7 +52,12 @@ impl Shrinking {
     fn try_plan_with_other_fates(&mut self, plan: Plan) {
         let first = plan.fate_seed;
         let mut fates = first..=first + OTHER_FATES;
-        let _is_smaller = fates.any(|fate_seed| self.try_plan(Plan { fate_seed, ..plan.clone() }));
+        let _is_smaller = fates.any(|fate_seed| {
+            self.try_plan(Plan {
+                fate_seed,
+                ..plan.clone()
+            })
+        });
     }
 
     /// Keeps a plan if it still breaks the promise.
@@ -57,7 +67,9 @@ impl Shrinking {
         }
         self.tries += 1;
         let history = run(&plan).history;
-        let fails = check(&history).iter().any(|violation| violation.rule == self.rule);
+        let fails = check(&history)
+            .iter()
+            .any(|violation| violation.rule == self.rule);
         if fails {
             self.plan = plan;
             self.history = history;
@@ -80,7 +92,9 @@ impl Shrinking {
                 let dropped = plan.clients[client].steps.remove(step);
                 // What follows begins when it did.
                 if let Some(next) = plan.clients[client].steps.get_mut(step) {
-                    let between = self.beginning(next.id).saturating_sub(self.beginning(dropped.id));
+                    let between = self
+                        .beginning(next.id)
+                        .saturating_sub(self.beginning(dropped.id));
                     next.pause = dropped.pause + between;
                 }
                 self.try_plan_with_other_fates(plan);
@@ -91,7 +105,11 @@ impl Shrinking {
     /// When a step began, in milliseconds.
     fn beginning(&self, step: usize) -> u64 {
         let is_it = |event: &&Event| matches!(event.what, What::Began { id, .. } if id == step);
-        self.history.events.iter().find(is_it).map_or(0, |event| event.at)
+        self.history
+            .events
+            .iter()
+            .find(is_it)
+            .map_or(0, |event| event.at)
     }
 
     fn drop_setup(&mut self) {
@@ -148,7 +166,9 @@ impl Shrinking {
     fn simplify_surroundings(&mut self) {
         let mut plan = self.plan.clone();
         plan.gateways = 1;
-        plan.clients.iter_mut().for_each(|client| client.gateway = 0);
+        plan.clients
+            .iter_mut()
+            .for_each(|client| client.gateway = 0);
         self.try_plan(plan);
         let mut plan = self.plan.clone();
         plan.store.has_md5_etags = true;

@@ -3,14 +3,21 @@
 // Every test binary compiles this file and uses only a part of it.
 #![allow(dead_code)]
 // A panic is how a test fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 pub mod binary;
 pub mod proxy;
 pub mod s3;
 
 use async_trait::async_trait;
-use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region, RequestChecksumCalculation};
+use aws_sdk_s3::config::{
+    BehaviorVersion, Builder, Credentials, Region, RequestChecksumCalculation,
+};
 use bytes::Bytes;
 use russh::client::{AuthResult, Handle};
 use russh_sftp::client::RawSftpSession;
@@ -28,7 +35,9 @@ use tokio::task::JoinHandle;
 
 pub const MIB: usize = 1024 * 1024;
 pub const PASSWORD: &str = "open sesame";
-pub const PUT: OpenFlags = OpenFlags::WRITE.union(OpenFlags::CREATE).union(OpenFlags::TRUNCATE);
+pub const PUT: OpenFlags = OpenFlags::WRITE
+    .union(OpenFlags::CREATE)
+    .union(OpenFlags::TRUNCATE);
 
 /// A store on the S3 of the tests.
 pub fn s3_store(s3: &FakeS3) -> Arc<dyn Store> {
@@ -48,8 +57,17 @@ pub fn s3_client(s3: &FakeS3, change: impl FnOnce(Builder) -> Builder) -> S3Stor
         .force_path_style(true)
         .region(Region::new("us-east-1"))
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .credentials_provider(Credentials::new(s3::ACCESS_KEY, s3::SECRET_KEY, None, None, "test"));
-    S3Store::new(aws_sdk_s3::Client::from_conf(change(config).build()), s3::BUCKET)
+        .credentials_provider(Credentials::new(
+            s3::ACCESS_KEY,
+            s3::SECRET_KEY,
+            None,
+            None,
+            "test",
+        ));
+    S3Store::new(
+        aws_sdk_s3::Client::from_conf(change(config).build()),
+        s3::BUCKET,
+    )
 }
 
 /// Three users of one home, told apart by what they may do.
@@ -68,7 +86,11 @@ impl Auth for TestAuth {
             "writer" => Access::WriteOnly,
             _ => return None,
         };
-        let account = Account { name: user.to_owned(), home: "alice/".to_owned(), access };
+        let account = Account {
+            name: user.to_owned(),
+            home: "alice/".to_owned(),
+            access,
+        };
         (password == PASSWORD).then_some(account)
     }
 }
@@ -100,12 +122,20 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::default();
         let task = tokio::spawn(sftpd::server::run(listener, config, shutdown.clone()));
-        Server { address, shutdown, task }
+        Server {
+            address,
+            shutdown,
+            task,
+        }
     }
 
     /// One that runs elsewhere.
     pub fn elsewhere(address: SocketAddr) -> Server {
-        Server { address, shutdown: Shutdown::default(), task: tokio::spawn(async {}) }
+        Server {
+            address,
+            shutdown: Shutdown::default(),
+            task: tokio::spawn(async {}),
+        }
     }
 
     pub async fn client(&self) -> Client {
@@ -122,7 +152,10 @@ struct AnyHost;
 impl russh::client::Handler for AnyHost {
     type Error = russh::Error;
 
-    async fn check_server_key(&mut self, _key: &russh::keys::PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+    async fn check_server_key(
+        &mut self,
+        _key: &russh::keys::PublicKeyOrCertificate,
+    ) -> Result<bool, russh::Error> {
         Ok(true)
     }
 }
@@ -143,7 +176,10 @@ impl SshClient {
     /// `None` where the server takes no connection.
     pub async fn try_connect(server: &Server) -> Option<SshClient> {
         let config = Arc::new(russh::client::Config::default());
-        russh::client::connect(config, server.address, AnyHost).await.ok().map(SshClient)
+        russh::client::connect(config, server.address, AnyHost)
+            .await
+            .ok()
+            .map(SshClient)
     }
 
     pub fn is_closed(&self) -> bool {
@@ -166,20 +202,30 @@ impl SshClient {
     /// What else may be tried after a password that does not fit.
     pub async fn methods_left(&mut self, user: &str, password: &str) -> Vec<russh::MethodKind> {
         match self.0.authenticate_password(user, password).await {
-            Ok(AuthResult::Failure { remaining_methods, .. }) => remaining_methods.iter().copied().collect(),
+            Ok(AuthResult::Failure {
+                remaining_methods, ..
+            }) => remaining_methods.iter().copied().collect(),
             other => panic!("{other:?}"),
         }
     }
 
     pub async fn login(&mut self, user: &str, password: &str) -> bool {
-        matches!(self.0.authenticate_password(user, password).await, Ok(AuthResult::Success))
+        matches!(
+            self.0.authenticate_password(user, password).await,
+            Ok(AuthResult::Success)
+        )
     }
 
     /// With a key that nobody has seen.
     pub async fn login_with_new_key(&mut self, user: &str) -> bool {
-        let key = russh::keys::PrivateKey::random(&mut rand::rng(), russh::keys::Algorithm::Ed25519).unwrap();
+        let key =
+            russh::keys::PrivateKey::random(&mut rand::rng(), russh::keys::Algorithm::Ed25519)
+                .unwrap();
         let key = russh::keys::PrivateKeyWithHashAlg::new(Arc::new(key), None);
-        matches!(self.0.authenticate_publickey(user, key).await, Ok(AuthResult::Success))
+        matches!(
+            self.0.authenticate_publickey(user, key).await,
+            Ok(AuthResult::Success)
+        )
     }
 }
 
@@ -189,7 +235,10 @@ impl Client {
         if !ssh.login(user, password).await {
             return None;
         }
-        Some(Client { sftp: ssh.sftp().await, ssh })
+        Some(Client {
+            sftp: ssh.sftp().await,
+            ssh,
+        })
     }
 
     /// As `login`, for a server that may have no place.
@@ -198,17 +247,26 @@ impl Client {
         if !ssh.login("alice", PASSWORD).await {
             return None;
         }
-        Some(Client { sftp: ssh.sftp().await, ssh })
+        Some(Client {
+            sftp: ssh.sftp().await,
+            ssh,
+        })
     }
 
     pub async fn open(&self, path: &str, flags: OpenFlags) -> Result<String, Failed> {
-        Ok(self.sftp.open(path, flags, FileAttributes::empty()).await?.handle)
+        Ok(self
+            .sftp
+            .open(path, flags, FileAttributes::empty())
+            .await?
+            .handle)
     }
 
     /// In order, in blocks of 32 KiB.
     pub async fn write(&self, handle: &str, offset: u64, data: &[u8]) -> Result<(), Failed> {
         for (n, block) in data.chunks(32 * 1024).enumerate() {
-            self.sftp.write(handle, offset + n as u64 * 32 * 1024, block.to_vec()).await?;
+            self.sftp
+                .write(handle, offset + n as u64 * 32 * 1024, block.to_vec())
+                .await?;
         }
         Ok(())
     }
@@ -235,7 +293,12 @@ impl Client {
     pub async fn read_to_end(&self, handle: &str) -> Result<Vec<u8>, Failed> {
         let mut all = Vec::new();
         loop {
-            match self.sftp.read(handle, all.len() as u64, 32 * 1024).await.map_err(Failed::from) {
+            match self
+                .sftp
+                .read(handle, all.len() as u64, 32 * 1024)
+                .await
+                .map_err(Failed::from)
+            {
                 Ok(data) => all.extend(data.data),
                 Err(Failed(StatusCode::Eof, _)) => return Ok(all),
                 Err(failed) => return Err(failed),
@@ -257,10 +320,12 @@ impl Client {
         let mut names = Vec::new();
         loop {
             match self.sftp.readdir(&handle).await.map_err(Failed::from) {
-                Ok(page) => names.extend(page.files.into_iter().map(|file| match file.attrs.is_dir() {
-                    true => format!("{}/", file.filename),
-                    false => format!("{} {}", file.filename, file.attrs.size.unwrap()),
-                })),
+                Ok(page) => names.extend(page.files.into_iter().map(
+                    |file| match file.attrs.is_dir() {
+                        true => format!("{}/", file.filename),
+                        false => format!("{} {}", file.filename, file.attrs.size.unwrap()),
+                    },
+                )),
                 Err(Failed(StatusCode::Eof, _)) => break,
                 Err(failed) => return Err(failed),
             }
@@ -333,12 +398,19 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// What an idle S3 looks like: nothing half-done.
 pub fn assert_clean(s3: &FakeS3) {
-    assert_eq!(s3.uploads(), 0, "multipart uploads left; requests: {:#?}", s3.requests());
+    assert_eq!(
+        s3.uploads(),
+        0,
+        "multipart uploads left; requests: {:#?}",
+        s3.requests()
+    );
 }
 
 /// Long enough for any machine; only a server that hangs gets there.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(|_| panic!("hangs: {what}"))
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .unwrap_or_else(|_| panic!("hangs: {what}"))
 }
 
 /// An SFTP packet.

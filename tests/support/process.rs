@@ -7,7 +7,12 @@
 // Every test binary compiles this file and may use only a part of it.
 #![allow(dead_code)]
 // A panic is how a test fails.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use crate::s3::{ACCESS_KEY, BUCKET, FakeS3, Fault, Request, SECRET_KEY, When};
 use aws_sdk_s3::Client;
@@ -72,11 +77,15 @@ pub struct Content(pub Vec<u8>);
 impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let begin = &self.0[..self.0.len().min(24)];
-        let sum = self
-            .0
-            .iter()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-        write!(f, "{} bytes, {:?}…, sum {sum:x}", self.0.len(), String::from_utf8_lossy(begin))
+        let sum = self.0.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
+            (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        write!(
+            f,
+            "{} bytes, {:?}…, sum {sum:x}",
+            self.0.len(),
+            String::from_utf8_lossy(begin)
+        )
     }
 }
 
@@ -110,7 +119,10 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(Instant::now() < deadline, "in {PATIENCE:?} this did not happen: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "in {PATIENCE:?} this did not happen: {what}"
+        );
         std::thread::sleep(POLL);
     }
 }
@@ -142,17 +154,31 @@ impl Gateway {
 
     /// With more arguments for `sftpd serve`.
     pub fn start_with(clients: &[&str], args: &[&str]) -> Option<Gateway> {
-        let missing: Vec<_> = ["ssh-keygen"].iter().chain(clients).filter(|client| !is_installed(client)).collect();
+        let missing: Vec<_> = ["ssh-keygen"]
+            .iter()
+            .chain(clients)
+            .filter(|client| !is_installed(client))
+            .collect();
         if !missing.is_empty() {
             let needed = std::env::var("SFTPD_TEST_ALL_CLIENTS").is_ok_and(|value| value == "1");
             assert!(!needed, "not installed: {missing:?}");
             eprintln!("skipped: not installed: {missing:?}");
             return None;
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let fake = std::env::var_os("SFTPD_TEST_S3").is_none().then(|| runtime.block_on(FakeS3::start()));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let fake = std::env::var_os("SFTPD_TEST_S3")
+            .is_none()
+            .then(|| runtime.block_on(FakeS3::start()));
         let access = match &fake {
-            Some(fake) => [fake.endpoint.clone(), ACCESS_KEY.to_owned(), SECRET_KEY.to_owned()],
+            Some(fake) => [
+                fake.endpoint.clone(),
+                ACCESS_KEY.to_owned(),
+                SECRET_KEY.to_owned(),
+            ],
             None => ["SFTPD_TEST_S3", "SFTPD_TEST_S3_KEY", "SFTPD_TEST_S3_SECRET"].map(variable),
         };
         let s3 = client(&access);
@@ -160,7 +186,11 @@ impl Gateway {
             Some(_) => BUCKET.to_owned(),
             None => runtime.block_on(new_bucket(&s3)),
         };
-        let kind = if fake.is_some() { String::new() } else { server_header(&access[0]) };
+        let kind = if fake.is_some() {
+            String::new()
+        } else {
+            server_header(&access[0])
+        };
         let dir = tempfile::tempdir().unwrap();
         for directory in ["work", "server", "home/.ssh"] {
             fs::create_dir_all(dir.path().join(directory)).unwrap();
@@ -168,7 +198,18 @@ impl Gateway {
         make_key(dir.path(), "id_ed25519", &["-t", "ed25519"]);
         add_user(dir.path(), USER, Some("id_ed25519"), Some(PASSWORD), &[]);
         let (server, log, port) = serve(dir.path(), &bucket, &access, args);
-        let gateway = Gateway { runtime, fake, s3, bucket, access, kind, server, log, port, dir };
+        let gateway = Gateway {
+            runtime,
+            fake,
+            s3,
+            bucket,
+            access,
+            kind,
+            server,
+            log,
+            port,
+            dir,
+        };
         gateway.configure_ssh();
         Some(gateway)
     }
@@ -192,14 +233,18 @@ impl Gateway {
 
     /// Is the S3 server known for this?
     pub fn has(&self, deviation: Deviation) -> bool {
-        DEVIATIONS.iter().any(|(server, known)| self.kind.contains(server) && *known == deviation)
+        DEVIATIONS
+            .iter()
+            .any(|(server, known)| self.kind.contains(server) && *known == deviation)
     }
 
     /// Clients connect to [`Gateway::port`].
     pub fn configure_ssh(&self) {
         // The one first that clients prefer: see `fingerprint`.
         let public = ["ed25519", "ecdsa", "rsa"].map(|kind| {
-            let public = fs::read_to_string(self.host_keys().join(format!("ssh_host_{kind}_key.pub"))).unwrap();
+            let public =
+                fs::read_to_string(self.host_keys().join(format!("ssh_host_{kind}_key.pub")))
+                    .unwrap();
             format!("[127.0.0.1]:{} {public}", self.port)
         });
         let hosts = public.concat();
@@ -236,13 +281,23 @@ impl Gateway {
 
     /// The ed25519 host key as `SHA256:…`.
     pub fn fingerprint(&self) -> String {
-        let line = self.run(self.command("ssh-keygen").arg("-lf").arg(self.known_hosts()));
+        let line = self.run(
+            self.command("ssh-keygen")
+                .arg("-lf")
+                .arg(self.known_hosts()),
+        );
         line.split(' ').nth(1).expect("a fingerprint").to_owned()
     }
 
     /// Adds a user to the running server, in the home of [`USER`].
     pub fn add_user(&self, name: &str, access: &str) {
-        add_user(self.dir.path(), name, Some("id_ed25519"), None, &["--home", USER, "--access", access]);
+        add_user(
+            self.dir.path(),
+            name,
+            Some("id_ed25519"),
+            None,
+            &["--home", USER, "--access", access],
+        );
     }
 
     /// Makes a key and lets [`USER`] in with it.
@@ -286,12 +341,18 @@ impl Gateway {
         let mut pending = vec![self.path(directory)];
         while let Some(directory_path) = pending.pop() {
             let entries = fs::read_dir(&directory_path);
-            for entry in entries.unwrap_or_else(|error| panic!("{}: {error}", directory_path.display())) {
+            for entry in
+                entries.unwrap_or_else(|error| panic!("{}: {error}", directory_path.display()))
+            {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     pending.push(path);
                 } else {
-                    let name = path.strip_prefix(self.path(directory)).unwrap().to_str().expect("UTF-8");
+                    let name = path
+                        .strip_prefix(self.path(directory))
+                        .unwrap()
+                        .to_str()
+                        .expect("UTF-8");
                     files.insert(name.to_owned(), Content(fs::read(&path).unwrap()));
                 }
             }
@@ -308,36 +369,73 @@ impl Gateway {
 
     pub fn object(&self, path: &str) -> Option<Content> {
         self.runtime.block_on(async {
-            let got = self.s3.get_object().bucket(&self.bucket).key(Self::full_key(path)).send().await;
+            let got = self
+                .s3
+                .get_object()
+                .bucket(&self.bucket)
+                .key(Self::full_key(path))
+                .send()
+                .await;
             match got {
-                Ok(object) => Some(Content(object.body.collect().await.expect("a body").to_vec())),
-                Err(error) if error.raw_response().is_some_and(|answer| answer.status().as_u16() == 404) => None,
+                Ok(object) => Some(Content(
+                    object.body.collect().await.expect("a body").to_vec(),
+                )),
+                Err(error)
+                    if error
+                        .raw_response()
+                        .is_some_and(|answer| answer.status().as_u16() == 404) =>
+                {
+                    None
+                }
                 Err(error) => panic!("GET {path}: {error:?}"),
             }
         })
     }
 
     pub fn put_object(&self, path: &str, bytes: impl AsRef<[u8]>) {
-        let put = self.s3.put_object().bucket(&self.bucket).key(Self::full_key(path));
-        self.runtime.block_on(put.body(bytes.as_ref().to_vec().into()).send()).expect("PUT");
+        let put = self
+            .s3
+            .put_object()
+            .bucket(&self.bucket)
+            .key(Self::full_key(path));
+        self.runtime
+            .block_on(put.body(bytes.as_ref().to_vec().into()).send())
+            .expect("PUT");
     }
 
     pub fn remove_object(&self, path: &str) {
-        let delete = self.s3.delete_object().bucket(&self.bucket).key(Self::full_key(path));
+        let delete = self
+            .s3
+            .delete_object()
+            .bucket(&self.bucket)
+            .key(Self::full_key(path));
         self.runtime.block_on(delete.send()).expect("DELETE");
     }
 
     /// Every key in the bucket; those outside of the user's home as they are.
     pub fn keys(&self) -> Vec<String> {
-        let mut pages = self.s3.list_objects_v2().bucket(&self.bucket).into_paginator().send();
+        let mut pages = self
+            .s3
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .into_paginator()
+            .send();
         let mut keys = Vec::new();
         self.runtime.block_on(async {
             while let Some(page) = pages.next().await {
-                keys.extend(page.expect("LIST").contents.unwrap_or_default().into_iter().filter_map(|found| found.key));
+                keys.extend(
+                    page.expect("LIST")
+                        .contents
+                        .unwrap_or_default()
+                        .into_iter()
+                        .filter_map(|found| found.key),
+                );
             }
         });
         let home = Self::full_key("");
-        keys.into_iter().map(|key| key.strip_prefix(&home).unwrap_or(&key).to_owned()).collect()
+        keys.into_iter()
+            .map(|key| key.strip_prefix(&home).unwrap_or(&key).to_owned())
+            .collect()
     }
 
     /// Every object below a path that ends with a slash, or below none.
@@ -358,7 +456,10 @@ impl Gateway {
             if found.as_ref() == Some(&content) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{path:?} should be {content:?}, but is {found:?}");
+            assert!(
+                Instant::now() < deadline,
+                "{path:?} should be {content:?}, but is {found:?}"
+            );
             std::thread::sleep(POLL);
         }
     }
@@ -366,13 +467,33 @@ impl Gateway {
     /// What the bucket's lifecycle rule is for: uploads that never got a part, which no server can tell from others'.
     pub fn expire_empty_uploads(&self) {
         self.runtime.block_on(async {
-            let all = self.s3.list_multipart_uploads().bucket(&self.bucket).send().await.expect("ListMultipartUploads");
+            let all = self
+                .s3
+                .list_multipart_uploads()
+                .bucket(&self.bucket)
+                .send()
+                .await
+                .expect("ListMultipartUploads");
             for upload in all.uploads() {
                 let (key, id) = (upload.key().unwrap(), upload.upload_id().unwrap());
-                let parts = self.s3.list_parts().bucket(&self.bucket).key(key).upload_id(id).send().await;
+                let parts = self
+                    .s3
+                    .list_parts()
+                    .bucket(&self.bucket)
+                    .key(key)
+                    .upload_id(id)
+                    .send()
+                    .await;
                 // Another one may have ended meanwhile.
                 if parts.is_ok_and(|found| found.parts().is_empty()) {
-                    let _ = self.s3.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(id).send().await;
+                    let _ = self
+                        .s3
+                        .abort_multipart_upload()
+                        .bucket(&self.bucket)
+                        .key(key)
+                        .upload_id(id)
+                        .send()
+                        .await;
                 }
             }
         });
@@ -390,8 +511,16 @@ impl Gateway {
     /// Keys of multipart uploads in progress: what a client that vanished must not leave behind.
     pub fn uploads(&self) -> Vec<String> {
         let list = self.s3.list_multipart_uploads().bucket(&self.bucket);
-        let uploads = self.runtime.block_on(list.send()).expect("ListMultipartUploads").uploads.unwrap_or_default();
-        uploads.into_iter().filter_map(|upload| upload.key).collect()
+        let uploads = self
+            .runtime
+            .block_on(list.send())
+            .expect("ListMultipartUploads")
+            .uploads
+            .unwrap_or_default();
+        uploads
+            .into_iter()
+            .filter_map(|upload| upload.key)
+            .collect()
     }
 
     /// The S3 requests of the server since the last call. Other servers than the fake keep no log.
@@ -407,7 +536,9 @@ impl Gateway {
 impl Gateway {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(self.path("")).env("HOME", self.dir.path().join("home"));
+        command
+            .current_dir(self.path(""))
+            .env("HOME", self.dir.path().join("home"));
         command
     }
 
@@ -415,7 +546,9 @@ impl Gateway {
     pub fn python(&self, script: &str, args: &[&str]) -> Command {
         // Not `command`: the interpreter may be one that looks for itself in the home directory.
         let mut command = Command::new("python3");
-        command.current_dir(self.path("")).args(["-c", script, &self.port.to_string()]);
+        command
+            .current_dir(self.path(""))
+            .args(["-c", script, &self.port.to_string()]);
         command.arg(self.known_hosts()).arg(self.key()).args(args);
         command
     }
@@ -428,14 +561,20 @@ impl Gateway {
     /// The same with standard input.
     pub fn feed(&self, command: &mut Command, input: &str) -> String {
         let ran = self.try_run(command, input);
-        assert!(ran.status.is_some_and(|status| status.success()), "should have succeeded:\n{ran}");
+        assert!(
+            ran.status.is_some_and(|status| status.success()),
+            "should have succeeded:\n{ran}"
+        );
         ran.stdout
     }
 
     /// Runs a command that must fail, and not by hanging; all that it said.
     pub fn refused(&self, command: &mut Command) -> String {
         let ran = self.try_run(command, "");
-        assert!(ran.status.is_some_and(|status| !status.success()), "should have failed:\n{ran}");
+        assert!(
+            ran.status.is_some_and(|status| !status.success()),
+            "should have failed:\n{ran}"
+        );
         ran.stdout + &ran.stderr
     }
 
@@ -457,10 +596,17 @@ impl Gateway {
         drop(running);
         let [stdout, stderr] = output.map(|mut file| {
             let mut bytes = Vec::new();
-            file.rewind().and_then(|()| file.read_to_end(&mut bytes)).unwrap();
+            file.rewind()
+                .and_then(|()| file.read_to_end(&mut bytes))
+                .unwrap();
             String::from_utf8_lossy(&bytes).into_owned()
         });
-        Ran { command: shown(command), status, stdout, stderr }
+        Ran {
+            command: shown(command),
+            status,
+            stdout,
+            stderr,
+        }
     }
 }
 
@@ -487,7 +633,11 @@ impl Drop for Gateway {
             return;
         }
         assert!(died.is_none(), "the server died: {died:?}\n{}", self.log());
-        assert!(left.is_empty(), "multipart uploads left in progress: {left:?}\n{}", self.log());
+        assert!(
+            left.is_empty(),
+            "multipart uploads left in progress: {left:?}\n{}",
+            self.log()
+        );
     }
 }
 
@@ -517,7 +667,9 @@ impl Drop for Another {
 /// As one would type it, scripts on their own lines.
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<_> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    let words: Vec<_> = words
+        .map(|word| format!("'{}'", word.to_string_lossy()))
+        .collect();
     words.join(" ")
 }
 
@@ -532,8 +684,15 @@ struct Ran {
 
 impl fmt::Display for Ran {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let status = self.status.map_or_else(|| format!("killed after {PATIENCE:?}"), |status| status.to_string());
-        write!(f, "{}\n{status}\n-- stdout\n{}\n-- stderr\n{}", self.command, self.stdout, self.stderr)
+        let status = self.status.map_or_else(
+            || format!("killed after {PATIENCE:?}"),
+            |status| status.to_string(),
+        );
+        write!(
+            f,
+            "{}\n{status}\n-- stdout\n{}\n-- stderr\n{}",
+            self.command, self.stdout, self.stderr
+        )
     }
 }
 
@@ -554,18 +713,26 @@ impl Drop for Running {
             return;
         }
         let group = format!("-{}", self.0.id());
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
+        let _ = Command::new("kill")
+            .args(["-KILL", "--", &group])
+            .stderr(Stdio::null())
+            .status();
         let _ = self.0.wait();
     }
 }
 
 fn is_installed(client: &str) -> bool {
     let succeeds = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).stdin(Stdio::null()).output();
+        let output = Command::new(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .output();
         output.ok().filter(|output| output.status.success())
     };
     match client.split_once(':') {
-        Some(("python3", module)) => succeeds("python3", &["-c", &format!("import {module}")]).is_some(),
+        Some(("python3", module)) => {
+            succeeds("python3", &["-c", &format!("import {module}")]).is_some()
+        }
         Some(("node", module)) => succeeds("node", &["-r", module, "-e", ""]).is_some(),
         Some(("ruby", library)) => succeeds("ruby", &["-r", library, "-e", ""]).is_some(),
         Some((program, feature)) => succeeds(program, &["--version"])
@@ -595,9 +762,16 @@ fn client([endpoint, access_key, secret_key]: &[String; 3]) -> Client {
 /// Stays behind: a test server is thrown away as a whole.
 async fn new_bucket(s3: &Client) -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let (number, now) = (NUMBER.fetch_add(1, Ordering::Relaxed), SystemTime::now().duration_since(UNIX_EPOCH).unwrap());
+    let (number, now) = (
+        NUMBER.fetch_add(1, Ordering::Relaxed),
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap(),
+    );
     let name = format!("sftpd-{}-{}-{number}", now.as_millis(), std::process::id());
-    s3.create_bucket().bucket(&name).send().await.expect("CreateBucket");
+    s3.create_bucket()
+        .bucket(&name)
+        .send()
+        .await
+        .expect("CreateBucket");
     name
 }
 
@@ -606,21 +780,33 @@ fn server_header(endpoint: &str) -> String {
     let address = endpoint.trim_start_matches("http://").trim_end_matches('/');
     let mut stream = TcpStream::connect(address).expect("SFTPD_TEST_S3 is an address that answers");
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let lines = BufReader::new(stream).lines().map_while(Result::ok);
-    let found = lines.take_while(|line| !line.is_empty()).find(|line| line.to_lowercase().starts_with("server:"));
+    let found = lines
+        .take_while(|line| !line.is_empty())
+        .find(|line| line.to_lowercase().starts_with("server:"));
     found.unwrap_or_default()
 }
 
 fn sftpd(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sftpd"));
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("AWS_") || name.starts_with("SFTPD_")) {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("AWS_") || name.starts_with("SFTPD_"))
+        {
             command.env_remove(name);
         }
     }
     // An operator's own AWS profile must not get in.
-    command.current_dir(dir.join("server")).env("HOME", dir.join("home")).env_remove("RUST_LOG");
+    command
+        .current_dir(dir.join("server"))
+        .env("HOME", dir.join("home"))
+        .env_remove("RUST_LOG");
     command
 }
 
@@ -630,20 +816,31 @@ fn users_file(dir: &Path) -> PathBuf {
 
 fn make_key(dir: &Path, name: &str, kind: &[&str]) {
     let mut make = Command::new("ssh-keygen");
-    make.args(["-q", "-N", "", "-C", name, "-f"]).arg(dir.join(name)).args(kind).stdin(Stdio::null());
+    make.args(["-q", "-N", "", "-C", name, "-f"])
+        .arg(dir.join(name))
+        .args(kind)
+        .stdin(Stdio::null());
     assert!(make.status().expect("ssh-keygen").success(), "{make:?}");
 }
 
 fn add_user(dir: &Path, name: &str, key: Option<&str>, password: Option<&str>, options: &[&str]) {
     let mut command = sftpd(dir);
-    command.args(["users", "add", name]).arg("--users").arg(users_file(dir)).args(options);
+    command
+        .args(["users", "add", name])
+        .arg("--users")
+        .arg(users_file(dir))
+        .args(options);
     if let Some(key) = key {
         command.arg(fs::read_to_string(dir.join(key).with_extension("pub")).unwrap());
     }
     if password.is_some() {
         command.arg("--password");
     }
-    let mut adding = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("sftpd users add");
+    let mut adding = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("sftpd users add");
     let mut stdin = adding.stdin.take().unwrap();
     if let Some(password) = password {
         writeln!(stdin, "{password}").unwrap();
@@ -653,14 +850,41 @@ fn add_user(dir: &Path, name: &str, key: Option<&str>, password: Option<&str>, o
 }
 
 /// Starts a server and waits until it says where it listens. Its log is kept.
-fn serve(dir: &Path, bucket: &str, access: &[String; 3], args: &[&str]) -> (Child, Arc<Mutex<String>>, u16) {
+fn serve(
+    dir: &Path,
+    bucket: &str,
+    access: &[String; 3],
+    args: &[&str],
+) -> (Child, Arc<Mutex<String>>, u16) {
     let mut command = sftpd(dir);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--store", &format!("s3://{bucket}/{PREFIX}")]);
-    command.arg("--users").arg(users_file(dir)).arg("--host-keys").arg(dir.join("server/host_keys")).args(args);
-    command.env("AWS_ENDPOINT_URL", &access[0]).env("AWS_REGION", "us-east-1");
-    command.env("AWS_ACCESS_KEY_ID", &access[1]).env("AWS_SECRET_ACCESS_KEY", &access[2]);
-    let mut server = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("sftpd serve");
-    let (log, stderr) = (Arc::new(Mutex::new(String::new())), server.stderr.take().unwrap());
+    command.args([
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--store",
+        &format!("s3://{bucket}/{PREFIX}"),
+    ]);
+    command
+        .arg("--users")
+        .arg(users_file(dir))
+        .arg("--host-keys")
+        .arg(dir.join("server/host_keys"))
+        .args(args);
+    command
+        .env("AWS_ENDPOINT_URL", &access[0])
+        .env("AWS_REGION", "us-east-1");
+    command
+        .env("AWS_ACCESS_KEY_ID", &access[1])
+        .env("AWS_SECRET_ACCESS_KEY", &access[2]);
+    let mut server = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("sftpd serve");
+    let (log, stderr) = (
+        Arc::new(Mutex::new(String::new())),
+        server.stderr.take().unwrap(),
+    );
     let (ready, port) = mpsc::channel();
     let shared = log.clone();
     std::thread::spawn(move || {
@@ -677,7 +901,10 @@ fn serve(dir: &Path, bucket: &str, access: &[String; 3], args: &[&str]) -> (Chil
         Ok(port) => (server, log, port),
         Err(error) => {
             let _ = server.kill();
-            panic!("sftpd is not ready: {error}; its log:\n{}", log.lock().unwrap())
+            panic!(
+                "sftpd is not ready: {error}; its log:\n{}",
+                log.lock().unwrap()
+            )
         }
     }
 }

@@ -56,7 +56,12 @@ impl Proxy {
     pub async fn start(server: SocketAddr, limit: usize, fate: Fate) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let wire = Wire { passed: 0.into(), limit: limit.into(), fate, broken: SetOnce::new() };
+        let wire = Wire {
+            passed: 0.into(),
+            limit: limit.into(),
+            fate,
+            broken: SetOnce::new(),
+        };
         let wire = Arc::new(wire);
         let shared = wire.clone();
         let task = tokio::spawn(async move {
@@ -67,7 +72,11 @@ impl Proxy {
             client.write_all(&greeting).await.unwrap();
             shared.carry(client, server).await;
         });
-        Proxy { server: Server::elsewhere(address), wire, task }
+        Proxy {
+            server: Server::elsewhere(address),
+            wire,
+            task,
+        }
     }
 
     /// Bytes so far, both directions together.
@@ -91,7 +100,8 @@ impl Wire {
         for side in [&client, &server] {
             side.set_nodelay(true).unwrap();
         }
-        let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.split(), server.split());
+        let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+            (client.split(), server.split());
         let down = self.copy(&mut from_server, &mut to_client, true);
         let up = self.copy(&mut from_client, &mut to_server, self.fate != Fate::Deaf);
         if self.fate == Fate::Deaf {
@@ -110,7 +120,13 @@ impl Wire {
                 client.set_zero_linger().unwrap();
                 server.set_zero_linger().unwrap();
             }
-            Fate::Hold => while client.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0) {},
+            Fate::Hold => {
+                while client
+                    .read(&mut [0; 4096])
+                    .await
+                    .is_ok_and(|count| count > 0)
+                {}
+            }
             Fate::Vanish | Fate::Deaf => std::future::pending().await,
         }
     }
@@ -124,10 +140,20 @@ impl Wire {
     ) -> bool {
         let mut buffer = vec![0; 16 * 1024];
         loop {
-            let Ok(count @ 1..) = from.read(&mut buffer).await else { return false };
-            let limit = if limited { self.limit.load(Ordering::Relaxed) } else { usize::MAX };
+            let Ok(count @ 1..) = from.read(&mut buffer).await else {
+                return false;
+            };
+            let limit = if limited {
+                self.limit.load(Ordering::Relaxed)
+            } else {
+                usize::MAX
+            };
             let before = self.passed.fetch_add(count, Ordering::Relaxed);
-            if to.write_all(&buffer[..count.min(limit.saturating_sub(before))]).await.is_err() {
+            if to
+                .write_all(&buffer[..count.min(limit.saturating_sub(before))])
+                .await
+                .is_err()
+            {
                 return false;
             }
             if before + count >= limit {

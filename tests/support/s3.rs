@@ -101,7 +101,11 @@ pub enum Fault {
 
 impl FakeS3 {
     pub async fn start() -> FakeS3 {
-        let store = Store(Arc::new(Mutex::new(State { min_part: 5 << 20, copy_limit: 5 << 30, ..State::default() })));
+        let store = Store(Arc::new(Mutex::new(State {
+            min_part: 5 << 20,
+            copy_limit: 5 << 30,
+            ..State::default()
+        })));
         let mut s3 = S3ServiceBuilder::new(store.clone());
         s3.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         s3.set_access(OneBucket);
@@ -122,7 +126,11 @@ impl FakeS3 {
                 while connections.try_join_next().is_some() {}
             }
         });
-        FakeS3 { endpoint, store, accept }
+        FakeS3 {
+            endpoint,
+            store,
+            accept,
+        }
     }
 
     /// The requests since the start or the last `reset`, in their order of arrival.
@@ -150,7 +158,12 @@ impl FakeS3 {
 
     /// All keys with their bytes.
     pub fn snapshot(&self) -> BTreeMap<String, Bytes> {
-        self.store.lock().objects.iter().map(|(key, o)| (key.clone(), o.body.clone())).collect()
+        self.store
+            .lock()
+            .objects
+            .iter()
+            .map(|(key, o)| (key.clone(), o.body.clone()))
+            .collect()
     }
 
     /// Puts an object in place without a request.
@@ -160,16 +173,31 @@ impl FakeS3 {
     }
 
     /// As [`FakeS3::put`], with a Content-Type and user metadata.
-    pub fn put_described(&self, key: &str, body: impl Into<Bytes>, content_type: &str, metadata: &[(&str, &str)]) {
-        let metadata = metadata.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    pub fn put_described(
+        &self,
+        key: &str,
+        body: impl Into<Bytes>,
+        content_type: &str,
+        metadata: &[(&str, &str)],
+    ) {
+        let metadata = metadata
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
         let about = (Some(content_type.parse().unwrap()), Some(metadata));
-        self.store.lock().objects.insert(key.into(), Object::new(body.into(), about));
+        self.store
+            .lock()
+            .objects
+            .insert(key.into(), Object::new(body.into(), about));
     }
 
     /// An object's Content-Type and user metadata.
     pub fn description(&self, key: &str) -> (Option<String>, Metadata) {
         let (content_type, metadata) = self.store.lock().objects[key].about.clone();
-        (content_type.map(|kind| kind.to_string()), metadata.unwrap_or_default())
+        (
+            content_type.map(|kind| kind.to_string()),
+            metadata.unwrap_or_default(),
+        )
     }
 
     /// Removes an object without a request.
@@ -179,7 +207,12 @@ impl FakeS3 {
 
     /// Makes a multipart upload another user's.
     pub fn give_away(&self, upload_id: &str) {
-        self.store.lock().uploads.get_mut(upload_id).expect("an upload").initiator = "them".to_owned();
+        self.store
+            .lock()
+            .uploads
+            .get_mut(upload_id)
+            .expect("an upload")
+            .initiator = "them".to_owned();
     }
 
     /// How many multipart uploads are in progress.
@@ -305,7 +338,11 @@ impl Request {
 }
 
 /// The HTTP service: logs a request, then hands it to `s3s` or to a fault.
-async fn serve(store: Store, s3: S3Service, request: hyper::Request<Incoming>) -> Result<HttpResponse, HttpError> {
+async fn serve(
+    store: Store,
+    s3: S3Service,
+    request: hyper::Request<Incoming>,
+) -> Result<HttpResponse, HttpError> {
     let mut request = request.map(Body::from);
     store.lock().look_at_headers(&request);
     let fault = store.lock().arrival(Request::identify(&request));
@@ -317,7 +354,10 @@ async fn serve(store: Store, s3: S3Service, request: hyper::Request<Incoming>) -
             let (body, mut got) = (request.body_mut(), 0);
             let half = body.size_hint().exact().unwrap_or_default() / 2;
             while got < half {
-                let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await else { break };
+                let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
+                else {
+                    break;
+                };
                 got += frame.data_ref().map_or(0, Bytes::len) as u64;
             }
             Err(HttpError::new("reset by a fault in mid-request".into()))
@@ -336,7 +376,10 @@ async fn serve(store: Store, s3: S3Service, request: hyper::Request<Incoming>) -
 /// S3's answer, which has the request's id in a header: that of HEAD has nothing else to be known by.
 async fn call(s3: &S3Service, request: HttpRequest) -> Result<HttpResponse, HttpError> {
     let mut answer = s3.call(request).await?;
-    answer.headers_mut().insert("x-amz-request-id", "TESTTESTTESTTEST".parse().expect("a header"));
+    answer.headers_mut().insert(
+        "x-amz-request-id",
+        "TESTTESTTESTTEST".parse().expect("a header"),
+    );
     Ok(answer)
 }
 
@@ -345,19 +388,28 @@ fn page(status: u16) -> HttpResponse {
     let body = "<html><head><title>Welcome</title></head><body>Please log in to use this network.</body></html>";
     let mut answer = HttpResponse::new(Body::from(body.to_owned()));
     *answer.status_mut() = status.try_into().expect("HTTP status");
-    answer.headers_mut().insert("content-type", "text/html".parse().expect("a header"));
+    answer
+        .headers_mut()
+        .insert("content-type", "text/html".parse().expect("a header"));
     answer
 }
 
 /// The same answer with another body.
 fn with_body(answer: HttpResponse, body: Bytes) -> HttpResponse {
     let mut answer = answer.map(|_| Body::from(body.clone()));
-    answer.headers_mut().insert("content-length", body.len().into());
+    answer
+        .headers_mut()
+        .insert("content-length", body.len().into());
     answer
 }
 
 /// hyper closes the connection when this returns an error.
-async fn fail(fault: Fault, store: Store, s3: S3Service, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+async fn fail(
+    fault: Fault,
+    store: Store,
+    s3: S3Service,
+    request: HttpRequest,
+) -> Result<HttpResponse, HttpError> {
     let (status, code) = match fault {
         Fault::Stall(time) => {
             sleep(time).await;
@@ -382,10 +434,16 @@ async fn fail(fault: Fault, store: Store, s3: S3Service, request: HttpRequest) -
             let headers = answer.headers_mut();
             headers.insert("content-length", whole.len().into());
             let waits_for_ever = matches!(fault, Fault::HangMidBody);
-            let half = Half { bytes: Some(whole.slice(..whole.len() / 2)), waits_for_ever, to_tell: Some(store) };
+            let half = Half {
+                bytes: Some(whole.slice(..whole.len() / 2)),
+                waits_for_ever,
+                to_tell: Some(store),
+            };
             return Ok(answer.map(|_| Body::http_body(half)));
         }
-        Fault::ResetBefore | Fault::ResetMidRequest | Fault::Hang => unreachable!("the request is not read whole"),
+        Fault::ResetBefore | Fault::ResetMidRequest | Fault::Hang => {
+            unreachable!("the request is not read whole")
+        }
         Fault::ErrorBody => (200, "InternalError"),
         Fault::WithoutEffect => {
             let before = store.lock().objects.clone();
@@ -399,7 +457,11 @@ async fn fail(fault: Fault, store: Store, s3: S3Service, request: HttpRequest) -
         Fault::WithoutETag => {
             let mut answer = call(&s3, request).await?;
             answer.headers_mut().remove("etag");
-            let whole = answer.body_mut().store_all_limited(usize::MAX).await.map_err(HttpError::new)?;
+            let whole = answer
+                .body_mut()
+                .store_all_limited(usize::MAX)
+                .await
+                .map_err(HttpError::new)?;
             let text = String::from_utf8_lossy(&whole);
             return Ok(match (text.find("<ETag>"), text.find("</ETag>")) {
                 (Some(from), Some(to)) => {
@@ -411,7 +473,11 @@ async fn fail(fault: Fault, store: Store, s3: S3Service, request: HttpRequest) -
         }
         Fault::TruncatedXml => {
             let mut answer = call(&s3, request).await?;
-            let whole = answer.body_mut().store_all_limited(usize::MAX).await.map_err(HttpError::new)?;
+            let whole = answer
+                .body_mut()
+                .store_all_limited(usize::MAX)
+                .await
+                .map_err(HttpError::new)?;
             return Ok(with_body(answer, whole.slice(..whole.len() / 2)));
         }
         Fault::Status(status, code) => (status, code),
@@ -419,8 +485,13 @@ async fn fail(fault: Fault, store: Store, s3: S3Service, request: HttpRequest) -
     let Ok(code) = code.parse::<S3ErrorCode>();
     let mut error = S3Error::with_message(code, "Set by the test");
     error.set_status_code(status.try_into().expect("HTTP status"));
-    let mut answer = error.to_http_response().map_err(|e| HttpError::new(e.into()))?;
-    answer.headers_mut().insert("x-amz-request-id", "TESTTESTTESTTEST".parse().expect("a header"));
+    let mut answer = error
+        .to_http_response()
+        .map_err(|e| HttpError::new(e.into()))?;
+    answer.headers_mut().insert(
+        "x-amz-request-id",
+        "TESTTESTTESTTEST".parse().expect("a header"),
+    );
     Ok(answer)
 }
 
@@ -442,7 +513,10 @@ impl HttpBody for Half {
     type Data = Bytes;
     type Error = StdError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         match self.bytes.take() {
             None if self.waits_for_ever => {
                 if let Some(store) = self.to_tell.take() {
@@ -535,7 +609,12 @@ macro_rules! refuse {
 impl Object {
     fn new(body: Bytes, about: About) -> Object {
         let (etag, modified) = (md5(&body), now());
-        Object { body, etag, modified, about }
+        Object {
+            body,
+            etag,
+            modified,
+            about,
+        }
     }
 
     fn e_tag(&self) -> ETag {
@@ -559,8 +638,12 @@ fn is_checksum(header: &hyper::header::HeaderName) -> bool {
 
 impl State {
     fn look_at_headers(&mut self, request: &HttpRequest) {
-        let payload = request.headers().get("x-amz-content-sha256").and_then(|value| value.to_str().ok());
-        self.unsigned_bodies += usize::from(payload.is_some_and(|payload| payload.contains("UNSIGNED-PAYLOAD")));
+        let payload = request
+            .headers()
+            .get("x-amz-content-sha256")
+            .and_then(|value| value.to_str().ok());
+        self.unsigned_bodies +=
+            usize::from(payload.is_some_and(|payload| payload.contains("UNSIGNED-PAYLOAD")));
         self.checksums += usize::from(request.headers().keys().any(is_checksum));
     }
 
@@ -802,14 +885,27 @@ impl S3 for Store {
         ok(dto! { CopyObjectOutput: copy_object_result = result })
     }
 
-    async fn create_multipart_upload(&self, r: In<CreateMultipartUploadInput>) -> Out<CreateMultipartUploadOutput> {
+    async fn create_multipart_upload(
+        &self,
+        r: In<CreateMultipartUploadInput>,
+    ) -> Out<CreateMultipartUploadOutput> {
         let (i, mut state) = (r.input, self.lock());
         state.uploads_ever += 1;
         let id = format!("upload-{:06}", state.uploads_ever);
         let about = (i.content_type, i.metadata);
-        let (checksums, initiator) = (i.checksum_algorithm.map(|_| BTreeMap::new()), "us".to_owned());
+        let (checksums, initiator) = (
+            i.checksum_algorithm.map(|_| BTreeMap::new()),
+            "us".to_owned(),
+        );
         let (key, parts) = (i.key.clone(), BTreeMap::new());
-        let upload = Upload { key, started: now(), about, parts, checksums, initiator };
+        let upload = Upload {
+            key,
+            started: now(),
+            about,
+            parts,
+            checksums,
+            initiator,
+        };
         state.uploads.insert(id.clone(), upload);
         ok(dto! { CreateMultipartUploadOutput: bucket = i.bucket, key = i.key, upload_id = id })
     }
@@ -889,14 +985,20 @@ impl S3 for Store {
         ok(dto! { CompleteMultipartUploadOutput: bucket = i.bucket, key = i.key, e_tag = e_tag })
     }
 
-    async fn abort_multipart_upload(&self, r: In<AbortMultipartUploadInput>) -> Out<AbortMultipartUploadOutput> {
+    async fn abort_multipart_upload(
+        &self,
+        r: In<AbortMultipartUploadInput>,
+    ) -> Out<AbortMultipartUploadOutput> {
         let (i, mut state) = (r.input, self.lock());
         state.upload(&i.upload_id, &i.key)?;
         state.uploads.remove(&i.upload_id);
         ok(AbortMultipartUploadOutput::default())
     }
 
-    async fn list_multipart_uploads(&self, r: In<ListMultipartUploadsInput>) -> Out<ListMultipartUploadsOutput> {
+    async fn list_multipart_uploads(
+        &self,
+        r: In<ListMultipartUploadsInput>,
+    ) -> Out<ListMultipartUploadsOutput> {
         let (i, state) = (r.input, self.lock());
         let url = i.encoding_type.is_some();
         let (prefix, mut uploads) = (i.prefix.unwrap_or_default(), Vec::new());
@@ -921,7 +1023,9 @@ impl S3 for Store {
         _: In<GetBucketLifecycleConfigurationInput>,
     ) -> Out<GetBucketLifecycleConfigurationOutput> {
         let rule = LifecycleRule {
-            abort_incomplete_multipart_upload: Some(AbortIncompleteMultipartUpload { days_after_initiation: Some(2) }),
+            abort_incomplete_multipart_upload: Some(AbortIncompleteMultipartUpload {
+                days_after_initiation: Some(2),
+            }),
             expiration: None,
             filter: None,
             id: None,
@@ -963,7 +1067,8 @@ fn crc32(bytes: &[u8]) -> String {
     }
     let bits = u64::from(!crc) << 4;
     let digit = |n: u32| {
-        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[(bits >> (30 - 6 * n)) as usize & 63]
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+            [(bits >> (30 - 6 * n)) as usize & 63]
     };
     (0..6).map(|n| char::from(digit(n))).collect::<String>() + "=="
 }
@@ -994,7 +1099,8 @@ fn now() -> Timestamp {
 fn url_encode(s: &str) -> String {
     let rest = [("%20", "+"), ("%2F", "/"), ("%2A", "*"), ("~", "%7E")];
     let encoded = urlencoding::encode(s).into_owned();
-    rest.iter().fold(encoded, |s, (from, to)| s.replace(from, to))
+    rest.iter()
+        .fold(encoded, |s, (from, to)| s.replace(from, to))
 }
 
 fn url_decode(s: &str) -> String {

@@ -22,13 +22,23 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
 /// The same client, with the checks of this module.
 pub fn check_answers(client: &Client) -> Client {
     let identities = RenewableIdentities::new();
-    let config = client.config().to_builder().interceptor(CheckAnswers).identity_cache(identities.clone());
-    Client::from_conf(config.retry_classifier(RetryDoubtful { identities }).build())
+    let config = client
+        .config()
+        .to_builder()
+        .interceptor(CheckAnswers)
+        .identity_cache(identities.clone());
+    Client::from_conf(
+        config
+            .retry_classifier(RetryDoubtful { identities })
+            .build(),
+    )
 }
 
 /// A success that S3 did not write.
 #[derive(Debug, thiserror::Error)]
-#[error("the answer (HTTP status {status}) was not written by S3, it has no {missing}: look for a proxy in between")]
+#[error(
+    "the answer (HTTP status {status}) was not written by S3, it has no {missing}: look for a proxy in between"
+)]
 pub struct NotFromS3 {
     status: u16,
     missing: &'static str,
@@ -39,7 +49,10 @@ enum Proof {
     /// A status, and headers.
     Headers(u16, &'static [&'static str]),
     /// 200, and a whole XML document with this root, that holds this element.
-    Document { root: &'static str, element: &'static str },
+    Document {
+        root: &'static str,
+        element: &'static str,
+    },
 }
 
 /// By operation; `None` for those whose success decides nothing
@@ -50,13 +63,34 @@ fn proof_of(operation: &str) -> Option<Proof> {
         // Never asked for without a range.
         "GetObject" => Proof::Headers(206, &["etag", "content-range"]),
         "DeleteObject" | "AbortMultipartUpload" => Proof::Headers(204, &[]),
-        "CopyObject" => Proof::Document { root: "CopyObjectResult", element: "ETag" },
-        "UploadPartCopy" => Proof::Document { root: "CopyPartResult", element: "ETag" },
-        "CreateMultipartUpload" => Proof::Document { root: "InitiateMultipartUploadResult", element: "UploadId" },
-        "CompleteMultipartUpload" => Proof::Document { root: "CompleteMultipartUploadResult", element: "ETag" },
-        "ListObjectsV2" => Proof::Document { root: "ListBucketResult", element: "IsTruncated" },
-        "ListMultipartUploads" => Proof::Document { root: "ListMultipartUploadsResult", element: "IsTruncated" },
-        "ListParts" => Proof::Document { root: "ListPartsResult", element: "IsTruncated" },
+        "CopyObject" => Proof::Document {
+            root: "CopyObjectResult",
+            element: "ETag",
+        },
+        "UploadPartCopy" => Proof::Document {
+            root: "CopyPartResult",
+            element: "ETag",
+        },
+        "CreateMultipartUpload" => Proof::Document {
+            root: "InitiateMultipartUploadResult",
+            element: "UploadId",
+        },
+        "CompleteMultipartUpload" => Proof::Document {
+            root: "CompleteMultipartUploadResult",
+            element: "ETag",
+        },
+        "ListObjectsV2" => Proof::Document {
+            root: "ListBucketResult",
+            element: "IsTruncated",
+        },
+        "ListMultipartUploads" => Proof::Document {
+            root: "ListMultipartUploadsResult",
+            element: "IsTruncated",
+        },
+        "ListParts" => Proof::Document {
+            root: "ListPartsResult",
+            element: "IsTruncated",
+        },
         _ => return None,
     })
 }
@@ -64,17 +98,31 @@ fn proof_of(operation: &str) -> Option<Proof> {
 /// Looks for the proof in an answer of success. Errors are for the SDK to read, also those that come with status 200.
 fn check(operation: &str, response: &HttpResponse) -> Result<(), NotFromS3> {
     let status = response.status();
-    let Some(proof) = proof_of(operation).filter(|_| status.is_success()) else { return Ok(()) };
-    let fail = |missing| Err(NotFromS3 { status: status.as_u16(), missing });
+    let Some(proof) = proof_of(operation).filter(|_| status.is_success()) else {
+        return Ok(());
+    };
+    let fail = |missing| {
+        Err(NotFromS3 {
+            status: status.as_u16(),
+            missing,
+        })
+    };
     match proof {
-        Proof::Headers(expected, _) if status.as_u16() != expected => fail("status of S3's for this request"),
-        Proof::Headers(_, names) => match names.iter().find(|name| response.headers().get(**name).is_none()) {
+        Proof::Headers(expected, _) if status.as_u16() != expected => {
+            fail("status of S3's for this request")
+        }
+        Proof::Headers(_, names) => match names
+            .iter()
+            .find(|name| response.headers().get(**name).is_none())
+        {
             Some(missing) => fail(missing),
             None => Ok(()),
         },
         Proof::Document { root, element } => {
             let body = String::from_utf8_lossy(response.body().bytes().unwrap_or_default());
-            if holds_document(&body, "Error") || holds_document(&body, root) && body.contains(&format!("<{element}")) {
+            if holds_document(&body, "Error")
+                || holds_document(&body, root) && body.contains(&format!("<{element}"))
+            {
                 return Ok(());
             }
             fail(root)
@@ -104,7 +152,9 @@ impl Intercept for CheckAnswers {
         _: &RuntimeComponents,
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let operation = bag.load::<Metadata>().map_or("", |metadata| metadata.name());
+        let operation = bag
+            .load::<Metadata>()
+            .map_or("", |metadata| metadata.name());
         Ok(check(operation, context.response())?)
     }
 }
@@ -122,13 +172,19 @@ impl ClassifyRetry for RetryDoubtful {
     }
 
     fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
-        let Some(Err(error)) = context.output_or_error() else { return RetryAction::NoActionIndicated };
+        let Some(Err(error)) = context.output_or_error() else {
+            return RetryAction::NoActionIndicated;
+        };
         if error.is_interceptor_error() {
             return RetryAction::transient_error();
         }
-        let Some(response) = context.response() else { return RetryAction::NoActionIndicated };
+        let Some(response) = context.response() else {
+            return RetryAction::NoActionIndicated;
+        };
         match (response.status().as_u16(), retry_after(response)) {
-            (429, Some(delay)) => RetryAction::retryable_error_with_explicit_delay(ErrorKind::ThrottlingError, delay),
+            (429, Some(delay)) => {
+                RetryAction::retryable_error_with_explicit_delay(ErrorKind::ThrottlingError, delay)
+            }
             (429, None) => RetryAction::throttling_error(),
             (400, _) if says_expired(response) => {
                 self.identities.renew();
@@ -163,7 +219,11 @@ mod tests {
     use super::*;
     use aws_sdk_s3::primitives::SdkBody;
 
-    fn answer(status: u16, headers: &[(&'static str, &'static str)], body: &'static str) -> HttpResponse {
+    fn answer(
+        status: u16,
+        headers: &[(&'static str, &'static str)],
+        body: &'static str,
+    ) -> HttpResponse {
         let mut response = HttpResponse::new(status.try_into().unwrap(), SdkBody::from(body));
         for (name, value) in headers {
             response.headers_mut().insert(*name, *value);
@@ -177,24 +237,54 @@ mod tests {
         let etag = ("etag", "\"x\"");
         assert!(check("PutObject", &answer(200, &[etag], "")).is_ok());
         assert!(check("PutObject", &answer(200, &[], "")).is_err());
-        assert!(check("GetObject", &answer(206, &[etag, ("content-range", "bytes 0-1/2")], "ab")).is_ok());
+        assert!(
+            check(
+                "GetObject",
+                &answer(206, &[etag, ("content-range", "bytes 0-1/2")], "ab")
+            )
+            .is_ok()
+        );
         assert!(check("GetObject", &answer(200, &[etag], html)).is_err());
         assert!(check("DeleteObject", &answer(204, &[], "")).is_ok());
         assert!(check("DeleteObject", &answer(200, &[], html)).is_err());
         let copied = "<CopyObjectResult><ETag>x</ETag></CopyObjectResult>\n";
         assert!(check("CopyObject", &answer(200, &[], copied)).is_ok());
-        for body in ["", html, "<CopyObjectResult></CopyObjectResult>", "<CopyObjectResult><ETag>x</ETag></Copy"] {
-            assert!(check("CopyObject", &answer(200, &[], body)).is_err(), "{body}");
+        for body in [
+            "",
+            html,
+            "<CopyObjectResult></CopyObjectResult>",
+            "<CopyObjectResult><ETag>x</ETag></Copy",
+        ] {
+            assert!(
+                check("CopyObject", &answer(200, &[], body)).is_err(),
+                "{body}"
+            );
         }
         let error = "<Error><Code>InternalError</Code></Error>";
-        assert!(check("CopyObject", &answer(200, &[], error)).is_ok(), "an error is the SDK's to read");
+        assert!(
+            check("CopyObject", &answer(200, &[], error)).is_ok(),
+            "an error is the SDK's to read"
+        );
         assert!(check("PutObject", &answer(503, &[], html)).is_ok());
     }
 
     #[test]
     fn a_request_to_wait_is_followed_within_reason() {
-        assert_eq!(retry_after(&answer(429, &[("retry-after", "3")], "")), Some(Duration::from_secs(3)));
-        assert_eq!(retry_after(&answer(429, &[("retry-after", "86400")], "")), Some(MAX_RETRY_AFTER));
-        assert_eq!(retry_after(&answer(429, &[("retry-after", "Tue, 01 Dec 2026 00:00:00 GMT")], "")), None);
+        assert_eq!(
+            retry_after(&answer(429, &[("retry-after", "3")], "")),
+            Some(Duration::from_secs(3))
+        );
+        assert_eq!(
+            retry_after(&answer(429, &[("retry-after", "86400")], "")),
+            Some(MAX_RETRY_AFTER)
+        );
+        assert_eq!(
+            retry_after(&answer(
+                429,
+                &[("retry-after", "Tue, 01 Dec 2026 00:00:00 GMT")],
+                ""
+            )),
+            None
+        );
     }
 }

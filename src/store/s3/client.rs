@@ -11,7 +11,9 @@ use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
-use aws_sdk_s3::config::{ConfigBag, Credentials, Intercept, ProvideCredentials, RuntimeComponents, SharedHttpClient};
+use aws_sdk_s3::config::{
+    ConfigBag, Credentials, Intercept, ProvideCredentials, RuntimeComponents, SharedHttpClient,
+};
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::BoxError;
 use aws_smithy_http_client::{ConnectorBuilder, proxy::ProxyConfig, tls};
@@ -56,13 +58,19 @@ impl S3Store {
         check_bucket_name(bucket)?;
         let settings = load_settings().await?;
         let endpoint = find_endpoint(&settings)?;
-        let region = settings.region().filter(|region| !region.as_ref().is_empty());
+        let region = settings
+            .region()
+            .filter(|region| !region.as_ref().is_empty());
         if endpoint.is_none() && region.is_none() {
-            return Err(StartError::NoRegion { profile: profile_name() });
+            return Err(StartError::NoRegion {
+                profile: profile_name(),
+            });
         }
         find_credentials(&settings).await?;
         let mut config = aws_sdk_s3::config::Builder::from(&settings);
-        config = config.interceptor(super::meter::Meter).interceptor(AnswerTimeouts);
+        config = config
+            .interceptor(super::meter::Meter)
+            .interceptor(AnswerTimeouts);
         // The SDK's own bucket stops all retries of the process when a hundred are under way.
         let tries = RetryPartition::custom("sftpd").token_bucket(TokenBucket::unlimited());
         config.set_retry_partition(Some(tries.build()));
@@ -72,16 +80,30 @@ impl S3Store {
             config.set_force_path_style(Some(true));
             config.set_region(Some(region.cloned().unwrap_or(NO_REGION)));
             let unset = |variable, key| find_setting(&settings, variable, key).is_none();
-            if unset("AWS_REQUEST_CHECKSUM_CALCULATION", "request_checksum_calculation") {
-                config.set_request_checksum_calculation(Some(RequestChecksumCalculation::WhenRequired));
+            if unset(
+                "AWS_REQUEST_CHECKSUM_CALCULATION",
+                "request_checksum_calculation",
+            ) {
+                config.set_request_checksum_calculation(Some(
+                    RequestChecksumCalculation::WhenRequired,
+                ));
             }
-            if unset("AWS_RESPONSE_CHECKSUM_VALIDATION", "response_checksum_validation") {
-                config.set_response_checksum_validation(Some(ResponseChecksumValidation::WhenRequired));
+            if unset(
+                "AWS_RESPONSE_CHECKSUM_VALIDATION",
+                "response_checksum_validation",
+            ) {
+                config.set_response_checksum_validation(Some(
+                    ResponseChecksumValidation::WhenRequired,
+                ));
             }
         }
         let is_aws = endpoint.is_none();
         let unsigned_payload = endpoint.is_none_or(|endpoint| endpoint.over_tls);
-        Ok(S3Store { unsigned_payload, is_aws, ..S3Store::new(Client::from_conf(config.build()), bucket) })
+        Ok(S3Store {
+            unsigned_payload,
+            is_aws,
+            ..S3Store::new(Client::from_conf(config.build()), bucket)
+        })
     }
 
     /// Takes a client of the caller's own making, with its timeouts and retries. Bodies are signed, and the store is
@@ -105,11 +127,14 @@ impl S3Store {
 
 /// Refuses what no store takes for a bucket; S3 itself tells of the rest.
 fn check_bucket_name(bucket: &str) -> Result<(), StartError> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
+    let allowed =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
     if BUCKET_NAME_LENGTH.contains(&bucket.len()) && bucket.bytes().all(allowed) {
         return Ok(());
     }
-    Err(StartError::BucketName { bucket: bucket.to_owned() })
+    Err(StartError::BucketName {
+        bucket: bucket.to_owned(),
+    })
 }
 
 async fn load_settings() -> Result<SdkConfig, StartError> {
@@ -130,7 +155,12 @@ async fn load_settings() -> Result<SdkConfig, StartError> {
 /// A setting from the variable, or else from the profile, as the SDK itself looks for it: first the one for S3
 /// (`AWS_…_S3`, the profile's `services` section), then the one for all services. An empty one counts as unset.
 fn find_setting(settings: &SdkConfig, variable: &str, key: &str) -> Option<String> {
-    let key = ServiceConfigKey::builder().service_id("S3").env(variable).profile(key).build().ok()?;
+    let key = ServiceConfigKey::builder()
+        .service_id("S3")
+        .env(variable)
+        .profile(key)
+        .build()
+        .ok()?;
     let found = settings.service_config()?.load_config(key)?;
     (!found.is_empty()).then_some(found)
 }
@@ -143,11 +173,19 @@ struct Endpoint {
 
 /// The endpoint that the settings name, if they name one and don't say to ignore it.
 fn find_endpoint(settings: &SdkConfig) -> Result<Option<Endpoint>, StartError> {
-    let Some(url) = find_setting(settings, "AWS_ENDPOINT_URL", "endpoint_url") else { return Ok(None) };
+    let Some(url) = find_setting(settings, "AWS_ENDPOINT_URL", "endpoint_url") else {
+        return Ok(None);
+    };
     let parsed: Option<Uri> = url.parse().ok();
     match parsed.as_ref().and_then(Uri::scheme_str) {
-        Some("http") => Ok(Some(Endpoint { url, over_tls: false })),
-        Some("https") => Ok(Some(Endpoint { url, over_tls: true })),
+        Some("http") => Ok(Some(Endpoint {
+            url,
+            over_tls: false,
+        })),
+        Some("https") => Ok(Some(Endpoint {
+            url,
+            over_tls: true,
+        })),
         _ => Err(StartError::Endpoint { endpoint: url }),
     }
 }
@@ -155,25 +193,37 @@ fn find_endpoint(settings: &SdkConfig) -> Result<Option<Endpoint>, StartError> {
 /// The file with the certificates to trust, if the settings name one. It is needed before the settings can be loaded,
 /// as roles are asked for over TLS too.
 async fn find_ca_bundle() -> Option<String> {
-    let files = aws_config::defaults(DEFAULTS()).region(NO_REGION).no_credentials().load().await;
+    let files = aws_config::defaults(DEFAULTS())
+        .region(NO_REGION)
+        .no_credentials()
+        .load()
+        .await;
     find_setting(&files, "AWS_CA_BUNDLE", "ca_bundle")
 }
 
 /// The HTTP client of the SDK, but for the certificates that it trusts.
 fn trusting_client(file: &str) -> Result<SharedHttpClient, StartError> {
-    let trusted = tls::TlsContext::builder().with_trust_store(read_ca_bundle(file)?).build();
+    let trusted = tls::TlsContext::builder()
+        .with_trust_store(read_ca_bundle(file)?)
+        .build();
     let trusted = trusted.map_err(|error| unusable_bundle(file, &error))?;
-    Ok(aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut connector = ConnectorBuilder::default()
-            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
-            .tls_context(trusted.clone());
-        connector.set_connector_settings(settings.cloned());
-        if let Some(components) = components {
-            connector.set_sleep_impl(components.sleep_impl());
-        }
-        connector.set_proxy_config(Some(ProxyConfig::from_env()));
-        connector.build()
-    }))
+    Ok(
+        aws_smithy_http_client::Builder::new().build_with_connector_fn(
+            move |settings, components| {
+                let mut connector = ConnectorBuilder::default()
+                    .tls_provider(tls::Provider::Rustls(
+                        tls::rustls_provider::CryptoMode::AwsLc,
+                    ))
+                    .tls_context(trusted.clone());
+                connector.set_connector_settings(settings.cloned());
+                if let Some(components) = components {
+                    connector.set_sleep_impl(components.sleep_impl());
+                }
+                connector.set_proxy_config(Some(ProxyConfig::from_env()));
+                connector.build()
+            },
+        ),
+    )
 }
 
 /// The certificates of the file, instead of the system's. The SDK panics over one that can't be used, so these are left
@@ -187,35 +237,54 @@ fn read_ca_bundle(file: &str) -> Result<tls::TrustStore, StartError> {
         let encoded = base64::encode(&certificate);
         match usable.add(certificate) {
             Ok(()) => {
-                let pem = format!("-----BEGIN CERTIFICATE-----\n{encoded}\n-----END CERTIFICATE-----\n");
+                let pem =
+                    format!("-----BEGIN CERTIFICATE-----\n{encoded}\n-----END CERTIFICATE-----\n");
                 trusted.add_pem_certificate(pem);
             }
-            Err(error) => log::warn!("a certificate in {file} can't be used and is not trusted: {error}"),
+            Err(error) => {
+                log::warn!("a certificate in {file} can't be used and is not trusted: {error}")
+            }
         }
     }
     match usable.is_empty() {
-        true => Err(StartError::CaBundle { file: file.to_owned(), why: "it holds no certificate".to_owned() }),
+        true => Err(StartError::CaBundle {
+            file: file.to_owned(),
+            why: "it holds no certificate".to_owned(),
+        }),
         false => Ok(trusted),
     }
 }
 
 fn unusable_bundle(file: &str, error: &dyn std::error::Error) -> StartError {
-    StartError::CaBundle { file: file.to_owned(), why: error.to_string() }
+    StartError::CaBundle {
+        file: file.to_owned(),
+        why: error.to_string(),
+    }
 }
 
 async fn find_credentials(settings: &SdkConfig) -> Result<Credentials, StartError> {
     let Some(provider) = settings.credentials_provider() else {
-        return Err(StartError::NoCredentials { profile: profile_name() });
+        return Err(StartError::NoCredentials {
+            profile: profile_name(),
+        });
     };
-    provider.provide_credentials().await.map_err(|error| credentials_error(&error))
+    provider
+        .provide_credentials()
+        .await
+        .map_err(|error| credentials_error(&error))
 }
 
 /// What came of asking for credentials.
 pub(super) fn credentials_error(error: &CredentialsError) -> StartError {
     let why = sentence(error);
     match error {
-        CredentialsError::CredentialsNotLoaded(_) => StartError::NoCredentials { profile: profile_name() },
-        CredentialsError::InvalidConfiguration(_) => StartError::CredentialSettings { profile: profile_name(), why },
+        CredentialsError::CredentialsNotLoaded(_) => StartError::NoCredentials {
+            profile: profile_name(),
+        },
+        CredentialsError::InvalidConfiguration(_) => StartError::CredentialSettings {
+            profile: profile_name(),
+            why,
+        },
         // A role's server, or a command of the profile, that may be well again in a while.
         _ => StartError::CredentialsUnavailable { why },
     }
@@ -261,10 +330,18 @@ impl Intercept for AnswerTimeouts {
         _: &RuntimeComponents,
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let timeout = bag.load::<Metadata>().and_then(|metadata| attempt_timeout(metadata.name()));
+        let timeout = bag
+            .load::<Metadata>()
+            .and_then(|metadata| attempt_timeout(metadata.name()));
         if let Some(timeout) = timeout {
-            let of_client = bag.load::<TimeoutConfig>().cloned().unwrap_or_else(TimeoutConfig::disabled);
-            let timeouts = of_client.into_builder().operation_attempt_timeout(timeout).build();
+            let of_client = bag
+                .load::<TimeoutConfig>()
+                .cloned()
+                .unwrap_or_else(TimeoutConfig::disabled);
+            let timeouts = of_client
+                .into_builder()
+                .operation_attempt_timeout(timeout)
+                .build();
             bag.interceptor_state().store_put(timeouts);
         }
         Ok(())

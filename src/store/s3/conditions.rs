@@ -29,18 +29,30 @@ impl S3Store {
     /// Tries each condition where it does not hold.
     pub async fn try_all_conditions(&self, prefix: &Key) -> Result<KeptConditions> {
         // They are to be sent, whatever is known of them.
-        let trying = S3Store { client: self.client.clone(), bucket: self.bucket.clone(), ..*self };
-        let trying = S3Store { conditions: KeptConditions::ALL, ..trying };
+        let trying = S3Store {
+            client: self.client.clone(),
+            bucket: self.bucket.clone(),
+            ..*self
+        };
+        let trying = S3Store {
+            conditions: KeptConditions::ALL,
+            ..trying
+        };
         let key = probe_key(prefix)?;
         let other = probe_key(prefix)?;
         let content = Bytes::from_static(CONTENT);
         // Where nothing may be deleted, nothing is put that would stay.
         trying.delete(&other, &Condition::None).await?;
-        trying.put(&key, content, &Attributes::default(), &Condition::None).await?;
+        trying
+            .put(&key, content, &Attributes::default(), &Condition::None)
+            .await?;
         let found = trying.try_conditions(&key, &other).await;
         for key in [&key, &other] {
             if let Err(error) = trying.delete(key, &Condition::None).await {
-                log::warn!("an object made to try out the store may stay as {:?}: {error}", key.as_str());
+                log::warn!(
+                    "an object made to try out the store may stay as {:?}: {error}",
+                    key.as_str()
+                );
             }
         }
         found
@@ -51,12 +63,19 @@ impl S3Store {
         let attributes = Attributes::default();
         let changed = Condition::Unchanged(OTHER_ETAG.to_owned());
         let content = || Bytes::from_static(CONTENT);
-        let put_absent = is_kept(self.put(key, content(), &attributes, &Condition::Absent).await)?;
+        let put_absent = is_kept(
+            self.put(key, content(), &attributes, &Condition::Absent)
+                .await,
+        )?;
         let put_unchanged = is_kept(self.put(key, content(), &attributes, &changed).await)?;
         let complete_absent = is_kept(self.try_complete(key, &Condition::Absent).await)?;
         let complete_unchanged = is_kept(self.try_complete(key, &changed).await)?;
         let etag = self.head(key).await?.etag;
-        let source = |etag| CopySource { key, etag, storage_class: None };
+        let source = |etag| CopySource {
+            key,
+            etag,
+            storage_class: None,
+        };
         let copy_source = is_kept(self.copy(source(OTHER_ETAG), other, &Condition::None).await)?;
         // There is something at `other` from here on.
         self.copy(source(&etag), other, &Condition::None).await?;
@@ -76,7 +95,10 @@ impl S3Store {
     /// A multipart upload of one part.
     async fn try_complete(&self, key: &Key, condition: &Condition) -> Result<String> {
         let id = self.create_upload(key, &Attributes::default()).await?;
-        let completed = match self.upload_part(key, &id, 1, Bytes::from_static(CONTENT)).await {
+        let completed = match self
+            .upload_part(key, &id, 1, Bytes::from_static(CONTENT))
+            .await
+        {
             Ok(part) => self.complete(key, &id, &[part], condition).await,
             Err(error) => Err(error),
         };
@@ -88,9 +110,17 @@ impl S3Store {
 
     /// DELETE of whatever is there.
     pub(super) async fn delete_any(&self, key: &Key) -> Result<()> {
-        let request = self.client.delete_object().bucket(&self.bucket).key(key.as_str());
+        let request = self
+            .client
+            .delete_object()
+            .bucket(&self.bucket)
+            .key(key.as_str());
         match request.send().await.map_err(uncertain) {
-            Err(doubt @ StoreError::Unknown(_)) if self.head(key).await != Err(StoreError::NotFound) => Err(doubt),
+            Err(doubt @ StoreError::Unknown(_))
+                if self.head(key).await != Err(StoreError::NotFound) =>
+            {
+                Err(doubt)
+            }
             Err(StoreError::Unknown(_)) | Ok(_) => Ok(()),
             Err(error) => Err(error),
         }
@@ -106,7 +136,12 @@ impl S3Store {
         let mut pauses = (0..ATTEMPTS - 1).map(|attempt| Duration::from_millis(200 << attempt));
         loop {
             let once = aws_sdk_s3::config::Builder::new().retry_config(RetryConfig::disabled());
-            let request = self.client.delete_object().bucket(&self.bucket).key(key.as_str()).if_match(etag);
+            let request = self
+                .client
+                .delete_object()
+                .bucket(&self.bucket)
+                .key(key.as_str())
+                .if_match(etag);
             let error = match request.customize().config_override(once).send().await {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
@@ -119,7 +154,9 @@ impl S3Store {
                     in_doubt |= !is_throttled;
                     match pauses.next() {
                         Some(pause) => tokio::time::sleep(pause).await,
-                        None if in_doubt && self.head(key).await == Err(StoreError::NotFound) => return Ok(()),
+                        None if in_doubt && self.head(key).await == Err(StoreError::NotFound) => {
+                            return Ok(());
+                        }
                         None => return Err(StoreError::Unknown(why)),
                     }
                 }

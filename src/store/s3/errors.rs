@@ -7,7 +7,10 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 /// What went wrong and why, for people: the SDK's own way to say it comes with a dump of its structures.
 pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
     let causes: Vec<_> = std::iter::successors(Some(error), |error| error.source()).collect();
-    if let Some(doubt) = causes.iter().find_map(|cause| cause.downcast_ref::<NotFromS3>()) {
+    if let Some(doubt) = causes
+        .iter()
+        .find_map(|cause| cause.downcast_ref::<NotFromS3>())
+    {
         return doubt.to_string();
     }
     let texts: Vec<_> = causes.iter().map(|cause| cause.to_string()).collect();
@@ -16,7 +19,9 @@ pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// The HTTP status of the answer, if one came.
 pub fn status<E>(error: &SdkError<E>) -> Option<u16> {
-    error.raw_response().map(|response| response.status().as_u16())
+    error
+        .raw_response()
+        .map(|response| response.status().as_u16())
 }
 
 /// An error of a request that is safe to repeat: what the store answered, or why it didn't.
@@ -27,7 +32,9 @@ where
     let text = explain(&error);
     match (error.code(), status(&error)) {
         // An answer to HEAD has no body: the SDK makes a code of its status.
-        (Some("NoSuchKey" | "NotFound" | "NoSuchLifecycleConfiguration"), _) => StoreError::NotFound,
+        (Some("NoSuchKey" | "NotFound" | "NoSuchLifecycleConfiguration"), _) => {
+            StoreError::NotFound
+        }
         (Some("NoSuchBucket"), _) => StoreError::NoSuchBucket,
         (Some("ConditionalRequestConflict"), _) | (_, Some(412)) => StoreError::Precondition,
         (_, Some(403)) => StoreError::Forbidden(text),
@@ -42,7 +49,8 @@ pub fn uncertain<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    let is_refusal = matches!(status(&error), Some(400 | 403 | 409)) || error.code() == Some("NoSuchBucket");
+    let is_refusal =
+        matches!(status(&error), Some(400 | 403 | 409)) || error.code() == Some("NoSuchBucket");
     let text = explain(&error);
     match failed(error) {
         refusal if is_refusal => refusal,
@@ -61,7 +69,9 @@ where
         (Some(code), None, Some(status)) => format!("{code} (HTTP status {status})"),
         (Some(code), None, None) => code.to_owned(),
         (None, _, Some(200..300)) => sentence(error),
-        (None, _, Some(400)) => "HTTP status 400 without a reason, as for credentials that have expired".to_owned(),
+        (None, _, Some(400)) => {
+            "HTTP status 400 without a reason, as for credentials that have expired".to_owned()
+        }
         (None, _, Some(status @ 300..400)) => {
             format!("HTTP status {status}: the bucket is in another region, or a proxy answered")
         }

@@ -1,7 +1,9 @@
 //! Credentials that S3 says have expired are asked for anew. The SDK keeps them for as long as their source said that
 //! they hold, and would go on with them until then, upload after upload.
 
-use aws_sdk_s3::config::{ConfigBag, IdentityCache, ResolveCachedIdentity, RuntimeComponents, SharedIdentityCache};
+use aws_sdk_s3::config::{
+    ConfigBag, IdentityCache, ResolveCachedIdentity, RuntimeComponents, SharedIdentityCache,
+};
 use aws_smithy_runtime_api::client::identity::{IdentityFuture, SharedIdentityResolver};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,17 +23,26 @@ struct State {
 
 impl RenewableIdentities {
     pub fn new() -> RenewableIdentities {
-        let state = State { cache: IdentityCache::lazy().build(), renewed: None };
+        let state = State {
+            cache: IdentityCache::lazy().build(),
+            renewed: None,
+        };
         RenewableIdentities(Arc::new(Mutex::new(state)))
     }
 
     /// Forgets the credentials, unless that was done a moment ago.
     pub fn renew(&self) {
         let mut state = self.state();
-        if state.renewed.is_some_and(|renewed| renewed.elapsed() < MIN_INTERVAL) {
+        if state
+            .renewed
+            .is_some_and(|renewed| renewed.elapsed() < MIN_INTERVAL)
+        {
             return;
         }
-        *state = State { cache: IdentityCache::lazy().build(), renewed: Some(Instant::now()) };
+        *state = State {
+            cache: IdentityCache::lazy().build(),
+            renewed: Some(Instant::now()),
+        };
         log::warn!("the store says that the credentials have expired: asking for new ones");
     }
 
@@ -49,6 +60,10 @@ impl ResolveCachedIdentity for RenewableIdentities {
         bag: &'a ConfigBag,
     ) -> IdentityFuture<'a> {
         let cache = self.state().cache.clone();
-        IdentityFuture::new(async move { cache.resolve_cached_identity(resolver, components, bag).await })
+        IdentityFuture::new(async move {
+            cache
+                .resolve_cached_identity(resolver, components, bag)
+                .await
+        })
     }
 }

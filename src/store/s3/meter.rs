@@ -43,10 +43,21 @@ impl Intercept for Meter {
         _: &RuntimeComponents,
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let operation = bag.load::<Metadata>().map_or("", |metadata| metadata.name()).to_owned();
-        let took = bag.load::<Began>().map(|began| began.0.elapsed()).unwrap_or_default();
-        let failed = context.output_or_error().is_none_or(|outcome| outcome.is_err());
-        let result = match context.response().map(|response| response.status().as_u16()) {
+        let operation = bag
+            .load::<Metadata>()
+            .map_or("", |metadata| metadata.name())
+            .to_owned();
+        let took = bag
+            .load::<Began>()
+            .map(|began| began.0.elapsed())
+            .unwrap_or_default();
+        let failed = context
+            .output_or_error()
+            .is_none_or(|outcome| outcome.is_err());
+        let result = match context
+            .response()
+            .map(|response| response.status().as_u16())
+        {
             None => "no_answer",
             Some(429 | 503) => "throttled",
             Some(400..500) => "refused",

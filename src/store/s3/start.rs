@@ -33,7 +33,9 @@ pub enum StartError {
          AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the profile's endpoint_url"
     )]
     Endpoint { endpoint: String },
-    #[error("the CA bundle {file:?} can't be used: {why}: set AWS_CA_BUNDLE to a file of PEM certificates")]
+    #[error(
+        "the CA bundle {file:?} can't be used: {why}: set AWS_CA_BUNDLE to a file of PEM certificates"
+    )]
     CaBundle { file: String, why: String },
     #[error(
         "{bucket:?} can't be the name of a bucket (3 to 63 lower-case letters, digits, dots and hyphens): correct --store"
@@ -78,10 +80,16 @@ impl StartError {
     /// Must the operator change something before another try? Otherwise it may pass.
     pub fn needs_operator(&self) -> bool {
         match self {
-            StartError::NoRegion { .. } | StartError::Endpoint { .. } | StartError::CaBundle { .. } => true,
+            StartError::NoRegion { .. }
+            | StartError::Endpoint { .. }
+            | StartError::CaBundle { .. } => true,
             StartError::NoCredentials { .. } | StartError::CredentialSettings { .. } => true,
-            StartError::BucketName { .. } | StartError::NoSuchBucket { .. } | StartError::OtherRegion { .. } => true,
-            StartError::WrongCredentials { .. } | StartError::WrongToken { .. } | StartError::WrongClock { .. } => true,
+            StartError::BucketName { .. }
+            | StartError::NoSuchBucket { .. }
+            | StartError::OtherRegion { .. } => true,
+            StartError::WrongCredentials { .. }
+            | StartError::WrongToken { .. }
+            | StartError::WrongClock { .. } => true,
             StartError::Account { .. } | StartError::UnknownIssuer { .. } => true,
             StartError::CredentialsUnavailable { .. } | StartError::Unreachable { .. } => false,
             StartError::Refused { .. } => false,
@@ -101,7 +109,12 @@ pub enum Listing {
 impl S3Store {
     /// Lists one entry below the prefix: proves credentials, region and bucket before a client has to find out.
     pub async fn check(&self, prefix: &Key) -> Result<Listing, StartError> {
-        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix.as_str()).max_keys(1);
+        let request = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(prefix.as_str())
+            .max_keys(1);
         match request.send().await {
             Ok(_) => Ok(Listing::Allowed),
             Err(error) => self.judge(&error),
@@ -114,7 +127,9 @@ impl S3Store {
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        let Some(status) = status(error) else { return Err(unanswered(error)) };
+        let Some(status) = status(error) else {
+            return Err(unanswered(error));
+        };
         let message = error.message().unwrap_or_default();
         let why = match error.code() {
             Some(code) => format!("{code}: {message}"),
@@ -122,21 +137,31 @@ impl S3Store {
         };
         let bucket = self.bucket.clone();
         Err(match error.code() {
-            Some("AccessDenied") if is_about_credentials(message) => StartError::WrongCredentials { why },
-            Some("AccessDenied") => return Ok(Listing::Refused(why)),
-            Some("InvalidAccessKeyId" | "SignatureDoesNotMatch" | "NotSignedUp" | "InvalidSecurity") => {
+            Some("AccessDenied") if is_about_credentials(message) => {
                 StartError::WrongCredentials { why }
             }
-            Some("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => StartError::WrongToken { why },
+            Some("AccessDenied") => return Ok(Listing::Refused(why)),
+            Some(
+                "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "NotSignedUp" | "InvalidSecurity",
+            ) => StartError::WrongCredentials { why },
+            Some("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
+                StartError::WrongToken { why }
+            }
             Some("RequestTimeTooSkewed") => StartError::WrongClock { why },
-            Some("AccountProblem" | "AllAccessDisabled" | "UserSuspended") => StartError::Account { why },
+            Some("AccountProblem" | "AllAccessDisabled" | "UserSuspended") => {
+                StartError::Account { why }
+            }
             Some("NoSuchBucket") => StartError::NoSuchBucket { bucket },
             Some("InvalidBucketName") => StartError::BucketName { bucket },
-            Some("PermanentRedirect" | "AuthorizationHeaderMalformed") => {
-                StartError::OtherRegion { region: bucket_region(error), why }
-            }
+            Some("PermanentRedirect" | "AuthorizationHeaderMalformed") => StartError::OtherRegion {
+                region: bucket_region(error),
+                why,
+            },
             _ if status == 404 => StartError::NoSuchBucket { bucket },
-            _ if status == 301 => StartError::OtherRegion { region: bucket_region(error), why },
+            _ if status == 301 => StartError::OtherRegion {
+                region: bucket_region(error),
+                why,
+            },
             _ => StartError::Refused { why },
         })
     }
@@ -151,7 +176,10 @@ fn is_about_credentials(message: &str) -> bool {
 /// Where the bucket is, if S3 says so.
 fn bucket_region<E>(error: &SdkError<E>) -> Option<String> {
     let answer = error.raw_response()?;
-    answer.headers().get("x-amz-bucket-region").map(str::to_owned)
+    answer
+        .headers()
+        .get("x-amz-bucket-region")
+        .map(str::to_owned)
 }
 
 /// What it means that there is no answer.

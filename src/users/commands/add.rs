@@ -58,7 +58,11 @@ pub(super) fn add_user(args: AddArgs, path: &Path) -> anyhow::Result<String> {
     // First on a draft: no one should type a password in vain.
     let mut draft = UsersFile::read_or_empty(path)?;
     additions.check_way_in(&draft, ask)?;
-    let password = if ask { Some(hash(&ask_password()?)?) } else { None };
+    let password = if ask {
+        Some(hash(&ask_password()?)?)
+    } else {
+        None
+    };
     let planned = additions.apply(&mut draft, password.as_ref(), path);
     let name = &additions.name;
     if planned.is_empty() {
@@ -83,7 +87,10 @@ fn check_arguments(args: AddArgs) -> anyhow::Result<Additions> {
     let mut keys = Vec::new();
     for line in &args.keys {
         let parsed = check_typed_key(line)?;
-        keys.push(TypedKey { line: line.trim().to_owned(), parsed });
+        keys.push(TypedKey {
+            line: line.trim().to_owned(),
+            parsed,
+        });
     }
     if let Some(file) = &args.keys_file {
         for line in read_authorized_keys(file)? {
@@ -95,7 +102,12 @@ fn check_arguments(args: AddArgs) -> anyhow::Result<Additions> {
         Home::new("", home).with_context(|| format!("--home {home:?}"))?;
     }
     let home = args.home.as_deref().map(normalize_home);
-    Ok(Additions { name: args.name, keys, home, access: args.access })
+    Ok(Additions {
+        name: args.name,
+        keys,
+        home,
+        access: args.access,
+    })
 }
 
 impl Additions {
@@ -105,7 +117,10 @@ impl Additions {
         if way_in || file.users.contains_key(&self.name) {
             return Ok(());
         }
-        Err(Usage(anyhow!("{} is a new user, who needs a KEY, --keys-file or --password", self.name)))
+        Err(Usage(anyhow!(
+            "{} is a new user, who needs a KEY, --keys-file or --password",
+            self.name
+        )))
     }
 
     /// Gives the user what is not there yet. Returns a sentence for each change.
@@ -131,7 +146,11 @@ impl Additions {
     fn apply_keys(&self, user: &mut User, changes: &mut Vec<String>) {
         for key in &self.keys {
             if !user.has_key(&key.parsed) {
-                changes.push(format!("added a key {} for {}", key.parsed.fingerprint(Sha256), self.name));
+                changes.push(format!(
+                    "added a key {} for {}",
+                    key.parsed.fingerprint(Sha256),
+                    self.name
+                ));
                 user.keys.push(key.line.clone());
             }
         }
@@ -161,23 +180,42 @@ impl Additions {
 /// Asks on the terminal, or reads a line of standard input. Never an argument: those are in the shell's history and in
 /// `ps`.
 fn ask_password() -> anyhow::Result<String> {
-    let password = if stdin().is_terminal() { prompt_twice()? } else { read_line()? };
-    ensure!(!password.is_empty(), Usage(anyhow!("an empty password is no password: nothing was changed")));
+    let password = if stdin().is_terminal() {
+        prompt_twice()?
+    } else {
+        read_line()?
+    };
+    ensure!(
+        !password.is_empty(),
+        Usage(anyhow!(
+            "an empty password is no password: nothing was changed"
+        ))
+    );
     ensure!(
         password.len() <= MAX_PASSWORD_LEN,
-        Usage(anyhow!("the password is longer than {MAX_PASSWORD_LEN} bytes: nothing was changed"))
+        Usage(anyhow!(
+            "the password is longer than {MAX_PASSWORD_LEN} bytes: nothing was changed"
+        ))
     );
     Ok(password)
 }
 
 fn prompt_twice() -> anyhow::Result<String> {
     let password = rpassword::prompt_password("Password: ").context("can't read the password")?;
-    let repeated = rpassword::prompt_password("Repeat password: ").context("can't read the password")?;
-    ensure!(password == repeated, Usage(anyhow!("the passwords differ: nothing was changed")));
+    let repeated =
+        rpassword::prompt_password("Repeat password: ").context("can't read the password")?;
+    ensure!(
+        password == repeated,
+        Usage(anyhow!("the passwords differ: nothing was changed"))
+    );
     Ok(password)
 }
 
 fn read_line() -> anyhow::Result<String> {
-    let line = stdin().lines().next().transpose().context("can't read the password from standard input")?;
+    let line = stdin()
+        .lines()
+        .next()
+        .transpose()
+        .context("can't read the password from standard input")?;
     Ok(line.unwrap_or_default())
 }

@@ -65,7 +65,10 @@ impl Command {
         let outcome = match self {
             Command::Add(args) => add::add_user(args, path),
             Command::Remove { name, key: None } => remove_user(&name, path),
-            Command::Remove { name, key: Some(fingerprint) } => remove_key(&name, &fingerprint, path),
+            Command::Remove {
+                name,
+                key: Some(fingerprint),
+            } => remove_key(&name, &fingerprint, path),
             Command::Disable { name } => disable_user(&name, path),
             Command::Enable { name } => enable_user(&name, path),
             Command::List { json: false } => show::list_users(path),
@@ -80,16 +83,22 @@ impl Command {
 /// Fails if a private key was typed somewhere in the command line. Asked before the line is parsed, because a parser
 /// would repeat the key in its own message.
 pub fn check_command_line(words: impl Iterator<Item = OsString>) -> Result<(), Usage> {
-    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let words: Vec<String> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
     Ok(refuse_private_key(&words)?)
 }
 
 /// A users file with a mistake in it is the operator's to correct, as a wrong argument is.
 fn mark_usage(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref() {
-        Some(UsersFileError::Invalid { .. } | UsersFileError::TooLarge { .. }) => Usage(error).into(),
+        Some(UsersFileError::Invalid { .. } | UsersFileError::TooLarge { .. }) => {
+            Usage(error).into()
+        }
         Some(
-            UsersFileError::Unreadable { .. } | UsersFileError::TooSlow { .. } | UsersFileError::Unwritable { .. },
+            UsersFileError::Unreadable { .. }
+            | UsersFileError::TooSlow { .. }
+            | UsersFileError::Unwritable { .. },
         )
         | None => error,
     }
@@ -107,7 +116,9 @@ fn remove_user(name: &str, path: &Path) -> anyhow::Result<String> {
         find_user(file, name)?;
         file.users.remove(name);
         let file = path.display();
-        Ok(format!("removed {name} from {file}: the user's files stay in the store, open sessions stay open\n"))
+        Ok(format!(
+            "removed {name} from {file}: the user's files stay in the store, open sessions stay open\n"
+        ))
     })
 }
 
@@ -118,11 +129,15 @@ fn remove_key(name: &str, fingerprint: &str, path: &Path) -> anyhow::Result<Stri
         user.keys.retain(|line| !has_fingerprint(line, fingerprint));
         ensure!(
             user.keys.len() < before,
-            Usage(anyhow!("{name} has no key {fingerprint}: `sftpd users show {name}` has the fingerprints"))
+            Usage(anyhow!(
+                "{name} has no key {fingerprint}: `sftpd users show {name}` has the fingerprints"
+            ))
         );
         ensure!(
             !user.keys.is_empty() || user.password.is_some(),
-            Usage(anyhow!("that is the only way in for {name}: add another first, or remove or disable the user"))
+            Usage(anyhow!(
+                "that is the only way in for {name}: add another first, or remove or disable the user"
+            ))
         );
         Ok(format!("removed the key {fingerprint} of {name}\n"))
     })
@@ -139,10 +154,14 @@ fn disable_user(name: &str, path: &Path) -> anyhow::Result<String> {
     UsersFile::change(path, |file| {
         let user = find_user(file, name)?;
         if user.disabled {
-            return Ok(format!("{name}: nothing to change, the user is disabled already\n"));
+            return Ok(format!(
+                "{name}: nothing to change, the user is disabled already\n"
+            ));
         }
         user.disabled = true;
-        Ok(format!("disabled {name}: no more logins, by key or password; open sessions stay open\n"))
+        Ok(format!(
+            "disabled {name}: no more logins, by key or password; open sessions stay open\n"
+        ))
     })
 }
 
@@ -150,7 +169,9 @@ fn enable_user(name: &str, path: &Path) -> anyhow::Result<String> {
     UsersFile::change(path, |file| {
         let user = find_user(file, name)?;
         if !user.disabled {
-            return Ok(format!("{name}: nothing to change, the user is enabled already\n"));
+            return Ok(format!(
+                "{name}: nothing to change, the user is enabled already\n"
+            ));
         }
         user.disabled = false;
         Ok(format!("enabled {name}\n"))
@@ -161,7 +182,9 @@ fn enable_user(name: &str, path: &Path) -> anyhow::Result<String> {
 fn find_user<'a>(file: &'a mut UsersFile, name: &str) -> Result<&'a mut User, Usage> {
     match file.users.get_mut(name) {
         Some(user) => Ok(user),
-        None => Err(Usage(anyhow!("there is no user {name:?}: `sftpd users list` shows all"))),
+        None => Err(Usage(anyhow!(
+            "there is no user {name:?}: `sftpd users list` shows all"
+        ))),
     }
 }
 

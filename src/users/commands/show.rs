@@ -34,7 +34,13 @@ pub(super) fn list_users(path: &Path) -> anyhow::Result<String> {
     let mut rows = vec![["NAME", "STATUS", "ACCESS", "HOME", "LOGIN"].map(str::to_owned)];
     for (name, user) in &file.users {
         let access = user.access.as_str().to_owned();
-        rows.push([name.clone(), status(user).to_owned(), access, shown_home(name, user), ways_in(user).join(", ")]);
+        rows.push([
+            name.clone(),
+            status(user).to_owned(),
+            access,
+            shown_home(name, user),
+            ways_in(user).join(", "),
+        ]);
     }
     Ok(format_table(&rows))
 }
@@ -42,7 +48,11 @@ pub(super) fn list_users(path: &Path) -> anyhow::Result<String> {
 /// The users as one JSON array.
 pub(super) fn list_users_as_json(path: &Path) -> anyhow::Result<String> {
     let file = UsersFile::read_or_empty(path)?;
-    let users: Vec<JsonUser> = file.users.iter().map(|(name, user)| json_user(name, user)).collect();
+    let users: Vec<JsonUser> = file
+        .users
+        .iter()
+        .map(|(name, user)| json_user(name, user))
+        .collect();
     Ok(serde_json::to_string(&users)? + "\n")
 }
 
@@ -74,7 +84,10 @@ fn json_user<'a>(name: &'a str, user: &'a User) -> JsonUser<'a> {
         access: user.access.as_str(),
         disabled: user.disabled,
         password: user.password.is_some(),
-        keys: user.parsed_keys().map(|key| key.fingerprint(Sha256).to_string()).collect(),
+        keys: user
+            .parsed_keys()
+            .map(|key| key.fingerprint(Sha256).to_string())
+            .collect(),
         public_keys: &user.keys,
     }
 }
@@ -120,7 +133,9 @@ fn format_table(rows: &[Row]) -> String {
     let [name_width, status_width, access_width, home_width, _] = widths;
     let mut table = String::new();
     for [name, status, access, home, login] in rows {
-        let padded = format!("{name:name_width$}  {status:status_width$}  {access:access_width$}  {home:home_width$}");
+        let padded = format!(
+            "{name:name_width$}  {status:status_width$}  {access:access_width$}  {home:home_width$}"
+        );
         table += &format!("{padded}  {login}\n");
     }
     table

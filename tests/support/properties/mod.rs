@@ -7,7 +7,12 @@
 // A fuzz target uses one of them.
 #![allow(dead_code, unused_imports)]
 // A panic is how a property fails.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 mod packets;
 mod paths;
@@ -37,8 +42,16 @@ const FOREVER: Duration = Duration::from_secs(86_400);
 
 /// Runs to the end on a paused clock, in one thread: the same choices do the same.
 fn run<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async { timeout(FOREVER, work).await.expect("all that was begun comes to an end") })
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        timeout(FOREVER, work)
+            .await
+            .expect("all that was begun comes to an end")
+    })
 }
 
 /// Bytes that differ everywhere; slices of them cost nothing.

@@ -7,7 +7,9 @@ use russh_sftp::protocol::Packet;
 use sftpd::budget::Budget;
 use sftpd::limits::UserLimits;
 use sftpd::sftp::{End, MAX_HANDLES, Received, Settings, Sink, Source};
-use sftpd::store::{Attributes, Condition, Entry, Key, ListRequest, MAX_PAGE, Store, memory::MemoryStore};
+use sftpd::store::{
+    Attributes, Condition, Entry, Key, ListRequest, MAX_PAGE, Store, memory::MemoryStore,
+};
 use sftpd::tree::{Home, Tree};
 use sftpd::upload::{Context, MAX_EARLY, PartSizes, REORDER_WINDOW};
 use sftpd::users::Access;
@@ -29,12 +31,29 @@ pub fn packets(data: &[u8]) {
     LazyLock::force(&NOISE);
     MEMORY.reset_peak_usage();
     let before = MEMORY.current_usage();
-    let Ok((ending, seen)) = run(session(&mut Unstructured::new(data))) else { return };
+    let Ok((ending, seen)) = run(session(&mut Unstructured::new(data))) else {
+        return;
+    };
     let took = MEMORY.peak_usage().saturating_sub(before) as u64;
-    let files = seen.requests.iter().filter(|(kind, _)| *kind == 3).count().min(MAX_HANDLES) as u64;
+    let files = seen
+        .requests
+        .iter()
+        .filter(|(kind, _)| *kind == 3)
+        .count()
+        .min(MAX_HANDLES) as u64;
     // A packet here and there, replies under way; of each upload, what came early; what was stored, and is read again.
-    let most = 3 * MIB + files * MAX_EARLY + if files > 0 { 2 * seen.sent + 9 * MIB } else { 0 };
-    assert!(took <= most, "{took} bytes of memory for {} sent and {files} opened", seen.sent);
+    let most = 3 * MIB
+        + files * MAX_EARLY
+        + if files > 0 {
+            2 * seen.sent + 9 * MIB
+        } else {
+            0
+        };
+    assert!(
+        took <= most,
+        "{took} bytes of memory for {} sent and {files} opened",
+        seen.sent
+    );
     assert_eq!(ending, seen.ending.unwrap_or("closed by the client"));
     assert_answered(&seen.requests, &seen.replies);
 }
@@ -42,33 +61,66 @@ pub fn packets(data: &[u8]) {
 /// One session over a store with some files, and what is looked at afterwards.
 async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
     let store = Arc::new(MemoryStore::default());
-    for (key, size) in [("homer", 1), ("other/secret", 1), ("home/a", 10), ("home/d/b", 300_000), ("home/d/e/f", 0)] {
+    for (key, size) in [
+        ("homer", 1),
+        ("other/secret", 1),
+        ("home/a", 10),
+        ("home/d/b", 300_000),
+        ("home/d/e/f", 0),
+    ] {
         store
-            .put(&Key::new(key).unwrap(), NOISE.slice(..size), &Attributes::default(), &Condition::None)
+            .put(
+                &Key::new(key).unwrap(),
+                NOISE.slice(..size),
+                &Attributes::default(),
+                &Condition::None,
+            )
             .await
             .unwrap();
     }
-    let context = Arc::new(Context::new(store.clone(), Budget::new(8 * MIB), PartSizes::default()));
+    let context = Arc::new(Context::new(
+        store.clone(),
+        Budget::new(8 * MIB),
+        PartSizes::default(),
+    ));
     let tasks = context.tasks.clone();
     let settings = Settings {
         budget: context.budget.clone(),
         limits: Arc::new(UserLimits::new(256, &context.budget)),
         uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        tree: Tree::new(context, Arc::default(), Home::new("", "home").unwrap(), false),
-        access: *u.choose(&[Access::ReadWrite, Access::ReadWrite, Access::ReadOnly, Access::WriteOnly])?,
+        tree: Tree::new(
+            context,
+            Arc::default(),
+            Home::new("", "home").unwrap(),
+            false,
+        ),
+        access: *u.choose(&[
+            Access::ReadWrite,
+            Access::ReadWrite,
+            Access::ReadOnly,
+            Access::WriteOnly,
+        ])?,
         who: "alice@test".into(),
         user: "alice".into(),
         idle_timeout: FOREVER / 2,
         drain: CancellationToken::new(),
     };
     let seen = Arc::<Mutex<Seen>>::default();
-    let listener = Listener { slow: rarely(u, 2)?, partial: BytesMut::new(), seen: seen.clone() };
+    let listener = Listener {
+        slow: rarely(u, 2)?,
+        partial: BytesMut::new(),
+        seen: seen.clone(),
+    };
     let talker = Talker {
         is_over: false,
         cuts: u.arbitrary()?,
         taken: 0,
         id: u.arbitrary::<u16>()?.into(),
-        ready: if rarely(u, 32)? { BytesMut::new() } else { INIT[..].into() },
+        ready: if rarely(u, 32)? {
+            BytesMut::new()
+        } else {
+            INIT[..].into()
+        },
         request: Request::default(),
         series: 0..0,
         choices: u.bytes(u.len())?.to_vec().into(),
@@ -79,11 +131,26 @@ async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
     tasks.close();
     tasks.wait().await;
     assert_eq!(store.uploads(), 0, "multipart uploads left");
-    let all = ListRequest { prefix: &Key::default(), folded: false, after: None, limit: MAX_PAGE };
-    let keys = store.list(all).await.unwrap().entries.into_iter().map(|entry| match entry {
-        Entry::Object(key, _) | Entry::Prefix(key) => key,
-    });
-    assert!(keys.filter(|key| !key.starts_with("home/")).eq(["homer", "other/secret"]), "outside the home");
+    let all = ListRequest {
+        prefix: &Key::default(),
+        folded: false,
+        after: None,
+        limit: MAX_PAGE,
+    };
+    let keys = store
+        .list(all)
+        .await
+        .unwrap()
+        .entries
+        .into_iter()
+        .map(|entry| match entry {
+            Entry::Object(key, _) | Entry::Prefix(key) => key,
+        });
+    assert!(
+        keys.filter(|key| !key.starts_with("home/"))
+            .eq(["homer", "other/secret"]),
+        "outside the home"
+    );
     let end = match end {
         End::Protocol(_) => PROTOCOL.to_owned(),
         other => other.to_string(),
@@ -112,13 +179,14 @@ impl Seen {
     /// A naive reading of what was sent.
     fn note_requests(&mut self, partial: &mut BytesMut) {
         while self.ending.is_none() {
-            if partial
-                .first_chunk()
-                .is_some_and(|length| !(5..=MAX_PACKET).contains(&(u32::from_be_bytes(*length) as usize)))
-            {
+            if partial.first_chunk().is_some_and(|length| {
+                !(5..=MAX_PACKET).contains(&(u32::from_be_bytes(*length) as usize))
+            }) {
                 self.ending = Some(PROTOCOL);
             }
-            let Some(packet) = whole_packet(partial).filter(|_| self.ending.is_none()) else { return };
+            let Some(packet) = whole_packet(partial).filter(|_| self.ending.is_none()) else {
+                return;
+            };
             let (kind, id) = head(&packet);
             if self.requests.is_empty() && kind != INIT[4] {
                 self.ending = Some("not SFTP: a request before INIT");
@@ -153,9 +221,15 @@ impl Sink for Listener {
         self.partial.extend_from_slice(&bytes);
         let mut seen = self.seen.lock().unwrap();
         while let Some(mut packet) = whole_packet(&mut self.partial) {
-            assert!(packet.len() <= MAX_PACKET, "a reply of {} bytes", packet.len());
+            assert!(
+                packet.len() <= MAX_PACKET,
+                "a reply of {} bytes",
+                packet.len()
+            );
             seen.replies.push(head(&packet));
-            if let Packet::Handle(handle) = Packet::try_from(&mut packet).expect("a reply that can be decoded") {
+            if let Packet::Handle(handle) =
+                Packet::try_from(&mut packet).expect("a reply that can be decoded")
+            {
                 seen.handles.push(handle.handle.into());
             }
             assert!(packet.is_empty(), "bytes after a reply: {packet:?}");
@@ -195,7 +269,11 @@ impl Source for Talker {
             1 => sleep(Duration::from_millis(5)).await,
             _ => tokio::task::yield_now().await,
         }
-        let len = if cut < 128 { 1 } else { 1 << (usize::from(cut % 16) + self.taken / 16).min(15) };
+        let len = if cut < 128 {
+            1
+        } else {
+            1 << (usize::from(cut % 16) + self.taken / 16).min(15)
+        };
         self.taken += 1;
         while self.ready.len() < len && self.more().unwrap_or(false) {}
         let len = if cut < 128 { MAX_MESSAGE } else { len };
@@ -205,7 +283,11 @@ impl Source for Talker {
         self.partial.extend_from_slice(&chunk);
         seen.note_requests(&mut self.partial);
         self.is_over = chunk.is_empty();
-        if self.is_over { Received::Eof } else { Received::Data(chunk) }
+        if self.is_over {
+            Received::Eof
+        } else {
+            Received::Data(chunk)
+        }
     }
 }
 
@@ -236,8 +318,10 @@ impl Talker {
 }
 
 /// Types of requests, the frequent ones more than once.
-const KINDS: [u8; 32] =
-    [3, 3, 3, 3, 3, 6, 6, 6, 6, 5, 5, 5, 4, 4, 4, 7, 8, 9, 10, 11, 11, 12, 12, 13, 14, 15, 16, 17, 18, 18, 19, 200];
+const KINDS: [u8; 32] = [
+    3, 3, 3, 3, 3, 6, 6, 6, 6, 5, 5, 5, 4, 4, 4, 7, 8, 9, 10, 11, 11, 12, 12, 13, 14, 15, 16, 17,
+    18, 18, 19, 200,
+];
 const NAMES: [&str; 16] = [
     "/a",
     "d/b",
@@ -332,7 +416,11 @@ fn request(u: &mut Unstructured, handles: &mut Vec<Bytes>) -> Chosen<Request> {
                 }
             }
             'e' => counted(&mut packet, u.choose(&EXTENSIONS)?.as_bytes()),
-            'f' => packet.put_u32(if rarely(u, 16)? { u.arbitrary()? } else { *u.choose(&FLAGS)? }),
+            'f' => packet.put_u32(if rarely(u, 16)? {
+                u.arbitrary()?
+            } else {
+                *u.choose(&FLAGS)?
+            }),
             'a' if rarely(u, 2)? => packet.put_u32(0),
             'a' => {
                 packet.put_u32(1);
@@ -340,7 +428,10 @@ fn request(u: &mut Unstructured, handles: &mut Vec<Bytes>) -> Chosen<Request> {
             }
             'o' => {
                 let edges = [REORDER_WINDOW, REORDER_WINDOW + 1, 5 * MIB, u64::MAX];
-                (offset_at, offset) = (Some(packet.len()), *u.choose(&[0, 0, 0, 1, 10, 1000, 300_000])?);
+                (offset_at, offset) = (
+                    Some(packet.len()),
+                    *u.choose(&[0, 0, 0, 1, 10, 1000, 300_000])?,
+                );
                 if rarely(u, 4)? {
                     offset = *u.choose(&edges)?;
                 }
@@ -349,14 +440,23 @@ fn request(u: &mut Unstructured, handles: &mut Vec<Bytes>) -> Chosen<Request> {
             _ => {
                 step = *u.choose(&[10, 0, 1, 100, 1000, 32_768, 100_000, 261_120])?;
                 match field {
-                    'l' => packet.put_u32(if rarely(u, 16)? { u32::MAX } else { step as u32 }),
+                    'l' => packet.put_u32(if rarely(u, 16)? {
+                        u32::MAX
+                    } else {
+                        step as u32
+                    }),
                     _ => counted(&mut packet, &noise(u, step)?),
                 }
             }
         }
     }
     set_length(&mut packet);
-    Ok(Request { packet, offset_at, offset, step })
+    Ok(Request {
+        packet,
+        offset_at,
+        offset,
+        step,
+    })
 }
 
 /// What changes the length can end the session.
@@ -369,10 +469,21 @@ fn spoil(u: &mut Unstructured, packet: &mut Vec<u8>) -> Chosen<()> {
             }
         }
         15..=19 => packet.truncate(at.max(9)),
-        20..=24 => packet.resize(packet.len() + *u.choose(&[1, 4, 1000, MAX_PACKET - 4 - 9])?, 1),
+        20..=24 => packet.resize(
+            packet.len() + *u.choose(&[1, 4, 1000, MAX_PACKET - 4 - 9])?,
+            1,
+        ),
         25..=29 => packet[4] = u.arbitrary()?,
         30 => {
-            let lengths = [0, 4, 5, 9, MAX_PACKET as u32, MAX_PACKET as u32 + 1, u32::MAX];
+            let lengths = [
+                0,
+                4,
+                5,
+                9,
+                MAX_PACKET as u32,
+                MAX_PACKET as u32 + 1,
+                u32::MAX,
+            ];
             (&mut packet[..4]).put_u32(*u.choose(&lengths)?);
             return Ok(());
         }
@@ -396,10 +507,17 @@ fn assert_answered(requests: &[(u8, u32)], replies: &[(u8, u32)]) {
     // INIT and VERSION have a number of another meaning in its place.
     let ((asked, inits), (answered, versions)) = (by_id(requests, INIT[4]), by_id(replies, 2));
     assert_eq!(versions, inits, "VERSION replies");
-    assert!(answered.keys().all(|id| asked.contains_key(id)), "an id that nobody used");
+    assert!(
+        answered.keys().all(|id| asked.contains_key(id)),
+        "an id that nobody used"
+    );
     for (id, asked) in asked {
         let answered = answered.get(&id).map_or(&[][..], Vec::as_slice);
-        assert_eq!(answered.len(), asked.len(), "replies {answered:?} to requests {asked:?} with the id {id}");
+        assert_eq!(
+            answered.len(),
+            asked.len(),
+            "replies {answered:?} to requests {asked:?} with the id {id}"
+        );
         if let ([asked], [answered]) = (&asked[..], answered) {
             let suits = match asked {
                 3 | 11 => *answered == 102,
@@ -409,7 +527,10 @@ fn assert_answered(requests: &[(u8, u32)], replies: &[(u8, u32)]) {
                 200 => matches!(answered, 104 | 201),
                 _ => false,
             };
-            assert!(suits || *answered == 101, "reply {answered} to request {asked}");
+            assert!(
+                suits || *answered == 101,
+                "reply {answered} to request {asked}"
+            );
         }
     }
 }

@@ -5,9 +5,14 @@ use arbitrary::Unstructured;
 use async_trait::async_trait;
 use bytes::Bytes;
 use sftpd::budget::Budget;
-use sftpd::store::{Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource};
+use sftpd::store::{
+    Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource,
+};
 use sftpd::store::{MAX_PARTS, MIN_PART, Result as Stored, Store, StoreError, etag_of};
-use sftpd::upload::{ANSWERED_AHEAD, Assembler, Context, MAX_HOLES, PartSizes, REORDER_WINDOW, Reply, Summary, Target};
+use sftpd::upload::{
+    ANSWERED_AHEAD, Assembler, Context, MAX_HOLES, PartSizes, REORDER_WINDOW, Reply, Summary,
+    Target,
+};
 use sftpd::upload::{Upload, UploadError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -29,7 +34,11 @@ impl Model {
 
     /// Where the first hole begins, or the end.
     fn end(&self) -> u64 {
-        self.holes.iter().map(|hole| hole.start).min().unwrap_or(self.len())
+        self.holes
+            .iter()
+            .map(|hole| hole.start)
+            .min()
+            .unwrap_or(self.len())
     }
 
     fn write(&mut self, at: u64, data: &[u8]) {
@@ -73,7 +82,11 @@ impl Model {
 /// Small parts, but for the store's own rules like real ones.
 fn small_parts(u: &mut Unstructured) -> Chosen<PartSizes> {
     let first = *u.choose(&[1000, 16, 100, 5000])?;
-    Ok(PartSizes { first, cap: first * *u.choose(&[4, 1, 2])?, double_every: *u.choose(&[0, 1, 2, 5])? })
+    Ok(PartSizes {
+        first,
+        cap: first * *u.choose(&[4, 1, 2])?,
+        double_every: *u.choose(&[0, 1, 2, 5])?,
+    })
 }
 
 /// An offset for a write: most often the end of what is there, often near it, sometimes anywhere.
@@ -86,7 +99,12 @@ fn offset(u: &mut Unstructured, start: u64, end: u64) -> Chosen<u64> {
         29 => end + u64::from(u.arbitrary::<u16>()?),
         // From here on what is missing is filled with zeros, and the others are refused.
         30 => (end + REORDER_WINDOW + 3).saturating_sub(u.int_in_range(0..=6)?),
-        _ => *u.choose(&[0, start.saturating_sub(1), u64::MAX, u64::MAX - REORDER_WINDOW])?,
+        _ => *u.choose(&[
+            0,
+            start.saturating_sub(1),
+            u64::MAX,
+            u64::MAX - REORDER_WINDOW,
+        ])?,
     })
 }
 
@@ -112,7 +130,11 @@ fn assemble(u: &mut Unstructured) -> Chosen<()> {
             0 | 1 => {
                 let size = u.int_in_range(start.saturating_sub(2)..=model.len() + 2)?;
                 let done = assembler.truncate(size);
-                assert_eq!(done, (start..=end).contains(&size), "{size} of {start}..{end}");
+                assert_eq!(
+                    done,
+                    (start..=end).contains(&size),
+                    "{size} of {start}..{end}"
+                );
                 if done {
                     model.set_size(size);
                 }
@@ -124,10 +146,16 @@ fn assemble(u: &mut Unstructured) -> Chosen<()> {
                 match assembler.write(at, &data) {
                     Ok(taken) => {
                         assert!(start <= at && at <= end + REORDER_WINDOW && parts < MAX_PARTS);
-                        assert!(taken as u64 == len || at <= end && at + taken as u64 == start + sizes.of(parts + 1));
+                        assert!(
+                            taken as u64 == len
+                                || at <= end && at + taken as u64 == start + sizes.of(parts + 1)
+                        );
                         model.write(at, &data[..taken]);
                     }
-                    Err(_) => assert!(at < start || at > end + REORDER_WINDOW || parts == MAX_PARTS, "{at}"),
+                    Err(_) => assert!(
+                        at < start || at > end + REORDER_WINDOW || parts == MAX_PARTS,
+                        "{at}"
+                    ),
                 }
             }
         }
@@ -138,11 +166,22 @@ fn assemble(u: &mut Unstructured) -> Chosen<()> {
             assert!(assembler.cut(size).unwrap() == model.slice(start, size as usize));
             (start, parts) = (start + size, parts + 1);
         }
-        assert_eq!((assembler.start(), assembler.end(), assembler.high()), (start, model.end(), model.len()));
-        let (from, len) = (u.int_in_range(start.saturating_sub(1)..=model.len())?, u64::from(u.arbitrary::<u16>()?));
-        let ready = (start..model.end()).contains(&from).then(|| len.min(model.end() - from) as usize);
+        assert_eq!(
+            (assembler.start(), assembler.end(), assembler.high()),
+            (start, model.end(), model.len())
+        );
+        let (from, len) = (
+            u.int_in_range(start.saturating_sub(1)..=model.len())?,
+            u64::from(u.arbitrary::<u16>()?),
+        );
+        let ready = (start..model.end())
+            .contains(&from)
+            .then(|| len.min(model.end() - from) as usize);
         let expected = ready.map(|ready| model.slice(from, ready));
-        assert!(assembler.peek(from, len as usize) == expected, "{len} bytes at {from}");
+        assert!(
+            assembler.peek(from, len as usize) == expected,
+            "{len} bytes at {from}"
+        );
     }
     let ready = assembler.ready();
     assert_eq!(ready, model.end() - start);
@@ -163,9 +202,13 @@ async fn upload(u: &mut Unstructured<'_>) -> Chosen<()> {
     }
     let old = match u.int_in_range(0..=7u8)? {
         0..=2 => None,
-        3..=5 if sizes.first == MIN_PART => {
-            Some(*u.choose(&[2 * MIN_PART + 7, 2 * MIN_PART - 1, 2 * MIN_PART, MIN_PART, MIN_PART + 1])?)
-        }
+        3..=5 if sizes.first == MIN_PART => Some(*u.choose(&[
+            2 * MIN_PART + 7,
+            2 * MIN_PART - 1,
+            2 * MIN_PART,
+            MIN_PART,
+            MIN_PART + 1,
+        ])?),
         3 => Some(*u.choose(&[MIN_PART + 1, MIN_PART])?),
         _ => Some(u.arbitrary::<u16>()?.into()),
     };
@@ -173,24 +216,49 @@ async fn upload(u: &mut Unstructured<'_>) -> Chosen<()> {
     let (over, exclusive, cut_off) = (rarely(u, 4)?, rarely(u, 8)?, rarely(u, 8)?);
     let bucket = Arc::new(Bucket::choose(u, sizes, old.clone())?);
     // Opened without TRUNC, and not EXCL.
-    let base = bucket.object().filter(|_| !over && !exclusive).map(|(_, object)| object);
-    let model = Model { bytes: base.as_ref().and(old.clone()).map_or_else(Vec::new, Vec::from), holes: Vec::new() };
+    let base = bucket
+        .object()
+        .filter(|_| !over && !exclusive)
+        .map(|(_, object)| object);
+    let model = Model {
+        bytes: base
+            .as_ref()
+            .and(old.clone())
+            .map_or_else(Vec::new, Vec::from),
+        holes: Vec::new(),
+    };
 
     let budget = Budget::new(sizes.cap.next_multiple_of(1024) * *u.choose(&[8, 4, 5])?);
     let context = Arc::new(Context::new(bucket.clone(), budget, sizes));
     let tasks = context.tasks.clone();
     let summaries = Arc::new(Mutex::new(Vec::new()));
     let told = summaries.clone();
-    let on_end =
-        Box::new(move |summary: Summary| told.lock().unwrap().push(summary.result.map(|result| result.is_ok())));
+    let on_end = Box::new(move |summary: Summary| {
+        told.lock()
+            .unwrap()
+            .push(summary.result.map(|result| result.is_ok()))
+    });
     let condition = match &base {
         _ if exclusive => Condition::Absent,
         Some(base) => Condition::Unchanged(base.etag.clone()),
         None => Condition::None,
     };
-    let upload = Upload::open(context, Target { key: Bucket::key(), base, condition, on_end });
+    let upload = Upload::open(
+        context,
+        Target {
+            key: Bucket::key(),
+            base,
+            condition,
+            on_end,
+        },
+    );
 
-    let mut writer = Writer { upload, bucket, model, failed: None };
+    let mut writer = Writer {
+        upload,
+        bucket,
+        model,
+        failed: None,
+    };
     while !u.is_empty() && writer.model.len() < 16 * MIB {
         match u.int_in_range(0..=15u8)? {
             0..=9 => writer.write(u, sizes).await?,
@@ -202,37 +270,71 @@ async fn upload(u: &mut Unstructured<'_>) -> Chosen<()> {
             assert_eq!(writer.upload.progress().size(), writer.model.len());
         }
     }
-    let Writer { upload, bucket, model, failed } = writer;
+    let Writer {
+        upload,
+        bucket,
+        model,
+        failed,
+    } = writer;
     let (progress, before) = (upload.progress().clone(), bucket.object());
-    let close = async |upload: Upload| if cut_off { None } else { Some(ask(|reply| upload.close(reply)).await) };
+    let close = async |upload: Upload| {
+        if cut_off {
+            None
+        } else {
+            Some(ask(|reply| upload.close(reply)).await)
+        }
+    };
     let closed = close(upload).await;
     progress.ended().await;
     tasks.close();
     tasks.wait().await;
-    assert_eq!(*summaries.lock().unwrap(), [closed.as_ref().map(Result::is_ok)]);
+    assert_eq!(
+        *summaries.lock().unwrap(),
+        [closed.as_ref().map(Result::is_ok)]
+    );
     let state = bucket.state();
-    assert!(state.upload.is_none() && state.in_flight == 0, "something half-done is left");
+    assert!(
+        state.upload.is_none() && state.in_flight == 0,
+        "something half-done is left"
+    );
     match closed {
         Some(Ok(())) => {
             assert!(failed.is_none(), "{failed:?}");
-            assert!(state.object.as_ref().is_some_and(|(bytes, _)| *bytes == model.bytes), "other bytes were stored");
+            assert!(
+                state
+                    .object
+                    .as_ref()
+                    .is_some_and(|(bytes, _)| *bytes == model.bytes),
+                "other bytes were stored"
+            );
         }
         Some(Err(error)) => {
             let why = error.to_string();
             let full = state.parts_begun == MAX_PARTS;
-            assert!(state.struck || full || failed.is_some(), "no reason for: {why}");
+            assert!(
+                state.struck || full || failed.is_some(),
+                "no reason for: {why}"
+            );
             assert!(failed.is_none_or(|first| first == why));
             // Where the store's answers were lost for good, nobody can know.
             let in_doubt = bucket.fault.is_some_and(|fault| fault.lasting);
-            assert!(in_doubt || !state.is_ours, "stored, and said to have failed: {why}");
-            assert!(state.is_ours || state.is_anothers || state.object == before, "the old object is gone: {why}");
+            assert!(
+                in_doubt || !state.is_ours,
+                "stored, and said to have failed: {why}"
+            );
+            assert!(
+                state.is_ours || state.is_anothers || state.object == before,
+                "the old object is gone: {why}"
+            );
         }
         None => assert!(state.object == before, "stored without a CLOSE"),
     }
     Ok(())
 }
 
-async fn ask<T: Send + 'static, F: Future<Output = ()>>(begin: impl FnOnce(Reply<T>) -> F) -> Result<T, UploadError> {
+async fn ask<T: Send + 'static, F: Future<Output = ()>>(
+    begin: impl FnOnce(Reply<T>) -> F,
+) -> Result<T, UploadError> {
     let (answer, answered) = oneshot::channel();
     begin(Box::new(move |result| drop(answer.send(result)))).await;
     let result = answered.await.expect("an answer");
@@ -253,7 +355,11 @@ impl Writer {
     async fn write(&mut self, u: &mut Unstructured<'_>, sizes: PartSizes) -> Chosen<()> {
         let (sent, end) = (self.bucket.state().sent, self.model.end());
         let append = rarely(u, 8)?;
-        let at = if append { self.model.len() } else { offset(u, sent, end)? };
+        let at = if append {
+            self.model.len()
+        } else {
+            offset(u, sent, end)?
+        };
         let len = match u.int_in_range(0..=7u8)? {
             0..=3 => u.int_in_range(0..=sizes.first)?,
             4 => u.int_in_range(0..=5 * sizes.first)?,
@@ -261,13 +367,24 @@ impl Writer {
             _ => u.arbitrary::<u8>()?.into(),
         };
         // What one WRITE of a client can bring, where it matters.
-        let data = noise(u, if at > end { len.min(255 * 1024) } else { len.min(6 * MIB) })?;
+        let data = noise(
+            u,
+            if at > end {
+                len.min(255 * 1024)
+            } else {
+                len.min(6 * MIB)
+            },
+        )?;
         // As a channel may have cut them.
         let mut rest = data.clone();
         let pieces = vec![rest.split_to(rest.len() / 3), rest];
         let result = ask(|reply| self.upload.write((!append).then_some(at), pieces, reply)).await;
         let state = self.bucket.state();
-        let filled = if at > end + REORDER_WINDOW { at - ANSWERED_AHEAD } else { 0 };
+        let filled = if at > end + REORDER_WINDOW {
+            at - ANSWERED_AHEAD
+        } else {
+            0
+        };
         let too_far = filled.saturating_sub(end) > MAX_HOLES;
         let reason = at < state.sent_ever || too_far || state.parts_begun == MAX_PARTS;
         drop(state);
@@ -280,15 +397,31 @@ impl Writer {
 
     async fn read(&mut self, u: &mut Unstructured<'_>) -> Chosen<()> {
         let (sent, end) = (self.bucket.state().sent, self.model.end());
-        let (at, len) = (offset(u, sent, end)?, 1 + usize::from(u.arbitrary::<u16>()?));
+        let (at, len) = (
+            offset(u, sent, end)?,
+            1 + usize::from(u.arbitrary::<u16>()?),
+        );
         match ask(|reply| self.upload.read(at, len, reply)).await {
             Err(error) => {
-                let first = self.failed.as_ref().is_some_and(|first| *first == error.to_string());
-                assert!(first || at < sent || at >= end || self.bucket.state().struck, "no reason for: {error}");
+                let first = self
+                    .failed
+                    .as_ref()
+                    .is_some_and(|first| *first == error.to_string());
+                assert!(
+                    first || at < sent || at >= end || self.bucket.state().struck,
+                    "no reason for: {error}"
+                );
             }
             Ok(bytes) => {
-                assert!(bytes.len() <= len && bytes == self.model.slice(at, bytes.len()), "{len} bytes at {at}");
-                assert!(if bytes.is_empty() { at >= self.model.len() } else { at + bytes.len() as u64 <= end });
+                assert!(
+                    bytes.len() <= len && bytes == self.model.slice(at, bytes.len()),
+                    "{len} bytes at {at}"
+                );
+                assert!(if bytes.is_empty() {
+                    at >= self.model.len()
+                } else {
+                    at + bytes.len() as u64 <= end
+                });
             }
         }
         Ok(())
@@ -296,7 +429,11 @@ impl Writer {
 
     async fn truncate(&mut self, u: &mut Unstructured<'_>) -> Chosen<()> {
         let (sent, len) = (self.bucket.state().sent, self.model.len());
-        let size = if rarely(u, 4)? { 0 } else { u.int_in_range(sent.saturating_sub(2)..=len + 1)? };
+        let size = if rarely(u, 4)? {
+            0
+        } else {
+            u.int_in_range(sent.saturating_sub(2)..=len + 1)?
+        };
         let must = size == 0 || size >= len || size >= sent && self.model.holes.is_empty();
         match ask(|reply| self.upload.truncate(size, reply)).await {
             Err(UploadError::Unsupported(why)) => assert!(!must && self.failed.is_none(), "{why}"),
@@ -320,7 +457,10 @@ impl Writer {
             (Err(error), Some(first)) => assert_eq!(error.to_string(), *first),
             (Err(error), None) => {
                 assert!(reason || state.struck, "no reason for: {error}");
-                assert!(state.upload.is_none() && state.in_flight == 0, "something half-done is left");
+                assert!(
+                    state.upload.is_none() && state.in_flight == 0,
+                    "something half-done is left"
+                );
                 self.failed = Some(error.to_string());
             }
         }
@@ -371,15 +511,27 @@ struct State {
 }
 
 fn object(bytes: Bytes, etag: String, attributes: &Attributes) -> (Bytes, Object) {
-    let (size, modified, attributes) = (bytes.len() as u64, SystemTime::UNIX_EPOCH, Some(Arc::new(attributes.clone())));
-    let object = Object { size, etag, modified, storage_class: None, attributes };
+    let (size, modified, attributes) = (
+        bytes.len() as u64,
+        SystemTime::UNIX_EPOCH,
+        Some(Arc::new(attributes.clone())),
+    );
+    let object = Object {
+        size,
+        etag,
+        modified,
+        storage_class: None,
+        attributes,
+    };
     (bytes, object)
 }
 
 impl Bucket {
     fn choose(u: &mut Unstructured, sizes: PartSizes, old: Option<Bytes>) -> Chosen<Bucket> {
         let errors: [fn(String) -> StoreError; 3] =
-            [StoreError::Other, StoreError::Unknown, |_| StoreError::Precondition];
+            [StoreError::Other, StoreError::Unknown, |_| {
+                StoreError::Precondition
+            }];
         let which = u.choose_index(errors.len())?;
         let fault = Fault {
             at: u.int_in_range(0..=15u8)?.saturating_sub(5).into(),
@@ -389,8 +541,16 @@ impl Bucket {
             error: errors[which],
         };
         let object = old.map(|old| object(old.clone(), etag_of(&old), &Attributes::default()));
-        let state = Mutex::new(State { object, ..State::default() });
-        Ok(Bucket { sizes, fault: if rarely(u, 2)? { Some(fault) } else { None }, delays: u.arbitrary()?, state })
+        let state = Mutex::new(State {
+            object,
+            ..State::default()
+        });
+        Ok(Bucket {
+            sizes,
+            fault: if rarely(u, 2)? { Some(fault) } else { None },
+            delays: u.arbitrary()?,
+            state,
+        })
     }
 
     fn key() -> Key {
@@ -412,19 +572,25 @@ impl Bucket {
         sleep(Duration::from_millis(self.delays[number % 16].into())).await;
         let mut state = self.state();
         let again = |fault: &Fault| fault.lasting && state.struck;
-        let strikes = |fault: &Fault| number == fault.at || fault.at == 0 && makes_object || again(fault);
+        let strikes =
+            |fault: &Fault| number == fault.at || fault.at == 0 && makes_object || again(fault);
         let fault = self.fault.filter(strikes);
         state.struck |= fault.is_some();
         fault
     }
 
     async fn simple(&self) -> Stored<()> {
-        self.request(false).await.map_or(Ok(()), |fault| Err((fault.error)("fault".to_owned())))
+        self.request(false)
+            .await
+            .map_or(Ok(()), |fault| Err((fault.error)("fault".to_owned())))
     }
 
     fn read(&self, range: Range<u64>, etag: &str) -> Stored<Bytes> {
         let (bytes, object) = self.object().ok_or(StoreError::NotFound)?;
-        assert!(range.start < range.end && range.end <= object.size && etag == object.etag, "{range:?}");
+        assert!(
+            range.start < range.end && range.end <= object.size && etag == object.etag,
+            "{range:?}"
+        );
         Ok(bytes.slice(range.start as usize..range.end as usize))
     }
 
@@ -443,9 +609,19 @@ impl Bucket {
         self.state().in_flight -= 1;
         result?;
         let etag = etag_of(&body);
-        let again = self.state().upload.as_mut().expect("a part of an upload that is over").insert(number, body);
+        let again = self
+            .state()
+            .upload
+            .as_mut()
+            .expect("a part of an upload that is over")
+            .insert(number, body);
         assert!(again.is_none(), "part {number} twice");
-        Ok(Part { number, size, etag, checksum: None })
+        Ok(Part {
+            number,
+            size,
+            etag,
+            checksum: None,
+        })
     }
 
     /// What put and complete have in common.
@@ -470,11 +646,20 @@ impl Bucket {
             return Err(StoreError::Precondition);
         }
         if fault.is_none_or(|fault| fault.carried_out) {
-            (state.object, state.upload, state.is_ours) = (Some(object(bytes, etag, attributes)), None, true);
-        } else if fault.is_some_and(|fault| !matches!((fault.error)(String::new()), StoreError::Other(_))) {
+            (state.object, state.upload, state.is_ours) =
+                (Some(object(bytes, etag, attributes)), None, true);
+        } else if fault
+            .is_some_and(|fault| !matches!((fault.error)(String::new()), StoreError::Other(_)))
+        {
             let other = Bytes::from(vec![0xFF; bytes.len()]);
-            (state.object, state.is_anothers) =
-                (Some(object(other.clone(), etag_of(&other), &Attributes::default())), true);
+            (state.object, state.is_anothers) = (
+                Some(object(
+                    other.clone(),
+                    etag_of(&other),
+                    &Attributes::default(),
+                )),
+                true,
+            );
         }
         fault.map_or(Ok(answer), |fault| Err((fault.error)("fault".to_owned())))
     }
@@ -484,7 +669,9 @@ impl Bucket {
 impl Store for Bucket {
     async fn head(&self, _key: &Key) -> Stored<Object> {
         self.simple().await?;
-        self.object().map(|(_, object)| object).ok_or(StoreError::NotFound)
+        self.object()
+            .map(|(_, object)| object)
+            .ok_or(StoreError::NotFound)
     }
 
     async fn get(&self, _key: &Key, range: Range<u64>, etag: &str) -> Stored<Vec<Bytes>> {
@@ -492,7 +679,13 @@ impl Store for Bucket {
         Ok(vec![self.read(range, etag)?])
     }
 
-    async fn put(&self, _key: &Key, body: Bytes, attributes: &Attributes, condition: &Condition) -> Stored<String> {
+    async fn put(
+        &self,
+        _key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Stored<String> {
         let etag = etag_of(&body);
         self.store(body, etag, attributes, condition).await
     }
@@ -501,7 +694,10 @@ impl Store for Bucket {
         self.simple().await?;
         let mut state = self.state();
         state.attributes = attributes.clone();
-        assert!(state.upload.replace(BTreeMap::new()).is_none(), "two uploads for one file");
+        assert!(
+            state.upload.replace(BTreeMap::new()).is_none(),
+            "two uploads for one file"
+        );
         (state.sent, state.parts_begun) = (0, 0);
         Ok("id".to_owned())
     }
@@ -510,32 +706,73 @@ impl Store for Bucket {
         self.part(number, body).await
     }
 
-    async fn copy_part(&self, _key: &Key, _id: &str, number: u32, from: PartSource<'_>) -> Stored<Part> {
-        assert!(self.object().is_some_and(|(_, object)| object.size > MIN_PART), "S3 copies no part of a small object");
+    async fn copy_part(
+        &self,
+        _key: &Key,
+        _id: &str,
+        number: u32,
+        from: PartSource<'_>,
+    ) -> Stored<Part> {
+        assert!(
+            self.object()
+                .is_some_and(|(_, object)| object.size > MIN_PART),
+            "S3 copies no part of a small object"
+        );
         let body = self.read(from.range, from.etag)?;
         self.part(number, body).await
     }
 
-    async fn complete(&self, _key: &Key, _id: &str, parts: &[Part], condition: &Condition) -> Stored<String> {
+    async fn complete(
+        &self,
+        _key: &Key,
+        _id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Stored<String> {
         let sent = self.state().upload.clone().expect("an open upload");
-        assert_eq!(self.state().in_flight, 0, "completed before the last part was there");
-        assert!(parts.iter().map(|part| part.number).eq(1..=sent.len() as u32), "{parts:?}");
+        assert_eq!(
+            self.state().in_flight,
+            0,
+            "completed before the last part was there"
+        );
+        assert!(
+            parts
+                .iter()
+                .map(|part| part.number)
+                .eq(1..=sent.len() as u32),
+            "{parts:?}"
+        );
         for (part, body) in parts.iter().zip(sent.values()) {
             let last = part.number == sent.len() as u32;
             assert_eq!(part.etag, etag_of(body));
-            assert!(last || part.size >= self.sizes.first, "a part of {}", part.size);
-            assert!(last || self.sizes.double_every > 0 || part.size == self.sizes.first, "unequal parts");
+            assert!(
+                last || part.size >= self.sizes.first,
+                "a part of {}",
+                part.size
+            );
+            assert!(
+                last || self.sizes.double_every > 0 || part.size == self.sizes.first,
+                "unequal parts"
+            );
         }
         let bodies: Vec<Bytes> = sent.into_values().collect();
         let attributes = self.state().attributes.clone();
         // No MD5 of the whole, as with S3.
-        let etag = format!("\"{}-{}\"", etag_of(&bodies.concat()).trim_matches('"'), parts.len());
-        self.store(bodies.concat().into(), etag, &attributes, condition).await
+        let etag = format!(
+            "\"{}-{}\"",
+            etag_of(&bodies.concat()).trim_matches('"'),
+            parts.len()
+        );
+        self.store(bodies.concat().into(), etag, &attributes, condition)
+            .await
     }
 
     async fn abort(&self, _key: &Key, _id: &str) -> Stored<()> {
         let mut state = self.state();
-        assert_eq!(state.in_flight, 0, "a part that arrives after the abort stays for ever");
+        assert_eq!(
+            state.in_flight, 0,
+            "a part that arrives after the abort stays for ever"
+        );
         (state.upload, state.sent) = (None, 0);
         Ok(())
     }
@@ -544,7 +781,12 @@ impl Store for Bucket {
         unreachable!("uploads delete nothing")
     }
 
-    async fn copy(&self, _from: CopySource<'_>, _to: &Key, _condition: &Condition) -> Stored<String> {
+    async fn copy(
+        &self,
+        _from: CopySource<'_>,
+        _to: &Key,
+        _condition: &Condition,
+    ) -> Stored<String> {
         unreachable!("uploads copy parts only")
     }
 

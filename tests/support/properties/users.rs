@@ -14,13 +14,18 @@ const KEYS: [&str; 6] = [
     "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIEFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBAAAABHNzaDo=",
     "",
 ];
-const PASSWORDS: [&str; 3] =
-    ["$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaGhhc2hoYXNo", "$argon2id$", "sesame"];
+const PASSWORDS: [&str; 3] = [
+    "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaGhhc2hoYXNo",
+    "$argon2id$",
+    "sesame",
+];
 
 /// Any users.json is refused or sound; a sound one stays what it is when it is written.
 pub fn users(data: &[u8]) {
     let u = &mut Unstructured::new(data);
-    let (Ok(file), Ok(name), Ok(line)) = (users_file(u), text(u), text(u)) else { return };
+    let (Ok(file), Ok(name), Ok(line)) = (users_file(u), text(u), text(u)) else {
+        return;
+    };
     let _ = parse_key(&line);
     if check_name(&name).is_ok() {
         Home::new("prefix", &name).expect("a user's name is a home");
@@ -28,7 +33,9 @@ pub fn users(data: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("users.json");
     std::fs::write(&path, file).unwrap();
-    let Ok(file) = UsersFile::read(&path) else { return };
+    let Ok(file) = UsersFile::read(&path) else {
+        return;
+    };
     for (name, user) in &file.users {
         check_name(name).unwrap();
         assert_eq!(user.parsed_keys().count(), user.keys.len());
@@ -36,9 +43,14 @@ pub fn users(data: &[u8]) {
         let home = user.account(name).home;
         Home::new("", &home).unwrap();
         // Together they can be too long, which is known at the login only.
-        let Ok(home) = Home::new("prefix", &home) else { continue };
+        let Ok(home) = Home::new("prefix", &home) else {
+            continue;
+        };
         let top = home.directory(&Path::parse("/").unwrap()).unwrap();
-        assert!(top.as_str().starts_with("prefix/") && top.as_str().split_terminator('/').all(is_name), "{top}");
+        assert!(
+            top.as_str().starts_with("prefix/") && top.as_str().split_terminator('/').all(is_name),
+            "{top}"
+        );
         keys(&home, top.as_str(), "../../x").expect("a place in the home");
     }
     UsersFile::change(&path, |_| Ok(())).unwrap();
@@ -47,7 +59,12 @@ pub fn users(data: &[u8]) {
 
 fn all(file: &UsersFile) -> Vec<impl PartialEq + std::fmt::Debug> {
     let user = |(name, user): (&String, &User)| {
-        (user.keys.clone(), user.password.clone(), user.home.clone(), user.account(name))
+        (
+            user.keys.clone(),
+            user.password.clone(),
+            user.home.clone(),
+            user.account(name),
+        )
     };
     file.users.iter().map(user).collect()
 }
@@ -57,12 +74,22 @@ fn users_file(u: &mut Unstructured) -> Chosen<Vec<u8>> {
     let mut users = serde_json::Map::new();
     for _ in 0..u.int_in_range(0..=3u8)? {
         let mut user = serde_json::Map::new();
-        let keys: Chosen<Vec<&str>> = (0..u.int_in_range(0..=2)?).map(|_| mostly(u, &KEYS[..3], &KEYS[3..])).collect();
+        let keys: Chosen<Vec<&str>> = (0..u.int_in_range(0..=2)?)
+            .map(|_| mostly(u, &KEYS[..3], &KEYS[3..]))
+            .collect();
         user.insert("keys".to_owned(), keys?.into());
         for (field, sound, odd) in [
             ("password", &PASSWORDS[..1], &PASSWORDS[1..]),
-            ("access", &["read-only", "read-write", "write-only"], &["none"]),
-            ("home", &["", "alice", "/in//alice/"], &["..", "a/./b", "\0"]),
+            (
+                "access",
+                &["read-only", "read-write", "write-only"],
+                &["none"],
+            ),
+            (
+                "home",
+                &["", "alice", "/in//alice/"],
+                &["..", "a/./b", "\0"],
+            ),
         ] {
             if rarely(u, 2)? {
                 user.insert(field.to_owned(), mostly(u, sound, odd)?.into());
@@ -71,11 +98,16 @@ fn users_file(u: &mut Unstructured) -> Chosen<Vec<u8>> {
         if rarely(u, 16)? {
             user.insert(u.choose(&["home", "acess"])?.to_string(), text(u)?.into());
         }
-        let name =
-            if rarely(u, 8)? { text(u)? } else { mostly(u, &["alice", "bob", "Zoë"], &["..", "a/b"])?.to_owned() };
+        let name = if rarely(u, 8)? {
+            text(u)?
+        } else {
+            mostly(u, &["alice", "bob", "Zoë"], &["..", "a/b"])?.to_owned()
+        };
         users.insert(name, user.into());
     }
-    let mut file = serde_json::json!({ "users": users }).to_string().into_bytes();
+    let mut file = serde_json::json!({ "users": users })
+        .to_string()
+        .into_bytes();
     if rarely(u, 16)? {
         file = u.bytes(u.len())?.to_vec();
     } else if rarely(u, 4)? {
@@ -85,7 +117,11 @@ fn users_file(u: &mut Unstructured) -> Chosen<Vec<u8>> {
     Ok(file)
 }
 
-fn mostly(u: &mut Unstructured, sound: &[&'static str], odd: &[&'static str]) -> Chosen<&'static str> {
+fn mostly(
+    u: &mut Unstructured,
+    sound: &[&'static str],
+    odd: &[&'static str],
+) -> Chosen<&'static str> {
     let odd = rarely(u, 16)?.then_some(odd);
     u.choose(odd.unwrap_or(sound)).copied()
 }
