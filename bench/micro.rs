@@ -14,13 +14,16 @@
 )]
 
 use bytes::{BufMut, Bytes, BytesMut};
-use sftpd::budget::Budget;
-use sftpd::limits::UserLimits;
-use sftpd::sftp::{self, End, Received, Settings, Sink, Source};
+use sftpd::sftp::{self, End, Received, SessionParams, Sink, Source};
 use sftpd::store::{Store, memory::MemoryStore};
-use sftpd::tree::{Home, Local, Tree};
-use sftpd::upload::{Assembler, Context, PartSizes};
+use sftpd::transfer::BufferPool;
+use sftpd::transfer::UserLimits;
+use sftpd::transfer::{PartBuffer, PartSizes, Transfers};
 use sftpd::users::Access;
+use sftpd::{
+    path::Home,
+    vfs::{Overlay, Vfs},
+};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 use std::{fs, hint::black_box, sync::Arc};
@@ -184,18 +187,18 @@ fn session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
         .build()
         .unwrap();
     let store: Arc<dyn Store> = store.clone();
-    let context = Arc::new(Context::new(
+    let context = Arc::new(Transfers::new(
         store,
-        Budget::new(256 * MIB as u64),
+        BufferPool::new(256 * MIB as u64),
         PartSizes::default(),
     ));
-    let settings = Settings {
-        budget: context.budget.clone(),
-        limits: Arc::new(UserLimits::new(256, &context.budget)),
+    let settings = SessionParams {
+        pool: context.pool.clone(),
+        limits: Arc::new(UserLimits::new(256, &context.pool)),
         uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        tree: Tree::new(
+        vfs: Vfs::new(
             context,
-            Arc::new(Local::default()),
+            Arc::new(Overlay::default()),
             Home::new("", "home/").unwrap(),
             false,
         ),
@@ -223,17 +226,17 @@ fn filled(messages: &[Bytes]) -> Arc<MemoryStore> {
 /// A file in order, or each pair of blocks the wrong way round.
 fn assemble(block: usize, swapped: bool) -> Duration {
     let data = vec![7; block];
-    let mut assembler = Assembler::new(PartSizes::default(), Budget::new(64 << 20));
+    let mut part_buffer = PartBuffer::new(PartSizes::default(), BufferPool::new(64 << 20));
     let began = Instant::now();
     for n in 0..FILE / block {
         let mut at = ((n ^ usize::from(swapped)) * block) as u64;
         let mut rest = &data[..];
         while !rest.is_empty() {
-            if assembler.is_full() {
-                let size = assembler.part_size();
-                black_box(assembler.cut(size).unwrap());
+            if part_buffer.is_full() {
+                let size = part_buffer.part_size();
+                black_box(part_buffer.take_part(size).unwrap());
             }
-            let taken = assembler.write(at, rest).unwrap();
+            let taken = part_buffer.write(at, rest).unwrap();
             (at, rest) = (at + taken as u64, &rest[taken..]);
         }
     }
@@ -278,10 +281,10 @@ impl Report {
 
 fn main() {
     let mut report = Report::load();
-    report.add("assembler: 32 KiB blocks", FILE, || {
+    report.add("part_buffer: 32 KiB blocks", FILE, || {
         assemble(32 * 1024, false)
     });
-    report.add("assembler: 32 KiB blocks, pairs swapped", FILE, || {
+    report.add("part_buffer: 32 KiB blocks, pairs swapped", FILE, || {
         assemble(32 * 1024, true)
     });
     for (name, block) in [

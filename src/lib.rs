@@ -1,28 +1,37 @@
 //! An SFTP server that streams uploads straight into S3, from a few megabytes of RAM.
 //!
-//! The binary `sftpd` is a thin user of this library. To embed the server, bring a [`store::Store`] and a
-//! [`users::Auth`], or use those that are here, and call [`server::run`]; `examples/embed.rs` does.
+//! The binary `sftpd` is a thin user of this library. To embed the server, bring a [`store::Store`]
+//! and a [`users::Auth`], or use those that are here, and call [`server::run`]; `examples/embed.rs`
+//! does.
 //!
-//! Data flows one way: socket → [`server`] → [`sftp`] → [`tree`] → [`upload`] / [`download`] → [`store`].
+//! Data flows one way: socket → [`server`] → `sftp` → `vfs` → `transfer` → [`store`]. The modules
+//! that are hidden here are open for this crate's own tests and benchmarks only.
 
-pub mod budget;
-pub mod download;
-pub mod limits;
-pub mod locks;
+#[doc(hidden)]
 pub mod metrics;
+pub mod path;
 pub mod server;
+#[doc(hidden)]
 pub mod sftp;
 pub mod store;
-pub mod tree;
-pub mod upload;
+#[doc(hidden)]
+pub mod transfer;
 pub mod users;
+#[doc(hidden)]
+pub mod vfs;
 
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 
-/// What the future comes to, or, if it panics, what to tell the client. So a bug, or a store's, costs one request:
-/// what the future was working on must be thrown away, or be whole at each of its awaits.
-pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Result<T, String> {
+/// A future panicked. The panic hook has logged where.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("internal server error, see the server's log")]
+pub(crate) struct Panicked;
+
+/// Resolves to what the future returns, or to an error if it panics: a bug, or one of a store, costs
+/// one request. What the future was working on must be thrown away, or be whole at each of its
+/// awaits.
+pub(crate) async fn catch_panic<T>(future: impl Future<Output = T>) -> Result<T, Panicked> {
     let outcome = AssertUnwindSafe(future).catch_unwind().await;
-    outcome.map_err(|_| "the server broke down over this: its log says where".to_owned())
+    outcome.map_err(|_| Panicked)
 }

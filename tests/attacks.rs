@@ -11,9 +11,9 @@
 mod support;
 
 use russh_sftp::protocol::{OpenFlags, StatusCode};
-use sftpd::budget::Budget;
 use sftpd::store::{Condition, Key, memory::MemoryStore};
-use sftpd::upload::{Context, PartSizes, Target, Upload, UploadError};
+use sftpd::transfer::BufferPool;
+use sftpd::transfer::{PartSizes, Target, Transfers, Upload, UploadError};
 use std::sync::Arc;
 use std::time::Duration;
 use support::binary::Process;
@@ -113,7 +113,11 @@ async fn equal_parts_that_find_no_memory_fail_in_the_end() {
         double_every: 0,
     };
     let store = Arc::new(MemoryStore::default());
-    let context = Arc::new(Context::new(store.clone(), Budget::new(64 << 20), sizes));
+    let context = Arc::new(Transfers::new(
+        store.clone(),
+        BufferPool::new(64 << 20),
+        sizes,
+    ));
     let open = |name: &str| {
         let (key, on_end) = (Key::new(name).unwrap(), Box::new(drop));
         Upload::open(
@@ -149,7 +153,7 @@ async fn equal_parts_that_find_no_memory_fail_in_the_end() {
     drop(third);
     context.tasks.close();
     context.tasks.wait().await;
-    assert_eq!((store.uploads(), context.budget.used()), (0, 0));
+    assert_eq!((store.uploads(), context.pool.used()), (0, 0));
 }
 
 /// Parts that never arrive hold neither the upload nor its memory for ever.
@@ -338,7 +342,7 @@ async fn open_files_are_limited_by_user_and_uploads_by_memory() {
         opened += here;
         clients.push(client);
     }
-    assert_eq!(opened, sftpd::limits::MAX_USER_HANDLES);
+    assert_eq!(opened, sftpd::transfer::MAX_USER_HANDLES);
     // Another user is not concerned.
     let other = server.client_as("reader").await;
     assert_eq!(other.get("/f").await.unwrap(), b"content");

@@ -18,16 +18,16 @@ use bytes::Bytes;
 use process::Gateway;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use sftpd::budget::Budget;
-use sftpd::limits::UserLimits;
-use sftpd::sftp::{End, Settings};
+use sftpd::sftp::{End, SessionParams};
 use sftpd::store::{
     Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource, Store,
     StoreError, memory::MemoryStore,
 };
-use sftpd::tree::{Home, Tree};
-use sftpd::upload::{Context, PartSizes};
+use sftpd::transfer::BufferPool;
+use sftpd::transfer::UserLimits;
+use sftpd::transfer::{PartSizes, Transfers};
 use sftpd::users::Access;
+use sftpd::{path::Home, vfs::Vfs};
 use std::cell::Cell;
 use std::ops::Range;
 use std::process::Stdio;
@@ -460,18 +460,18 @@ async fn one_byte_at_a_time_is_no_way_to_stay_without_a_login() {
 }
 
 /// A session whose clock may be paused: there is no socket.
-fn settings(idle_timeout: Duration) -> (Arc<MemoryStore>, Settings) {
+fn settings(idle_timeout: Duration) -> (Arc<MemoryStore>, SessionParams) {
     let store = Arc::new(MemoryStore::default());
-    let context = Arc::new(Context::new(
+    let context = Arc::new(Transfers::new(
         store.clone(),
-        Budget::new(64 << 20),
+        BufferPool::new(64 << 20),
         PartSizes::default(),
     ));
-    let settings = Settings {
-        budget: context.budget.clone(),
-        limits: Arc::new(UserLimits::new(256, &context.budget)),
+    let settings = SessionParams {
+        pool: context.pool.clone(),
+        limits: Arc::new(UserLimits::new(256, &context.pool)),
         uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        tree: Tree::new(
+        vfs: Vfs::new(
             context,
             Arc::default(),
             Home::new("", "alice").unwrap(),

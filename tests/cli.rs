@@ -566,7 +566,7 @@ fn lines_for_the_journal_have_priorities_and_no_time() {
     assert!(
         lines
             .iter()
-            .any(|line| line.starts_with("<4>[WARN  sftpd::descriptors] ")),
+            .any(|line| line.starts_with("<4>[WARN  sftpd::cli::descriptors] ")),
         "{text}"
     );
     assert!(

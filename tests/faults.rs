@@ -20,7 +20,7 @@ use aws_sdk_s3::config::{AsyncSleep, Sleep, StalledStreamProtectionConfig};
 use bytes::Bytes;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::store::Store;
-use sftpd::upload::PartSizes;
+use sftpd::transfer::PartSizes;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, OnceLock};

@@ -12,8 +12,8 @@ mod support;
 
 use futures_util::future::join_all;
 use russh_sftp::client::RawSftpSession;
-use sftpd::limits::MAX_USER_HANDLES;
-use sftpd::upload::REORDER_WINDOW;
+use sftpd::transfer::MAX_USER_HANDLES;
+use sftpd::transfer::REORDER_WINDOW;
 use std::collections::HashSet;
 use std::time::Duration;
 use support::binary::Process;

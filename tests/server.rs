@@ -13,13 +13,13 @@ mod support;
 use russh::client::Msg;
 use russh::{Channel, ChannelMsg};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use sftpd::budget::Budget;
-use sftpd::limits::UserLimits;
-use sftpd::sftp::{End, Settings};
+use sftpd::sftp::{End, SessionParams};
 use sftpd::store::memory::MemoryStore;
-use sftpd::tree::{Home, Tree};
-use sftpd::upload::{Context, PartSizes};
+use sftpd::transfer::BufferPool;
+use sftpd::transfer::UserLimits;
+use sftpd::transfer::{PartSizes, Transfers};
 use sftpd::users::{Access, Account, Auth};
+use sftpd::{path::Home, vfs::Vfs};
 use std::sync::Arc;
 use std::time::Duration;
 use support::s3::{FakeS3, Fault, When};
@@ -743,18 +743,18 @@ impl sftpd::sftp::Sink for Deaf {
     }
 }
 
-fn settings() -> Settings {
+fn settings() -> SessionParams {
     let store = Arc::new(MemoryStore::default());
-    let context = Arc::new(Context::new(
+    let context = Arc::new(Transfers::new(
         store,
-        Budget::new(64 << 20),
+        BufferPool::new(64 << 20),
         PartSizes::default(),
     ));
-    Settings {
-        budget: context.budget.clone(),
-        limits: Arc::new(UserLimits::new(256, &context.budget)),
+    SessionParams {
+        pool: context.pool.clone(),
+        limits: Arc::new(UserLimits::new(256, &context.pool)),
         uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        tree: Tree::new(
+        vfs: Vfs::new(
             context,
             Arc::default(),
             Home::new("", "alice").unwrap(),

@@ -14,7 +14,7 @@ mod support;
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use sftpd::upload::{ANSWERED_AHEAD, MAX_EARLY, MAX_HOLES, PartSizes, REORDER_WINDOW};
+use sftpd::transfer::{ANSWERED_AHEAD, MAX_EARLY, MAX_HOLES, PartSizes, REORDER_WINDOW};
 use std::time::Duration;
 use support::s3::{FakeS3, Fault, When};
 use support::*;

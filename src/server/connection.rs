@@ -3,12 +3,13 @@
 //! A channel is a session with the `sftp` subsystem, or a sentence for whoever expected a shell.
 
 use super::penalties::Unheard;
-use super::socket::{Socket, Unanswered};
+use super::transport::{Socket, Unanswered};
 use super::{Shared, Shutdown, admission::PreAuthSlot, ssh};
-use crate::metrics::{CONNECTIONS, LOGINS, OneMore, SESSIONS};
-use crate::sftp::{self, End, Received, Settings, Sink, Source};
-use crate::tree::{Home, Tree};
+use crate::metrics::{CONNECTIONS, GaugeGuard, LOGINS, SESSIONS};
+use crate::path::Home;
+use crate::sftp::{self, End, Received, SessionParams, Sink, Source};
 use crate::users::Account;
+use crate::vfs::Vfs;
 use bytes::Bytes;
 use metrics::counter;
 use russh::keys::{Algorithm, HashAlg, PublicKey};
@@ -61,7 +62,7 @@ pub(super) async fn serve(
     shared: Arc<Shared>,
     slot: PreAuthSlot,
 ) {
-    let _open = OneMore::of(CONNECTIONS);
+    let _open = GaugeGuard::of(CONNECTIONS);
     let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + shared.config.login_timeout;
     let gone = slot.evicted.clone();
@@ -318,13 +319,13 @@ impl Connection {
             log::error!("{who}: home {:?} can't be used: {error}", account.home)
         });
         let Ok(home) = home else { return 1 };
-        let settings = Settings {
-            budget: self.shared.context.budget.clone(),
+        let settings = SessionParams {
+            pool: self.shared.transfers.pool.clone(),
             limits: self.shared.user_limits(&account.name),
             uploads: self.shared.uploads.clone(),
-            tree: Tree::new(
-                self.shared.context.clone(),
-                self.shared.local.clone(),
+            vfs: Vfs::new(
+                self.shared.transfers.clone(),
+                self.shared.overlay.clone(),
                 home,
                 self.shared.config.dir_markers,
             ),
@@ -334,7 +335,7 @@ impl Connection {
             idle_timeout: self.shared.config.idle_timeout,
             drain: self.shared.shutdown.drain.clone(),
         };
-        let _open = OneMore::of(SESSIONS);
+        let _open = GaugeGuard::of(SESSIONS);
         let mut line = SessionLine {
             who,
             opened: Instant::now(),

@@ -8,19 +8,18 @@ mod connection;
 mod host_keys;
 mod penalties;
 mod proxy;
-mod socket;
 mod ssh;
+mod transport;
 
 pub use host_keys::{HostKey, generate, load, load_or_create, temporary};
 pub use ssh::Algorithms;
 
-use crate::budget::Budget;
-use crate::limits::UserLimits;
 use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS, REFUSED_CONNECTIONS};
+use crate::path::{Home, Path};
 use crate::store::Store;
-use crate::tree::{Home, Local, Path};
-use crate::upload::{Context, PartSizes};
+use crate::transfer::{BufferPool, PartSizes, Transfers, UserLimits};
 use crate::users::Auth;
+use crate::vfs::Overlay;
 use admission::{Admission, Refusal};
 use ipnet::IpNet;
 use metrics::{counter, gauge};
@@ -126,8 +125,8 @@ struct Shared {
     config: Config,
     admission: Arc<Admission>,
     penalties: Arc<Penalties>,
-    context: Arc<Context>,
-    local: Arc<Local>,
+    transfers: Arc<Transfers>,
+    overlay: Arc<Overlay>,
     /// Places for files that are open for writing.
     uploads: Arc<Semaphore>,
     /// By name, those who have a session.
@@ -145,7 +144,7 @@ impl Shared {
         users.retain(|_, limits| limits.strong_count() > 0);
         let limits = Arc::new(UserLimits::new(
             self.config.max_uploads,
-            &self.context.budget,
+            &self.transfers.pool,
         ));
         users.insert(name.to_owned(), Arc::downgrade(&limits));
         limits
@@ -154,24 +153,24 @@ impl Shared {
 
 /// Serves until told to stop, and returns once every session has ended and every unfinished upload is aborted.
 pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
-    let (store, budget) = (config.store.clone(), Budget::new(config.buffer_memory));
-    let context = Arc::new(Context::new(store, budget, config.part_sizes));
+    let (store, pool) = (config.store.clone(), BufferPool::new(config.buffer_memory));
+    let transfers = Arc::new(Transfers::new(store, pool, config.part_sizes));
     let admission = Arc::new(Admission::new(config.max_sessions));
     let uploads = Arc::new(Semaphore::new(
         config.max_uploads.min(Semaphore::MAX_PERMITS),
     ));
-    let (penalties, local, users) = (Arc::default(), Arc::default(), Mutex::default());
+    let (penalties, overlay, users) = (Arc::default(), Arc::default(), Mutex::default());
     let shared = Arc::new(Shared {
         config,
         admission,
         penalties,
-        context,
-        local,
+        transfers,
+        overlay,
         uploads,
         users,
         shutdown,
     });
-    let (connections, tasks) = (TaskTracker::new(), &shared.context.tasks);
+    let (connections, tasks) = (TaskTracker::new(), &shared.transfers.tasks);
     let Shutdown { drain, stop } = &shared.shutdown;
     let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(shared.clone())));
     let _sampling = AbortOnDropHandle::new(tokio::spawn(sample(shared.clone())));
@@ -190,7 +189,7 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
         log::warn!("{} sessions are cut off", connections.len());
     }
     stop.cancel();
-    shared.context.stop.cancel();
+    shared.transfers.stop.cancel();
     tasks.close();
     let ended = async {
         connections.wait().await;
@@ -320,7 +319,7 @@ async fn sweep(shared: Arc<Shared>) {
         Home::new(&shared.config.prefix, "").and_then(|home| home.directory(&Path::parse("/")?));
     while let Ok(top) = &top {
         shared
-            .context
+            .transfers
             .sweep(top, shared.config.abandoned_after)
             .await;
         sleep(SWEEP_INTERVAL).await;
@@ -332,7 +331,7 @@ async fn sample(shared: Arc<Shared>) {
     gauge!(BUFFER_MEMORY_LIMIT).set(shared.config.buffer_memory as f64);
     loop {
         shared.config.auth.look();
-        gauge!(BUFFER_MEMORY).set(shared.context.budget.used() as f64);
+        gauge!(BUFFER_MEMORY).set(shared.transfers.pool.used() as f64);
         sleep(SAMPLE_INTERVAL).await;
     }
 }

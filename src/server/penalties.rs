@@ -210,8 +210,9 @@ fn record_of<K: Copy + Eq + Hash>(
     }
     if table.len() >= MAX_ENTRIES && !table.contains_key(&key) {
         // There are fewer attempts at once than entries, so one is found.
-        let settled = table.iter().filter(|(_, record)| record.pending == 0);
-        let least = settled.min_by_key(|(_, record)| (record.paid.max(now), record.trusted));
+        let after_pending_closes = table.iter().filter(|(_, record)| record.pending == 0);
+        let least =
+            after_pending_closes.min_by_key(|(_, record)| (record.paid.max(now), record.trusted));
         if let Some(least) = least.map(|(key, _)| *key) {
             table.remove(&least);
         }

@@ -4,7 +4,7 @@
 //! temporary file and moves it into place may overtake its CLOSE. Such a rename is kept until the CLOSE is there; it
 //! would be refused, or the CLOSE would replace what it has moved. The session goes on with other requests meanwhile.
 
-use crate::tree::Path;
+use crate::path::Path;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 

@@ -5,9 +5,9 @@
 //! session's own and then in the pool. Only when neither has any left is the channel read no further. Clients bound
 //! what they send without an answer: OpenSSH 64 WRITEs of 255 KiB, most others 64 of 32 KiB.
 
-use super::wire::{Fatal, Inbox, Request};
+use super::codec::{Fatal, PacketDecoder, Request};
 use super::{Received, Source};
-use crate::budget::{Budget, Share, Taken};
+use crate::transfer::{BufferPool, Reservation, Share};
 use bytes::Bytes;
 use russh_sftp::protocol::Packet;
 use std::collections::VecDeque;
@@ -33,7 +33,7 @@ pub struct Incoming {
 pub struct RequestMemory {
     _room: OwnedSemaphorePermit,
     /// `None` within the session's own room.
-    _pool: Option<Taken>,
+    _pool: Option<Reservation>,
 }
 
 impl RequestMemory {
@@ -77,7 +77,7 @@ pub struct RequestQueue {
     state: Mutex<State>,
     /// Notified when the state changes.
     changed: Notify,
-    budget: Budget,
+    pool: BufferPool,
     own_room: Arc<Semaphore>,
     pool_room: Arc<Semaphore>,
 }
@@ -97,11 +97,11 @@ enum Ending {
 }
 
 impl RequestQueue {
-    pub fn new(budget: Budget) -> RequestQueue {
+    pub fn new(pool: BufferPool) -> RequestQueue {
         RequestQueue {
             state: Mutex::default(),
             changed: Notify::new(),
-            budget,
+            pool,
             own_room: Arc::new(Semaphore::new(OWN_ROOM)),
             pool_room: Arc::new(Semaphore::new(POOL_ROOM)),
         }
@@ -109,7 +109,7 @@ impl RequestQueue {
 
     /// Drains the channel until it is closed.
     pub async fn fill(&self, mut source: impl Source) {
-        let mut inbox = Inbox::default();
+        let mut inbox = PacketDecoder::default();
         loop {
             match source.next().await {
                 Received::Data(_) if self.is_over() => {}
@@ -125,7 +125,7 @@ impl RequestQueue {
         }
     }
 
-    async fn take_requests(&self, inbox: &mut Inbox) -> Result<(), Fatal> {
+    async fn take_requests(&self, inbox: &mut PacketDecoder) -> Result<(), Fatal> {
         while let Some((id, request, len)) = inbox.next()? {
             let memory = self.reserve(len + REQUEST_OVERHEAD).await;
             let Some(memory) = memory else { return Ok(()) };
@@ -149,7 +149,7 @@ impl RequestQueue {
             });
         }
         if let Ok(room) = self.pool_room.clone().try_acquire_many_owned(permits)
-            && let Some(pool) = self.budget.try_take_share(Share::Requests, bytes as u64)
+            && let Some(pool) = self.pool.try_take_share(Share::Requests, bytes as u64)
         {
             return Some(RequestMemory {
                 _room: room,
@@ -304,8 +304,8 @@ mod tests {
             (1 << 30, OWN_ROOM + POOL_ROOM),
         ] {
             let taken = Arc::new(AtomicUsize::new(0));
-            let budget = Budget::new(pool);
-            let queue = RequestQueue::new(budget.clone());
+            let pool = BufferPool::new(pool);
+            let queue = RequestQueue::new(pool.clone());
             let filling = queue.fill(Endless(taken.clone()));
             assert!(
                 tokio::time::timeout(std::time::Duration::from_secs(60), filling)
@@ -319,7 +319,7 @@ mod tests {
                 "{taken} of {most}"
             );
             drop(queue);
-            assert_eq!(budget.used(), 0);
+            assert_eq!(pool.used(), 0);
         }
     }
 }

@@ -2,9 +2,9 @@
 //! so that the session need not.
 
 use super::{Failure, Replies};
-use crate::download::{Read, ReadQueue};
-use crate::limits::SessionLimits;
-use crate::upload::{Reader, Upload};
+use crate::transfer::SessionLimits;
+use crate::transfer::{Read, ReadQueue};
+use crate::transfer::{Reader, Upload};
 use russh_sftp::protocol::StatusCode;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -32,7 +32,7 @@ impl Drop for QueuedReads {
     }
 }
 
-/// Answers one READ after the other, each once there is room for its data.
+/// ReadSink one READ after the other, each once there is room for its data.
 async fn answer_reads(queue: Arc<ReadQueue>, reader: Reader, replies: Replies) {
     while let Some(read) = queue.pop().await {
         let Some(room) = replies.upload_room(read.len).await else {

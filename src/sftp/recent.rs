@@ -3,7 +3,8 @@
 //!
 //! Invariant: nothing here is older than [`KEEP_TIME`], or than the beginning or the end of any change through this server.
 
-use crate::tree::{Item, Path, Stat};
+use crate::path::Path;
+use crate::vfs::{Item, Stat};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;

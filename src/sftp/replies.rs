@@ -3,8 +3,10 @@
 //! Invariant: the session's reader never waits here, because the client may be waiting for the reader.
 //! File data waits for room; everything else is small, and a client that never fetches it is cut off.
 
-use super::{Answer, Clock, Failure};
-use crate::{download::Answers, store::StoreError, tree::TreeError};
+use super::{Clock, Failure, Outcome};
+use crate::store::StoreError;
+use crate::transfer::ReadSink;
+use crate::vfs::VfsError;
 use bytes::{BufMut, Bytes, BytesMut};
 use russh_sftp::protocol::{Packet, StatusCode};
 use std::sync::Arc;
@@ -70,7 +72,7 @@ impl Replies {
     }
 
     /// Queues the reply to a request, unless another task has it.
-    pub fn reply(&self, id: u32, answer: Answer) {
+    pub fn reply(&self, id: u32, answer: Outcome) {
         let Some(result) = answer.transpose() else {
             return;
         };
@@ -128,7 +130,7 @@ impl Replies {
     }
 }
 
-impl Answers for Replies {
+impl ReadSink for Replies {
     async fn answer(&self, id: u32, result: Result<Vec<Bytes>, StoreError>) -> bool {
         match result {
             Ok(data) => {
@@ -138,7 +140,7 @@ impl Answers for Replies {
                 room.is_ok_and(|room| self.data(id, data, room))
             }
             Err(error) => {
-                self.reply(id, Err(TreeError::Store(error).into()));
+                self.reply(id, Err(VfsError::Store(error).into()));
                 !self.queue.is_closed()
             }
         }

@@ -1,9 +1,9 @@
 //! The log's line for a request that names a file or a directory: who did what, and how it ended. Transfers have a line of
 //! their own once they are over.
 
+use super::codec::string;
 use super::requests::POSIX_RENAME;
-use super::wire::string;
-use super::{Answer, Failure};
+use super::{Failure, Outcome};
 use crate::store::MAX_KEY;
 use bytes::Bytes;
 use russh_sftp::protocol::{Packet, StatusCode};
@@ -84,7 +84,7 @@ impl RequestLine {
     }
 
     /// Logs the request with its outcome.
-    pub fn log(&self, who: &str, answer: &Answer) {
+    pub fn log(&self, who: &str, answer: &Outcome) {
         let RequestLine(Some(Description { text, lines })) = self else {
             return;
         };

@@ -1,19 +1,21 @@
 //! One function a request: parse, act, one reply.
 
+use super::codec::{MAX_DATA, MAX_PACKET, Request, SegmentedBuf, string};
 use super::early_renames::Rename as EarlyRename;
+use super::failure::{Failure, Outcome, status_words};
 use super::inbound::{Incoming, RequestMemory};
 use super::reads::QueuedReads;
 use super::recent::ListingAge;
 use super::request_log::RequestLine;
-use super::wire::{MAX_DATA, MAX_PACKET, Pieces, Request, string};
-use super::{
-    Answer, End, Failure, Handle, MAX_HANDLES, OpenHandle, Session, UploadPlace, status_words,
-};
-use crate::limits::MAX_USER_HANDLES;
+use super::session::{End, Handle, MAX_HANDLES, OpenHandle, Session, UploadPlace};
+use crate::catch_panic;
 use crate::metrics::{TRANSFERRED_BYTES, TRANSFERS};
-use crate::tree::{Item, Path, Stat, TreeError, WriteMode};
-use crate::upload::{self, UploadError};
-use crate::{caught, download, users::Access};
+use crate::path::Path;
+use crate::transfer::{
+    DownloadSummary, MAX_USER_HANDLES, Read as QueuedRead, Reply, UploadError, UploadSummary,
+};
+use crate::users::Access;
+use crate::vfs::{Item, Stat, VfsError, WriteMode};
 use bytes::Bytes;
 use metrics::counter;
 use russh_sftp::extensions::{EXPAND_PATH, LIMITS, STATVFS};
@@ -55,7 +57,7 @@ impl Session {
         } = incoming;
         let answer = match request {
             Request::Init => {
-                self.version_settled = true;
+                self.initialized = true;
                 let extensions = EXTENSIONS
                     .map(|(name, version)| (name.to_owned(), version.to_owned()))
                     .into();
@@ -67,7 +69,7 @@ impl Session {
                     .into(),
                 ))
             }
-            _ if !self.version_settled => return Err(End::NoInit),
+            _ if !self.initialized => return Err(End::NoInit),
             Request::Write {
                 handle,
                 offset,
@@ -75,9 +77,9 @@ impl Session {
             } => self.write(id, &handle, offset, data, memory).await,
             Request::Packet(packet) => {
                 let line = RequestLine::of(&packet, |handle| self.directory(handle));
-                let answer = match caught(self.packet(id, packet)).await {
+                let answer = match catch_panic(self.packet(id, packet)).await {
                     Ok(answer) => answer,
-                    Err(panic) => Err(Failure::new(StatusCode::Failure, panic)),
+                    Err(panicked) => Err(panicked.into()),
                 };
                 line.log(&self.settings.who, &answer);
                 answer
@@ -115,9 +117,9 @@ impl Session {
         self.handles.get(handle).map(|open| &open.handle)
     }
 
-    async fn packet(&mut self, id: u32, packet: Packet) -> Answer {
+    async fn packet(&mut self, id: u32, packet: Packet) -> Outcome {
         self.permit(&packet)?;
-        let tree = &self.settings.tree;
+        let tree = &self.settings.vfs;
         match packet {
             Packet::Open(open) => self.open(open).await,
             Packet::Close(close) => self.close(id, &close.handle).await,
@@ -126,7 +128,7 @@ impl Session {
                 let path = Path::parse(&path)?;
                 let stat = match self.find_recent(&path) {
                     Some(stat) => stat,
-                    None => self.settings.tree.stat(&path).await?,
+                    None => self.settings.vfs.stat(&path).await?,
                 };
                 Ok(Some(
                     Attrs {
@@ -162,7 +164,7 @@ impl Session {
                     .await
             }
             Packet::ReadLink(_) | Packet::Symlink(_) => {
-                Err(TreeError::Unsupported("S3 has no links").into())
+                Err(VfsError::Unsupported("S3 has no links").into())
             }
             // These the decoder hands over in another form, or not at all.
             Packet::Init(_)
@@ -173,13 +175,13 @@ impl Session {
             | Packet::Data(_)
             | Packet::Name(_)
             | Packet::Attrs(_)
-            | Packet::ExtendedReply(_) => Err(TreeError::Unsupported("not a request").into()),
+            | Packet::ExtendedReply(_) => Err(VfsError::Unsupported("not a request").into()),
         }
     }
 
     /// What a listing of this session told of a path a moment ago. An upload that is in progress knows better.
     fn find_recent(&mut self, path: &Path) -> Option<Stat> {
-        let tree = &self.settings.tree;
+        let tree = &self.settings.vfs;
         let stat = self.recent.find(path, tree.changes())?;
         if tree.is_being_uploaded(path) {
             None
@@ -201,7 +203,7 @@ impl Session {
         let opens = matches!(packet, Packet::Open(_) | Packet::OpenDir(_));
         let count = self.handles.len();
         if opens && self.settings.drain.is_cancelled() {
-            return Err(TreeError::Refused("the server is shutting down").into());
+            return Err(VfsError::Refused("the server is shutting down").into());
         }
         if opens && count >= MAX_HANDLES {
             return Err(Failure::new(
@@ -212,7 +214,7 @@ impl Session {
         Ok(())
     }
 
-    fn add(&mut self, id: u32, handle: Handle, place: OwnedSemaphorePermit) -> Answer {
+    fn add(&mut self, id: u32, handle: Handle, place: OwnedSemaphorePermit) -> Outcome {
         self.next_handle += 1;
         let name = format!("{:x}", self.next_handle);
         self.handles.insert(
@@ -262,7 +264,7 @@ impl Session {
             pflags: flags,
             ..
         }: Open,
-    ) -> Answer {
+    ) -> Outcome {
         let (path, changes) = (Path::parse(&filename)?, flags.intersects(CHANGES));
         let transfer = format!(
             "{}: {} {:?}",
@@ -276,7 +278,7 @@ impl Session {
             let log = move |summary| note_download(&transfer, summary);
             let download = self
                 .settings
-                .tree
+                .vfs
                 .open_read(&path, limits, self.replies.clone(), log)
                 .await?;
             return self.add(id, Handle::Reader(download), place);
@@ -288,7 +290,7 @@ impl Session {
         };
         let upload_place = self.take_upload_place()?;
         let log = move |summary| note_upload(&transfer, summary);
-        let upload = self.settings.tree.open_write(&path, mode, log).await?;
+        let upload = self.settings.vfs.open_write(&path, mode, log).await?;
         let append = flags.contains(OpenFlags::APPEND);
         self.add(
             id,
@@ -303,7 +305,7 @@ impl Session {
         )
     }
 
-    async fn close(&mut self, id: u32, handle: &str) -> Answer {
+    async fn close(&mut self, id: u32, handle: &str) -> Outcome {
         let OpenHandle { handle, .. } = self.handles.remove(handle).ok_or(BAD_HANDLE)?;
         let (upload, upload_place) = match handle {
             Handle::Writer { upload, place, .. } => (upload, place),
@@ -317,8 +319,8 @@ impl Session {
         Ok(None)
     }
 
-    /// Answers a request with how it went, and lets go of what is held meanwhile.
-    fn outcome(&self, id: u32, held: impl Send + 'static) -> upload::Reply<()> {
+    /// ReadSink a request with how it went, and lets go of what is held meanwhile.
+    fn outcome(&self, id: u32, held: impl Send + 'static) -> Reply<()> {
         let replies = self.replies.clone();
         Box::new(move |result| {
             replies.reply(id, done(id, result));
@@ -332,9 +334,9 @@ impl Session {
         id: u32,
         handle: &str,
         offset: u64,
-        data: Pieces,
+        data: SegmentedBuf,
         memory: RequestMemory,
-    ) -> Answer {
+    ) -> Outcome {
         match self.find(handle) {
             Some(Handle::Writer { upload, append, .. }) => {
                 let data = memory.hold(data.into_iter().collect());
@@ -348,8 +350,8 @@ impl Session {
         }
     }
 
-    async fn read(&mut self, id: u32, request: &Read) -> Answer {
-        let read = download::Read {
+    async fn read(&mut self, id: u32, request: &Read) -> Outcome {
+        let read = QueuedRead {
             id,
             offset: request.offset,
             len: request.len.min(MAX_DATA),
@@ -407,11 +409,11 @@ impl Session {
         if is_queued {
             Ok(None)
         } else {
-            Err(TreeError::Refused("too many READs at once").into())
+            Err(VfsError::Refused("too many READs at once").into())
         }
     }
 
-    fn fstat(&self, id: u32, handle: &str) -> Answer {
+    fn fstat(&self, id: u32, handle: &str) -> Outcome {
         let stat = match self.find(handle).ok_or(BAD_HANDLE)? {
             Handle::Directory { .. } => Stat::Directory,
             Handle::Reader(download) => Stat::from(download.object()),
@@ -428,16 +430,16 @@ impl Session {
 
     /// Times, modes and owners have no place in S3: accepted and ignored where the path exists, or `put -p`, WinSCP and
     /// sshfs would fail.
-    async fn setstat(&mut self, id: u32, set: &SetStat) -> Answer {
+    async fn setstat(&mut self, id: u32, set: &SetStat) -> Outcome {
         let path = Path::parse(&set.path)?;
-        let tree = &self.settings.tree;
+        let tree = &self.settings.vfs;
         match set.attrs.size {
             Some(size) => done(id, tree.set_size(&path, size).await),
             None => done(id, tree.stat(&path).await.map(drop)),
         }
     }
 
-    async fn fsetstat(&mut self, id: u32, handle: &str, size: Option<u64>) -> Answer {
+    async fn fsetstat(&mut self, id: u32, handle: &str, size: Option<u64>) -> Outcome {
         match (self.find(handle).ok_or(BAD_HANDLE)?, size) {
             (Handle::Writer { upload, .. }, Some(size)) => {
                 upload.truncate(size, self.outcome(id, ())).await;
@@ -448,7 +450,7 @@ impl Session {
         }
     }
 
-    async fn readdir(&mut self, id: u32, handle: &str) -> Answer {
+    async fn readdir(&mut self, id: u32, handle: &str) -> Outcome {
         let open = self.handles.get_mut(handle).map(|open| &mut open.handle);
         let Some(Handle::Directory { listing, path, age }) = open else {
             return Err(BAD_HANDLE.into());
@@ -464,12 +466,12 @@ impl Session {
             return Err(Failure::bare(StatusCode::Eof));
         }
         self.recent
-            .note(path, &items, *age, self.settings.tree.changes());
+            .note(path, &items, *age, self.settings.vfs.changes());
         let files = items.into_iter().map(|item| self.view.file(item)).collect();
         Ok(Some(Name { id, files }.into()))
     }
 
-    async fn rename(&mut self, id: u32, from: &str, to: &str, replace: bool) -> Answer {
+    async fn rename(&mut self, id: u32, from: &str, to: &str, replace: bool) -> Outcome {
         let rename = EarlyRename {
             id,
             from: Path::parse(from)?,
@@ -484,7 +486,7 @@ impl Session {
             false => rename,
         };
         let EarlyRename { from, to, .. } = rename;
-        done(id, self.settings.tree.rename(&from, &to, replace).await)
+        done(id, self.settings.vfs.rename(&from, &to, replace).await)
     }
 
     /// Carries out the renames that wait for no CLOSE any more, and answers them.
@@ -500,17 +502,17 @@ impl Session {
             else {
                 return;
             };
-            let answer = match caught(self.settings.tree.rename(&from, &to, replace)).await {
+            let answer = match catch_panic(self.settings.vfs.rename(&from, &to, replace)).await {
                 Ok(renamed) => done(id, renamed),
-                Err(panic) => Err(Failure::new(StatusCode::Failure, panic)),
+                Err(panicked) => Err(panicked.into()),
             };
             RequestLine::of_rename(from.as_str(), to.as_str()).log(&self.settings.who, &answer);
             self.replies.reply(id, answer);
         }
     }
 
-    async fn extended(&mut self, id: u32, request: &str, mut data: Bytes) -> Answer {
-        let mut text = || string(&mut data).ok_or(TreeError::BadPath("malformed extended request"));
+    async fn extended(&mut self, id: u32, request: &str, mut data: Bytes) -> Outcome {
+        let mut text = || string(&mut data).ok_or_else(malformed);
         match request {
             // The longest packet, READ and WRITE, and the most handles.
             LIMITS => numbers(
@@ -529,16 +531,16 @@ impl Session {
             EXPAND_PATH => match text()?.as_str() {
                 "~" => name(id, "/"),
                 path if path.starts_with('~') && !path.starts_with("~/") => {
-                    Err(TreeError::Refused("other users' homes can't be seen").into())
+                    Err(VfsError::Refused("other users' homes can't be seen").into())
                 }
                 path => name(id, path.trim_start_matches('~')),
             },
-            _ => Err(TreeError::Unsupported("this extension is not supported").into()),
+            _ => Err(VfsError::Unsupported("this extension is not supported").into()),
         }
     }
 
     /// S3 has no end: a figure no client takes for a full disk, in blocks of 1 MiB so that it fits everyone's integers.
-    fn statvfs(&self, id: u32) -> Answer {
+    fn statvfs(&self, id: u32) -> Outcome {
         const BLOCK: u64 = 1 << 20;
         const MANY: u64 = 1 << 40;
         // SSH_FXE_STATVFS_ST_RDONLY and _NOSUID.
@@ -621,7 +623,11 @@ impl Need {
     }
 }
 
-const BAD_HANDLE: TreeError = TreeError::Refused("no such handle is open");
+fn malformed() -> Failure {
+    Failure::new(StatusCode::BadMessage, "malformed extended request")
+}
+
+const BAD_HANDLE: VfsError = VfsError::Refused("no such handle is open");
 const WRITE_ONLY: &str = "this user may only write";
 const NOT_FOR_WRITING: &str = "the file is not open for writing";
 
@@ -629,7 +635,7 @@ fn denied(why: &str) -> Failure {
     Failure::new(StatusCode::PermissionDenied, why)
 }
 
-fn done<E: Into<Failure>>(id: u32, result: Result<(), E>) -> Answer {
+fn done<E: Into<Failure>>(id: u32, result: Result<(), E>) -> Outcome {
     result.map_err(E::into)?;
     Ok(Some(Packet::status(
         id,
@@ -639,7 +645,7 @@ fn done<E: Into<Failure>>(id: u32, result: Result<(), E>) -> Answer {
     )))
 }
 
-fn name(id: u32, path: &str) -> Answer {
+fn name(id: u32, path: &str) -> Outcome {
     Ok(Some(
         Name {
             id,
@@ -650,7 +656,7 @@ fn name(id: u32, path: &str) -> Answer {
 }
 
 /// The reply of an extension that consists of numbers.
-fn numbers(id: u32, fields: &[u64]) -> Answer {
+fn numbers(id: u32, fields: &[u64]) -> Outcome {
     let data = fields
         .iter()
         .flat_map(|field| field.to_be_bytes())
@@ -661,12 +667,12 @@ fn numbers(id: u32, fields: &[u64]) -> Answer {
 /// The log's line and the figures, of the same summary.
 fn note_upload(
     put: &str,
-    upload::Summary {
+    UploadSummary {
         bytes,
         parts,
         took,
         result,
-    }: upload::Summary,
+    }: UploadSummary,
 ) {
     let seconds = took.as_secs_f64();
     let outcome = match result {
@@ -691,12 +697,12 @@ fn note_upload(
 /// As [`note_upload`]. A client that stops reading in mid-file is no failure: that is how `tail` and previews look.
 fn note_download(
     get: &str,
-    download::Summary {
+    DownloadSummary {
         bytes,
         requests,
         took,
         error,
-    }: download::Summary,
+    }: DownloadSummary,
 ) {
     let seconds = took.as_secs_f64();
     match &error {

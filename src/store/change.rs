@@ -2,7 +2,7 @@
 //!
 //! Every change says what it expects to find. A store that keeps conditions decides at the moment of the change, also
 //! between several gateways. For one that ignores them the key is looked at just before; the callers hold the key's
-//! lock ([`crate::locks`]), so that within this process nothing comes in between.
+//! lock ([`crate::transfer`]), so that within this process nothing comes in between.
 //!
 //! An answer that was lost, or a refusal that may be the echo of an earlier try of our own, is decided by what is there:
 //! a write carries a random id in its metadata. ETags can't decide it: equal contents of others have the same one, and

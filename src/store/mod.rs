@@ -8,15 +8,15 @@ pub mod change;
 pub mod memory;
 pub mod s3;
 
+pub use crate::path::{Key, MAX_KEY};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::{fmt, ops::Range, time::SystemTime};
+use std::{ops::Range, time::SystemTime};
 
-/// Longest key in bytes of UTF-8 ([S3: object keys](https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html)).
-pub const MAX_KEY: usize = 1024;
 /// Smallest part S3 takes, the last one aside ([S3: multipart limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)).
 pub const MIN_PART: u64 = 5 * 1024 * 1024;
 /// Most parts one upload can have (same page).
@@ -25,32 +25,6 @@ pub const MAX_PARTS: u32 = 10_000;
 pub const MAX_COPY: u64 = 5 * 1024 * 1024 * 1024;
 /// Most entries in one answer to a list request (ListObjectsV2).
 pub const MAX_PAGE: usize = 1000;
-
-/// The key of an object or, empty or ending with `/`, the prefix that all keys of a directory share.
-///
-/// Made from client input in `tree::path` only, so that no unchecked string reaches a store.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(String);
-
-impl Key {
-    /// Checks length ([`MAX_KEY`], and the slash of a prefix) and refuses NUL; `None` when the text can't be a key.
-    pub fn new(text: impl Into<String>) -> Option<Key> {
-        let text = text.into();
-        let longest = MAX_KEY + usize::from(text.ends_with('/'));
-        (text.len() <= longest && !text.contains('\0')).then_some(Key(text))
-    }
-
-    /// The key as S3 sees it, not URL-encoded.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// What a store tells of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]

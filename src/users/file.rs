@@ -6,7 +6,7 @@
 use super::keys::parse_key;
 use super::password::check_hash;
 use super::{Access, Account};
-use crate::tree::Home;
+use crate::path::Home;
 use anyhow::{Context, ensure};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -132,7 +132,7 @@ impl User {
 }
 
 /// A home as a prefix: one slash between its parts and one at its end, or nothing for the whole store.
-pub(super) fn normalize_home(home: &str) -> String {
+pub fn normalize_home(home: &str) -> String {
     let parts = home.split('/').filter(|part| !part.is_empty());
     parts.flat_map(|part| [part, "/"]).collect()
 }
@@ -301,7 +301,7 @@ pub(super) fn open(path: &Path) -> Result<File, UsersFileError> {
 }
 
 /// A sentence for the operator if every user of the machine may read or write the users file.
-pub(super) fn exposure(path: &Path, found: &Metadata) -> Option<String> {
+pub fn exposure(path: &Path, found: &Metadata) -> Option<String> {
     let mode = found.mode() & 0o777;
     if mode & OTHERS_MODE == 0 {
         return None;

@@ -3,7 +3,6 @@
 //! Called by `server` at every login and by `sftpd users …`. Invariants: the file is replaced, never rewritten in
 //! place; a file that can't be read whole changes nothing for those who could log in before.
 
-pub mod commands;
 mod file;
 mod file_auth;
 mod file_watch;
@@ -11,8 +10,12 @@ mod keys;
 mod password;
 
 pub use file::{MAX_USERS_FILE_SIZE, User, UsersFile, UsersFileError, check_name};
+#[doc(hidden)]
+pub use file::{exposure, normalize_home};
 pub use file_auth::FileAuth;
 pub use keys::parse_key;
+#[doc(hidden)]
+pub use keys::{PRIVATE_KEY, is_private_key};
 pub use password::{hash, random};
 
 use async_trait::async_trait;
@@ -34,7 +37,7 @@ pub enum Access {
 
 impl Access {
     /// The word that users.json and `--access` have for it.
-    fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Access::ReadWrite => "read-write",
             Access::ReadOnly => "read-only",

@@ -9,16 +9,19 @@ use super::plan::PART_SIZE;
 use super::remote::{Kind, Remote, Trouble};
 use async_trait::async_trait;
 use bytes::Bytes;
-use sftpd::budget::Budget;
-use sftpd::limits::UserLimits;
-use sftpd::sftp::{Received, Settings, Sink, Source};
+use sftpd::sftp::{Received, SessionParams, Sink, Source};
 use sftpd::store::{
     Attributes, Condition, CopySource, Entry, KeptConditions, Key, ListRequest, Object, Page, Part,
     PartSource, Result, Store, StoreError, cut,
 };
-use sftpd::tree::{Home, Local, Tree};
-use sftpd::upload::{Context, PartSizes};
+use sftpd::transfer::BufferPool;
+use sftpd::transfer::UserLimits;
+use sftpd::transfer::{PartSizes, Transfers};
 use sftpd::users::Access;
+use sftpd::{
+    path::Home,
+    vfs::{Overlay, Vfs},
+};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -320,8 +323,8 @@ fn delete_once(
 
 /// A server without sockets.
 pub struct Gateway {
-    context: Arc<Context>,
-    local: Arc<Local>,
+    context: Arc<Transfers>,
+    local: Arc<Overlay>,
     limits: Arc<UserLimits>,
     uploads: Arc<Semaphore>,
     has_markers: bool,
@@ -343,8 +346,12 @@ impl Gateway {
             cap: PART_SIZE,
             double_every: 1000,
         };
-        let context = Context::new(Arc::new(SimulatedStore(remote)), Budget::new(memory), sizes);
-        let limits = Arc::new(UserLimits::new(MAX_UPLOADS, &context.budget));
+        let context = Transfers::new(
+            Arc::new(SimulatedStore(remote)),
+            BufferPool::new(memory),
+            sizes,
+        );
+        let limits = Arc::new(UserLimits::new(MAX_UPLOADS, &context.pool));
         let uploads = Arc::new(Semaphore::new(MAX_UPLOADS));
         Gateway {
             context: Arc::new(context),
@@ -358,11 +365,11 @@ impl Gateway {
     /// A session of a user with this home, and the task that serves it.
     pub fn connect(&self, home: &str, idle_timeout: Duration) -> (Connection, JoinHandle<()>) {
         let home = Home::new("", home).expect("a home of the plan");
-        let settings = Settings {
-            budget: self.context.budget.clone(),
+        let settings = SessionParams {
+            pool: self.context.pool.clone(),
             limits: self.limits.clone(),
             uploads: self.uploads.clone(),
-            tree: Tree::new(
+            vfs: Vfs::new(
                 self.context.clone(),
                 self.local.clone(),
                 home,
@@ -384,7 +391,7 @@ impl Gateway {
 
     /// Bytes of the pool that somebody holds.
     pub fn memory_used(&self) -> u64 {
-        self.context.budget.used()
+        self.context.pool.used()
     }
 
     /// Transfers that have not ended.

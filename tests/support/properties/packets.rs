@@ -4,15 +4,15 @@ use super::{Chosen, FOREVER, MEMORY, MIB, NOISE, noise, rarely, run};
 use arbitrary::Unstructured;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use russh_sftp::protocol::Packet;
-use sftpd::budget::Budget;
-use sftpd::limits::UserLimits;
-use sftpd::sftp::{End, MAX_HANDLES, Received, Settings, Sink, Source};
+use sftpd::sftp::{End, MAX_HANDLES, Received, SessionParams, Sink, Source};
 use sftpd::store::{
     Attributes, Condition, Entry, Key, ListRequest, MAX_PAGE, Store, memory::MemoryStore,
 };
-use sftpd::tree::{Home, Tree};
-use sftpd::upload::{Context, MAX_EARLY, PartSizes, REORDER_WINDOW};
+use sftpd::transfer::BufferPool;
+use sftpd::transfer::UserLimits;
+use sftpd::transfer::{MAX_EARLY, PartSizes, REORDER_WINDOW, Transfers};
 use sftpd::users::Access;
+use sftpd::{path::Home, vfs::Vfs};
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::{ops::Range, time::Duration};
@@ -78,17 +78,17 @@ async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
             .await
             .unwrap();
     }
-    let context = Arc::new(Context::new(
+    let context = Arc::new(Transfers::new(
         store.clone(),
-        Budget::new(8 * MIB),
+        BufferPool::new(8 * MIB),
         PartSizes::default(),
     ));
     let tasks = context.tasks.clone();
-    let settings = Settings {
-        budget: context.budget.clone(),
-        limits: Arc::new(UserLimits::new(256, &context.budget)),
+    let settings = SessionParams {
+        pool: context.pool.clone(),
+        limits: Arc::new(UserLimits::new(256, &context.pool)),
         uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        tree: Tree::new(
+        vfs: Vfs::new(
             context,
             Arc::default(),
             Home::new("", "home").unwrap(),

@@ -2,8 +2,8 @@
 
 use super::Chosen;
 use arbitrary::Unstructured;
+use sftpd::path::{Home, Path};
 use sftpd::store::{Key, MAX_KEY};
-use sftpd::tree::{Home, Path};
 
 /// A path never leads out of the home, is its own normal form, and has keys that no other path has.
 pub fn paths(data: &[u8]) {
@@ -60,7 +60,7 @@ pub fn keys(home: &Home, top: &str, text: &str) -> Option<(Path, Vec<Key>)> {
             .map(|below| below.trim_end_matches('/')),
         Some(rest)
     );
-    let Ok(place) = home.place(&path) else {
+    let Ok(place) = home.keys(&path) else {
         assert!(path.is_root());
         return Some((path, vec![directory]));
     };

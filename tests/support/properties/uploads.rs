@@ -4,16 +4,16 @@ use super::{Chosen, MIB, NOISE, noise, rarely, run};
 use arbitrary::Unstructured;
 use async_trait::async_trait;
 use bytes::Bytes;
-use sftpd::budget::Budget;
 use sftpd::store::{
     Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource,
 };
 use sftpd::store::{MAX_PARTS, MIN_PART, Result as Stored, Store, StoreError, etag_of};
-use sftpd::upload::{
-    ANSWERED_AHEAD, Assembler, Context, MAX_HOLES, PartSizes, REORDER_WINDOW, Reply, Summary,
-    Target,
+use sftpd::transfer::BufferPool;
+use sftpd::transfer::{
+    ANSWERED_AHEAD, MAX_HOLES, PartBuffer, PartSizes, REORDER_WINDOW, Reply, Target, Transfers,
+    UploadSummary,
 };
-use sftpd::upload::{Upload, UploadError};
+use sftpd::transfer::{Upload, UploadError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::{ops::Range, time::Duration, time::SystemTime};
@@ -108,14 +108,15 @@ fn offset(u: &mut Unstructured, start: u64, end: u64) -> Chosen<u64> {
     })
 }
 
-/// The assembler: parts are the file, in order and of their size; what is refused changes nothing.
+/// The part_buffer: parts are the file, in order and of their size; what is refused changes nothing.
 pub fn parts(data: &[u8]) {
     let _ = assemble(&mut Unstructured::new(data));
 }
 
 fn assemble(u: &mut Unstructured) -> Chosen<()> {
     let sizes = small_parts(u)?;
-    let (mut assembler, mut model) = (Assembler::new(sizes, Budget::new(0)), Model::default());
+    let (mut part_buffer, mut model) =
+        (PartBuffer::new(sizes, BufferPool::new(0)), Model::default());
     let (mut start, mut parts) = (0, 0);
     while !u.is_empty() {
         let end = model.end();
@@ -123,13 +124,13 @@ fn assemble(u: &mut Unstructured) -> Chosen<()> {
             0 if start == model.len() && parts < MAX_PARTS => {
                 // Bytes that the store copies.
                 let size = 1 + u64::from(u.arbitrary::<u16>()?);
-                assert!(assembler.cut(size).unwrap().is_empty());
+                assert!(part_buffer.take_part(size).unwrap().is_empty());
                 model.bytes.resize((end + size) as usize, 0);
                 (start, parts) = (start + size, parts + 1);
             }
             0 | 1 => {
                 let size = u.int_in_range(start.saturating_sub(2)..=model.len() + 2)?;
-                let done = assembler.truncate(size);
+                let done = part_buffer.truncate(size);
                 assert_eq!(
                     done,
                     (start..=end).contains(&size),
@@ -143,7 +144,7 @@ fn assemble(u: &mut Unstructured) -> Chosen<()> {
                 let at = offset(u, start, end)?;
                 let len = 1 + u64::from(u.int_in_range(0..=2000u16)?);
                 let data = noise(u, len)?;
-                match assembler.write(at, &data) {
+                match part_buffer.write(at, &data) {
                     Ok(taken) => {
                         assert!(start <= at && at <= end + REORDER_WINDOW && parts < MAX_PARTS);
                         assert!(
@@ -159,15 +160,19 @@ fn assemble(u: &mut Unstructured) -> Chosen<()> {
                 }
             }
         }
-        while assembler.is_full() {
-            assert_eq!(assembler.number(), Ok(parts + 1));
-            let size = assembler.part_size();
+        while part_buffer.is_full() {
+            assert_eq!(part_buffer.number(), Ok(parts + 1));
+            let size = part_buffer.part_size();
             assert!(size == sizes.of(parts + 1) && size >= sizes.first);
-            assert!(assembler.cut(size).unwrap() == model.slice(start, size as usize));
+            assert!(part_buffer.take_part(size).unwrap() == model.slice(start, size as usize));
             (start, parts) = (start + size, parts + 1);
         }
         assert_eq!(
-            (assembler.start(), assembler.end(), assembler.high()),
+            (
+                part_buffer.start(),
+                part_buffer.end(),
+                part_buffer.written_end()
+            ),
             (start, model.end(), model.len())
         );
         let (from, len) = (
@@ -179,13 +184,13 @@ fn assemble(u: &mut Unstructured) -> Chosen<()> {
             .then(|| len.min(model.end() - from) as usize);
         let expected = ready.map(|ready| model.slice(from, ready));
         assert!(
-            assembler.peek(from, len as usize) == expected,
+            part_buffer.peek(from, len as usize) == expected,
             "{len} bytes at {from}"
         );
     }
-    let ready = assembler.ready();
+    let ready = part_buffer.contiguous_len();
     assert_eq!(ready, model.end() - start);
-    assert!(assembler.cut(ready).unwrap() == model.slice(start, ready as usize));
+    assert!(part_buffer.take_part(ready).unwrap() == model.slice(start, ready as usize));
     Ok(())
 }
 
@@ -228,12 +233,12 @@ async fn upload(u: &mut Unstructured<'_>) -> Chosen<()> {
         holes: Vec::new(),
     };
 
-    let budget = Budget::new(sizes.cap.next_multiple_of(1024) * *u.choose(&[8, 4, 5])?);
-    let context = Arc::new(Context::new(bucket.clone(), budget, sizes));
+    let pool = BufferPool::new(sizes.cap.next_multiple_of(1024) * *u.choose(&[8, 4, 5])?);
+    let context = Arc::new(Transfers::new(bucket.clone(), pool, sizes));
     let tasks = context.tasks.clone();
     let summaries = Arc::new(Mutex::new(Vec::new()));
     let told = summaries.clone();
-    let on_end = Box::new(move |summary: Summary| {
+    let on_end = Box::new(move |summary: UploadSummary| {
         told.lock()
             .unwrap()
             .push(summary.result.map(|result| result.is_ok()))

@@ -3,7 +3,7 @@
 use super::paths::{is_name, keys, text};
 use super::{Chosen, rarely};
 use arbitrary::Unstructured;
-use sftpd::tree::{Home, Path};
+use sftpd::path::{Home, Path};
 use sftpd::users::{Account, User, UsersFile, check_name, parse_key};
 
 const KEYS: [&str; 6] = [

@@ -4,8 +4,8 @@
 //! `start`, `early` what came for the parts behind it; a byte that was cut is never changed. Every refused write leaves
 //! the state as it was.
 
-use crate::budget::{Budget, Buffer};
 use crate::store::{MAX_PARTS, MIN_PART};
+use crate::transfer::{Buffer, BufferPool};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -66,7 +66,7 @@ struct EarlyWrite {
 }
 
 /// See the module.
-pub struct Assembler {
+pub struct PartBuffer {
     sizes: PartSizes,
     /// Parts cut so far.
     parts: u32,
@@ -74,7 +74,7 @@ pub struct Assembler {
     start: u64,
     /// Size in bytes of the part being filled.
     part_size: u64,
-    budget: Budget,
+    pool: BufferPool,
     /// Room for the part being filled.
     buffer: Option<Buffer>,
     /// Ranges of `buffer` that were written, from → to. No two touch.
@@ -84,28 +84,28 @@ pub struct Assembler {
     /// What `early` takes, in bytes.
     early_memory: u64,
     /// Where the furthest byte that was written ends.
-    high: u64,
+    written_end: u64,
 }
 
-impl Assembler {
+impl PartBuffer {
     /// For a new object.
-    pub fn new(sizes: PartSizes, budget: Budget) -> Assembler {
-        Assembler {
+    pub fn new(sizes: PartSizes, pool: BufferPool) -> PartBuffer {
+        PartBuffer {
             sizes,
             parts: 0,
             start: 0,
             part_size: sizes.of(1),
-            budget,
+            pool,
             buffer: None,
             written: BTreeMap::new(),
             early: Vec::new(),
             early_memory: 0,
-            high: 0,
+            written_end: 0,
         }
     }
 
     /// Contiguous bytes in RAM, counted from the beginning of the part being filled, and at most that part.
-    pub fn ready(&self) -> u64 {
+    pub fn contiguous_len(&self) -> u64 {
         self.written.get(&0).map_or(0, |to| *to as u64)
     }
 
@@ -116,24 +116,24 @@ impl Assembler {
 
     /// Every byte below this offset is here or in a part.
     pub fn end(&self) -> u64 {
-        self.start + self.ready()
+        self.start + self.contiguous_len()
     }
 
-    /// The furthest byte that was written, gaps included: beyond [`Assembler::end`] when bytes came early.
-    pub fn high(&self) -> u64 {
-        self.high
+    /// The furthest byte that was written, gaps included: beyond [`PartBuffer::end`] when bytes came early.
+    pub fn written_end(&self) -> u64 {
+        self.written_end
     }
 
     /// Contiguous bytes of the part being filled once `offset..offset + len` is written too, as far as that is in order.
-    pub fn ready_with(&self, offset: u64, len: usize) -> u64 {
+    pub fn contiguous_len_with(&self, offset: u64, len: usize) -> u64 {
         if offset > self.end() {
-            return self.ready();
+            return self.contiguous_len();
         }
         let added = offset.saturating_add(len as u64).saturating_sub(self.start);
-        self.ready().max(added).min(self.part_size)
+        self.contiguous_len().max(added).min(self.part_size)
     }
 
-    /// Where the first gap ends: the next offset behind [`Assembler::end`] that was written. `None` without a gap.
+    /// Where the first gap ends: the next offset behind [`PartBuffer::end`] that was written. `None` without a gap.
     pub fn gap_end(&self) -> Option<u64> {
         let end = self.end();
         let inside = self
@@ -145,7 +145,7 @@ impl Assembler {
             .early
             .iter()
             .map(|write| write.offset.max(self.start + self.part_size));
-        inside.chain(early).min().filter(|_| self.high > end)
+        inside.chain(early).min().filter(|_| self.written_end > end)
     }
 
     /// Parts cut so far.
@@ -201,18 +201,18 @@ impl Assembler {
         self.early.extend(later);
     }
 
-    /// True when the part is complete: [`Assembler::cut`] before more is written.
+    /// True when the part is complete: [`PartBuffer::take_part`] before more is written.
     pub fn is_full(&self) -> bool {
-        self.ready() >= self.part_size()
+        self.contiguous_len() >= self.part_size()
     }
 
     /// True when the part is complete and bytes behind it came early, so that nothing is gained by waiting.
     pub fn is_overdue(&self) -> bool {
-        self.is_full() && self.high > self.end()
+        self.is_full() && self.written_end > self.end()
     }
 
     /// Takes bytes at an offset, or says why not. Returns how many were taken: of bytes that are in order those up to
-    /// the end of the part, after which it [`is_full`](Assembler::is_full); of bytes that come early all.
+    /// the end of the part, after which it [`is_full`](PartBuffer::is_full); of bytes that come early all.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<usize, String> {
         let end = self.end();
         self.check_offset(offset)?;
@@ -271,7 +271,7 @@ impl Assembler {
     /// Bytes of the part being filled that lie behind a gap.
     fn early_in_part(&self) -> u64 {
         let written: usize = self.written.iter().map(|(from, to)| to - from).sum();
-        (written as u64).saturating_sub(self.ready())
+        (written as u64).saturating_sub(self.contiguous_len())
     }
 
     /// Copies bytes into the part being filled.
@@ -281,11 +281,11 @@ impl Assembler {
         }
         let from = (offset - self.start) as usize;
         let to = from + data.len();
-        if let Some(room) = self.room()?.get_mut(from..to) {
+        if let Some(room) = self.buffer_mut()?.get_mut(from..to) {
             room.copy_from_slice(data);
         }
-        self.note(from, to);
-        self.high = self.high.max(offset + data.len() as u64);
+        self.mark_written(from, to);
+        self.written_end = self.written_end.max(offset + data.len() as u64);
         Ok(())
     }
 
@@ -294,19 +294,19 @@ impl Assembler {
         if data.is_empty() {
             return;
         }
-        self.high = self.high.max(offset + data.len() as u64);
+        self.written_end = self.written_end.max(offset + data.len() as u64);
         self.early_memory += data.len() as u64 + EARLY_OVERHEAD;
         self.early.push(EarlyWrite { offset, data });
     }
 
     /// The buffer of the part being filled.
-    fn room(&mut self) -> Result<&mut Buffer, String> {
+    fn buffer_mut(&mut self) -> Result<&mut Buffer, String> {
         match self.buffer.take() {
             Some(buffer) => Ok(self.buffer.insert(buffer)),
             None => {
                 let size = self.sizes.of(self.parts + 1) as usize;
                 let fresh = self
-                    .budget
+                    .pool
                     .buffer(size)
                     .map_err(|error| format!("the server has no memory: {error}"))?;
                 Ok(self.buffer.insert(fresh))
@@ -315,7 +315,7 @@ impl Assembler {
     }
 
     /// `from..to` was written: one range with those that it touches.
-    fn note(&mut self, mut from: usize, mut to: usize) {
+    fn mark_written(&mut self, mut from: usize, mut to: usize) {
         while let Some((&first, &last)) = self
             .written
             .range(..=to)
@@ -330,12 +330,12 @@ impl Assembler {
 
     /// Takes the next part out: so many bytes, all that are ready at most. Where nothing is buffered they are passed
     /// over: bytes that the store copies never come through RAM. Only the last part may be shorter than
-    /// [`Assembler::part_size`], as what else the buffer holds is dropped with it.
-    pub fn cut(&mut self, size: u64) -> Result<Bytes, String> {
+    /// [`PartBuffer::part_size`], as what else the buffer holds is dropped with it.
+    pub fn take_part(&mut self, size: u64) -> Result<Bytes, String> {
         let body = self.buffer.take();
         self.written.clear();
         self.start += size;
-        self.high = self.high.max(self.start);
+        self.written_end = self.written_end.max(self.start);
         self.parts += 1;
         self.part_size = self.sizes.of(self.parts + 1);
         self.early_memory = 0;
@@ -358,7 +358,7 @@ impl Assembler {
     pub fn truncate(&mut self, size: u64) -> bool {
         let kept = (self.start..=self.end()).contains(&size);
         if kept {
-            self.high = size;
+            self.written_end = size;
             self.written = BTreeMap::from([(0, (size - self.start) as usize)]);
             self.early.clear();
             self.early_memory = 0;
@@ -370,7 +370,7 @@ impl Assembler {
     pub fn peek(&self, offset: u64, len: usize) -> Option<&[u8]> {
         let (at, ready) = (
             usize::try_from(offset.checked_sub(self.start)?).ok()?,
-            self.ready() as usize,
+            self.contiguous_len() as usize,
         );
         self.buffer
             .as_ref()?
@@ -389,30 +389,30 @@ mod tests {
         double_every: 3,
     };
 
-    fn tiny() -> Assembler {
-        Assembler::new(TINY, Budget::new(0))
+    fn tiny() -> PartBuffer {
+        PartBuffer::new(TINY, BufferPool::new(0))
     }
 
     /// Every part that is complete.
-    fn cut_all(assembler: &mut Assembler, parts: &mut Vec<Bytes>) {
-        while assembler.is_full() {
-            assert_eq!(assembler.number(), Ok(parts.len() as u32 + 1));
-            let size = assembler.part_size();
-            parts.push(assembler.cut(size).unwrap());
+    fn cut_all(buffer: &mut PartBuffer, parts: &mut Vec<Bytes>) {
+        while buffer.is_full() {
+            assert_eq!(buffer.number(), Ok(parts.len() as u32 + 1));
+            let size = buffer.part_size();
+            parts.push(buffer.take_part(size).unwrap());
             assert_eq!(parts.last().map(|body| body.len() as u64), Some(size));
         }
     }
 
     fn write_all(
-        assembler: &mut Assembler,
+        buffer: &mut PartBuffer,
         mut offset: u64,
         mut data: &[u8],
         parts: &mut Vec<Bytes>,
     ) {
         while !data.is_empty() {
-            cut_all(assembler, parts);
-            let taken = assembler.write(offset, data).unwrap();
-            assert!(taken > 0 || assembler.is_full());
+            cut_all(buffer, parts);
+            let taken = buffer.write(offset, data).unwrap();
+            assert!(taken > 0 || buffer.is_full());
             offset += taken as u64;
             data = &data[taken..];
         }
@@ -437,43 +437,43 @@ mod tests {
             pieces
                 .chunks_mut(random.random_range(1..9))
                 .for_each(|near| near.shuffle(&mut random));
-            let mut assembler = tiny();
+            let mut buffer = tiny();
             let mut parts = Vec::new();
             for piece in pieces {
                 // Sometimes the bytes come twice, the first time wrong: what is in RAM may change.
                 let (mut at, mut data) = (piece.start as u64, &file[piece]);
-                if random.random_bool(0.2) && !assembler.is_full() {
-                    let taken = assembler.write(at, &vec![0; data.len()]).unwrap();
-                    assert_eq!(assembler.write(at, data), Ok(taken));
+                if random.random_bool(0.2) && !buffer.is_full() {
+                    let taken = buffer.write(at, &vec![0; data.len()]).unwrap();
+                    assert_eq!(buffer.write(at, data), Ok(taken));
                     (at, data) = (at + taken as u64, &data[taken..]);
                 }
-                write_all(&mut assembler, at, data, &mut parts);
+                write_all(&mut buffer, at, data, &mut parts);
             }
-            cut_all(&mut assembler, &mut parts);
-            assert_eq!(assembler.end(), assembler.high(), "seed {seed}");
-            parts.push(assembler.cut(assembler.ready()).unwrap());
+            cut_all(&mut buffer, &mut parts);
+            assert_eq!(buffer.end(), buffer.written_end(), "seed {seed}");
+            parts.push(buffer.take_part(buffer.contiguous_len()).unwrap());
             assert!(parts.concat() == file, "seed {seed}");
         }
     }
 
     #[test]
     fn refused_writes_change_nothing() {
-        let mut assembler = tiny();
+        let mut buffer = tiny();
         let mut parts = Vec::new();
-        write_all(&mut assembler, 0, &[7; 2500], &mut parts);
-        assert_eq!((assembler.start(), assembler.end()), (2000, 2500));
-        let sent = assembler.write(1999, b"x").unwrap_err();
+        write_all(&mut buffer, 0, &[7; 2500], &mut parts);
+        assert_eq!((buffer.start(), buffer.end()), (2000, 2500));
+        let sent = buffer.write(1999, b"x").unwrap_err();
         assert!(
             sent.contains("offset 1999 ") && sent.contains("up to 2000:"),
             "{sent}"
         );
         let far = 2501 + REORDER_WINDOW;
-        let ahead = assembler.write(far, b"x").unwrap_err();
+        let ahead = buffer.write(far, b"x").unwrap_err();
         assert!(
             ahead.contains(&format!("offset {far} ")) && ahead.contains("after 2500 "),
             "{ahead}"
         );
-        assert_eq!((assembler.end(), assembler.high()), (2500, 2500));
+        assert_eq!((buffer.end(), buffer.written_end()), (2500, 2500));
     }
 
     #[test]
@@ -498,38 +498,38 @@ mod tests {
 
     #[test]
     fn a_part_leaves_with_its_pages() {
-        let budget = Budget::new(64 << 20);
-        let mut assembler = Assembler::new(PartSizes::default(), budget.clone());
+        let pool = BufferPool::new(64 << 20);
+        let mut buffer = PartBuffer::new(PartSizes::default(), pool.clone());
         for block in 0..160u64 {
-            assert_eq!(assembler.write(block * 32768, &[1; 32768]), Ok(32768));
+            assert_eq!(buffer.write(block * 32768, &[1; 32768]), Ok(32768));
         }
-        assert!(assembler.is_full() && assembler.ready() == MIN_PART);
-        let at = assembler.peek(0, 1).map(<[u8]>::as_ptr);
-        let body = assembler.cut(MIN_PART).unwrap();
+        assert!(buffer.is_full() && buffer.contiguous_len() == MIN_PART);
+        let at = buffer.peek(0, 1).map(<[u8]>::as_ptr);
+        let body = buffer.take_part(MIN_PART).unwrap();
         assert_eq!((body.len() as u64, Some(body.as_ptr())), (MIN_PART, at));
-        assert_eq!(assembler.write(MIN_PART, b"x"), Ok(1));
+        assert_eq!(buffer.write(MIN_PART, b"x"), Ok(1));
         assert_eq!(&body[..2], [1, 1]);
     }
 
     #[test]
     fn gaps_are_bounded() {
-        let mut assembler = Assembler::new(PartSizes::default(), Budget::new(0));
+        let mut buffer = PartBuffer::new(PartSizes::default(), BufferPool::new(0));
         let taken = (0..2 * MAX_GAPS as u64)
-            .take_while(|n| assembler.write(1 + 2 * n, b"x").is_ok())
+            .take_while(|n| buffer.write(1 + 2 * n, b"x").is_ok())
             .count();
-        assert_eq!((taken, assembler.written.len()), (MAX_GAPS, MAX_GAPS));
+        assert_eq!((taken, buffer.written.len()), (MAX_GAPS, MAX_GAPS));
     }
 
     #[test]
     fn truncating_forgets_what_came_early() {
-        let mut assembler = tiny();
-        assembler.write(0, &[1; 100]).unwrap();
-        assembler.write(200, &[1; 100]).unwrap();
-        assert_eq!((assembler.end(), assembler.high()), (100, 300));
-        assert!(!assembler.truncate(150));
-        assert!(assembler.truncate(50));
-        assert_eq!((assembler.end(), assembler.high()), (50, 50));
-        assert_eq!(assembler.peek(40, 100), Some(&[1; 10][..]));
-        assert_eq!(assembler.peek(50, 1), None);
+        let mut buffer = tiny();
+        buffer.write(0, &[1; 100]).unwrap();
+        buffer.write(200, &[1; 100]).unwrap();
+        assert_eq!((buffer.end(), buffer.written_end()), (100, 300));
+        assert!(!buffer.truncate(150));
+        assert!(buffer.truncate(50));
+        assert_eq!((buffer.end(), buffer.written_end()), (50, 50));
+        assert_eq!(buffer.peek(40, 100), Some(&[1; 10][..]));
+        assert_eq!(buffer.peek(50, 1), None);
     }
 }

@@ -1,7 +1,7 @@
 //! What S3 knows of a file, in the words of SFTP: attributes, and the line that `ls -l` shows.
 
-use crate::tree::{Item, Stat};
 use crate::users::Access;
+use crate::vfs::{Item, Stat};
 use chrono::{DateTime, Utc};
 use russh_sftp::protocol::{File, FileAttributes};
 use std::sync::Arc;

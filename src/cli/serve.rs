@@ -1,19 +1,25 @@
 //! The flags of `sftpd serve` and `sftpd doctor`, and what they come to.
 
-use crate::listen::ListenAddress;
-use crate::memory::uploads_beside;
+use super::listen::ListenAddress;
+use super::memory::uploads_beside;
+use super::signals::watch_signals;
+use super::systemd::{notify_systemd, tell_systemd};
+use super::{Usage, descriptors, exporter};
 use anyhow::{Context, anyhow, bail, ensure};
 use bytesize::ByteSize;
 use clap::{ArgAction, Args};
 use ipnet::IpNet;
-use sftpd::server::{self, Algorithms, Config};
+use sd_notify::NotifyState;
+use sftpd::path::{Home, Path, PathError};
+use sftpd::server::{self, Algorithms, Config, HostKey, Shutdown};
 use sftpd::store::s3::{Listing, S3Store, StartError};
 use sftpd::store::{KeptConditions, Key, MIN_PART, Store, memory::MemoryStore};
-use sftpd::tree::{Home, Path, TreeError};
-use sftpd::upload::PartSizes;
-use sftpd::users::{FileAuth, commands::Usage};
+use sftpd::transfer::PartSizes;
+use sftpd::users::{FileAuth, UsersFile};
 use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::net::TcpListener;
 
 /// Largest part that S3 takes, in bytes
 /// ([limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)).
@@ -26,7 +32,7 @@ const MIN_ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// What a server needs to know. Every flag has a variable, so that systemd's EnvironmentFile is all there is to edit.
 #[derive(Args)]
-pub struct Settings {
+pub struct ServeArgs {
     /// Where files live: s3://BUCKET, s3://BUCKET/PREFIX, or memory: (lost at the end).
     #[arg(long, env = "SFTPD_STORE", value_parser = parse_store, value_name = "URL")]
     pub store: String,
@@ -103,33 +109,33 @@ pub struct Settings {
 }
 
 /// What `--store` says.
-pub enum Place<'a> {
+pub enum StoreUrl<'a> {
     /// memory:
     Memory,
     /// s3://BUCKET/PREFIX
     Bucket(&'a str, &'a str),
 }
 
-impl Place<'_> {
-    fn parse(store: &str) -> anyhow::Result<Place<'_>> {
+impl StoreUrl<'_> {
+    fn parse(store: &str) -> anyhow::Result<StoreUrl<'_>> {
         let place = store.strip_prefix("s3://").unwrap_or_default();
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
         Home::new(prefix, "")
             .map_err(|error| Usage(anyhow!("the prefix {prefix:?} can't be used: {error}")))?;
         match bucket {
-            "" if store == "memory:" => Ok(Place::Memory),
+            "" if store == "memory:" => Ok(StoreUrl::Memory),
             "" => bail!(Usage(anyhow!(
                 "neither s3://BUCKET, s3://BUCKET/PREFIX nor memory:"
             ))),
-            bucket => Ok(Place::Bucket(bucket, prefix)),
+            bucket => Ok(StoreUrl::Bucket(bucket, prefix)),
         }
     }
 }
 
-impl Settings {
+impl ServeArgs {
     /// Where files live.
-    pub fn place(&self) -> anyhow::Result<Place<'_>> {
-        Place::parse(&self.store)
+    pub fn place(&self) -> anyhow::Result<StoreUrl<'_>> {
+        StoreUrl::parse(&self.store)
     }
 
     /// When uploads of servers that died are aborted.
@@ -178,8 +184,8 @@ impl Settings {
         let abandoned_after = self.abandoned_after()?;
         let host_keys = server::load_or_create(&self.host_keys).map_err(Usage)?;
         let (store, prefix): (Arc<dyn Store>, _) = match place {
-            Place::Memory => (Arc::new(MemoryStore::default()), ""),
-            Place::Bucket(bucket, prefix) => {
+            StoreUrl::Memory => (Arc::new(MemoryStore::default()), ""),
+            StoreUrl::Bucket(bucket, prefix) => {
                 let store = open_bucket(bucket, &top_key(prefix)?)
                     .await
                     .map_err(exit_status);
@@ -209,9 +215,9 @@ impl Settings {
     }
 }
 
-/// The URL as it is, if [`Place::parse`] takes it.
+/// The URL as it is, if [`StoreUrl::parse`] takes it.
 fn parse_store(text: &str) -> Result<String, anyhow::Error> {
-    Place::parse(text)?;
+    StoreUrl::parse(text)?;
     Ok(text.to_owned())
 }
 
@@ -273,7 +279,7 @@ fn parse_time_above_zero(text: &str) -> Result<Duration, &'static str> {
 }
 
 /// What all keys of a store begin with.
-pub fn top_key(prefix: &str) -> Result<Key, TreeError> {
+pub fn top_key(prefix: &str) -> Result<Key, PathError> {
     Home::new(prefix, "")?.directory(&Path::parse("/")?)
 }
 
@@ -359,4 +365,68 @@ fn parse_network(text: &str) -> Result<IpNet, &'static str> {
         Ok(network) => Ok(network),
         Err(_) => Err("use an address or a network like 10.0.0.0/8"),
     }
+}
+
+/// Serves until a signal ends it.
+pub async fn run(settings: &ServeArgs, changed: &[String]) -> anyhow::Result<()> {
+    log_start(settings, changed);
+    descriptors::provide(settings.max_sessions);
+    // Before anything is counted.
+    let metrics = match &settings.metrics {
+        Some(address) => Some((address.bind().await?, exporter::install()?)),
+        None => None,
+    };
+    let config = settings.config().await?;
+    let listener = settings.listen.bind().await?;
+    let shutdown = Shutdown::default();
+    watch_signals(shutdown.clone()).context("can't catch signals")?;
+    if let Some((listener, handle)) = metrics {
+        log::info!(
+            "metrics on {}",
+            listener.local_addr().context("no address")?
+        );
+        tokio::spawn(exporter::serve(listener, handle, shutdown.drain.clone()));
+    }
+    announce(&listener, &config, &shutdown)?;
+    server::run(listener, config, shutdown).await;
+    // A server without sessions ends before the task that tells systemd so has run.
+    notify_systemd(NotifyState::Stopping);
+    Ok(())
+}
+
+/// One line about what was asked for, before anything of it is tried.
+fn log_start(settings: &ServeArgs, changed: &[String]) {
+    let version = env!("CARGO_PKG_VERSION");
+    let ServeArgs {
+        store,
+        listen,
+        users,
+        ..
+    } = settings;
+    let file = users.display();
+    let users = match UsersFile::read(users) {
+        Ok(UsersFile { users }) => format!("{} in {file}", users.len()),
+        Err(_) => format!("unknown in {file}"),
+    };
+    let changed = match changed {
+        [] => "defaults".to_owned(),
+        changed => changed.join(" "),
+    };
+    log::info!(
+        "sftpd {version}: store {store}, address {listen}, users {users}, settings {changed}"
+    );
+}
+
+/// Logs that the server is ready, as the last line before it serves, and tells systemd. Returns the real address.
+pub fn announce(
+    listener: &TcpListener,
+    config: &Config,
+    shutdown: &Shutdown,
+) -> anyhow::Result<SocketAddr> {
+    let address = listener.local_addr().context("no address")?;
+    let fingerprints: Vec<_> = config.host_keys.iter().map(HostKey::to_string).collect();
+    log::info!("host key {}", fingerprints.join(", "));
+    log::info!("listening on {address}");
+    tokio::spawn(tell_systemd(shutdown.clone()));
+    Ok(address)
 }

@@ -4,15 +4,8 @@
 //! client's window, so the session never has to. Read-ahead takes memory only when it is free; the
 //! range a READ needs right now is fetched without asking, so no download waits for another.
 
-mod queue;
-mod window;
-
-pub use queue::{Read, ReadQueue};
-pub use window::{FIRST_BLOCK, Window};
-
-use crate::limits::{BlockMemory, SessionLimits};
+use super::{BlockMemory, FIRST_BLOCK, Read, ReadAhead, ReadQueue, SessionLimits, Transfers};
 use crate::store::{Key, Object, StoreError, cut};
-use crate::upload::Context;
 use bytes::Bytes;
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -31,7 +24,7 @@ const LEAST_BLOCK: u64 = FIRST_BLOCK;
 const KEEP_TIME: Duration = Duration::from_secs(5);
 
 /// Where the answers go.
-pub trait Answers: Send + Sync + 'static {
+pub trait ReadSink: Send + Sync + 'static {
     /// Sends the bytes that a READ asked for, in pieces, or its failure; an empty answer is the end of the file.
     /// Waits until the client takes them; false when it is gone.
     fn answer(
@@ -43,7 +36,7 @@ pub trait Answers: Send + Sync + 'static {
 
 /// How a download went.
 #[derive(Debug)]
-pub struct Summary {
+pub struct DownloadSummary {
     /// Bytes sent to the client.
     pub bytes: u64,
     /// GET requests.
@@ -55,34 +48,34 @@ pub struct Summary {
 }
 
 /// The version that will be read, and what came of it with the question which it is.
-pub struct Beginning {
+pub struct OpenedObject {
     object: Object,
     first: Option<Block>,
 }
 
-impl From<Object> for Beginning {
-    fn from(object: Object) -> Beginning {
-        Beginning {
+impl From<Object> for OpenedObject {
+    fn from(object: Object) -> OpenedObject {
+        OpenedObject {
             object,
             first: None,
         }
     }
 }
 
-impl Beginning {
+impl OpenedObject {
     /// One GET, which is all that a small file needs; or a HEAD where there is no memory for more.
     pub async fn ask(
-        context: &Context,
+        transfers: &Transfers,
         key: &Key,
         limits: &SessionLimits,
-    ) -> Result<Beginning, StoreError> {
+    ) -> Result<OpenedObject, StoreError> {
         let Some(memory) = limits.try_read_ahead(FIRST_BLOCK) else {
-            return Ok(context.store.head(key).await?.into());
+            return Ok(transfers.store.head(key).await?.into());
         };
-        let (object, bytes) = context.store.open(key, FIRST_BLOCK).await?;
+        let (object, bytes) = transfers.store.open(key, FIRST_BLOCK).await?;
         let range = 0..bytes.len() as u64;
         let pieces = hold(vec![bytes], Some(memory));
-        Ok(Beginning {
+        Ok(OpenedObject {
             object,
             first: Some(Block {
                 range,
@@ -104,25 +97,25 @@ pub struct Download {
 impl Download {
     /// Starts the task. Nothing more is fetched before the first READ. `on_end` is told how it went.
     pub fn open(
-        context: Arc<Context>,
+        transfers: Arc<Transfers>,
         key: Key,
-        Beginning { object, first }: Beginning,
+        OpenedObject { object, first }: OpenedObject,
         limits: SessionLimits,
-        answers: impl Answers,
-        on_end: impl FnOnce(Summary) + Send + 'static,
+        answers: impl ReadSink,
+        on_end: impl FnOnce(DownloadSummary) + Send + 'static,
     ) -> Download {
         let (queue, tasks) = (
             Arc::new(ReadQueue::new(limits.waiting_reads())),
-            context.tasks.clone(),
+            transfers.tasks.clone(),
         );
-        let (mut window, requests) = (Window::new(object.size), u64::from(first.is_some()));
+        let (mut window, requests) = (ReadAhead::new(object.size), u64::from(first.is_some()));
         window.have = first.as_ref().map_or(0..0, |block| block.range.clone());
         let blocks = first
             .into_iter()
             .filter(|block| !block.range.is_empty())
             .collect();
         let fetcher = Fetcher {
-            context,
+            transfers,
             key,
             object: object.clone(),
             limits,
@@ -168,7 +161,7 @@ struct Block {
 }
 
 /// What was fetched ahead, and the memory that it takes as long as any answer needs it.
-struct Held {
+struct PooledBytes {
     bytes: Bytes,
     _memory: Arc<Option<BlockMemory>>,
 }
@@ -178,7 +171,7 @@ fn hold(pieces: Vec<Bytes>, memory: Option<BlockMemory>) -> Vec<Bytes> {
     pieces
         .into_iter()
         .map(|bytes| {
-            Bytes::from_owner(Held {
+            Bytes::from_owner(PooledBytes {
                 bytes,
                 _memory: memory.clone(),
             })
@@ -186,18 +179,18 @@ fn hold(pieces: Vec<Bytes>, memory: Option<BlockMemory>) -> Vec<Bytes> {
         .collect()
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for PooledBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 struct Fetcher {
-    context: Arc<Context>,
+    transfers: Arc<Transfers>,
     key: Key,
     object: Object,
     limits: SessionLimits,
-    window: Window,
+    window: ReadAhead,
     blocks: VecDeque<Block>,
     requests: u64,
 }
@@ -206,8 +199,8 @@ impl Fetcher {
     async fn run(
         mut self,
         queue: Arc<ReadQueue>,
-        answers: impl Answers,
-        on_end: impl FnOnce(Summary) + Send,
+        answers: impl ReadSink,
+        on_end: impl FnOnce(DownloadSummary) + Send,
     ) {
         let (opened, size) = (Instant::now(), self.object.size);
         let (mut bytes, mut error) = (0, None);
@@ -232,7 +225,7 @@ impl Fetcher {
                 Err(_) if queue.is_cancelled() => {}
                 Err(failure) => {
                     // The next READ tries again, from nothing.
-                    self.window = Window::new(size);
+                    self.window = ReadAhead::new(size);
                     self.blocks.clear();
                     error = Some(failure.clone());
                 }
@@ -241,7 +234,7 @@ impl Fetcher {
                 break;
             }
         }
-        on_end(Summary {
+        on_end(DownloadSummary {
             bytes,
             requests: self.requests,
             took: opened.elapsed(),
@@ -328,13 +321,13 @@ impl Fetcher {
             let is_counted = memory.is_some();
             self.requests += 1;
             self.window.have.end = range.end;
-            let (context, key, etag) = (
-                self.context.clone(),
+            let (transfers, key, etag) = (
+                self.transfers.clone(),
                 self.key.clone(),
                 self.object.etag.clone(),
             );
             let wanted = range.clone();
-            let task = tokio::spawn(async move { context.store.get(&key, wanted, &etag).await });
+            let task = tokio::spawn(async move { transfers.store.get(&key, wanted, &etag).await });
             let coming = Some(AbortOnDropHandle::new(task));
             self.blocks.push_back(Block {
                 range,

@@ -4,7 +4,7 @@
 //! [`ListingPages`], which is bounded, and is fetched again if it had to go. A name is listed once: what is known here is
 //! looked up before the store is asked, for the same range of names.
 
-use super::{Local, Path, Result, Stat, Tree, TreeError, fail_if};
+use super::{Overlay, Path, Result, Stat, Vfs, VfsError, fail_if};
 use crate::store::*;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,14 +22,14 @@ const ENTRY_BYTES: usize = 96;
 pub struct Item {
     /// Without slashes.
     pub name: String,
-    /// As [`super::Tree::stat`] would tell.
+    /// As [`super::Vfs::stat`] would tell.
     pub stat: Stat,
 }
 
 /// See the module.
 pub struct Listing {
     store: Arc<dyn Store>,
-    local: Arc<Local>,
+    overlay: Arc<Overlay>,
     /// The home of the user who reads.
     owner: Arc<str>,
     prefix: Key,
@@ -62,17 +62,17 @@ struct NamePage {
     next: Option<Position>,
 }
 
-impl Tree {
+impl Vfs {
     /// One list request; more as the listing is read.
     pub async fn open_directory(&self, path: &Path) -> Result<Listing> {
         let prefix = self.home.directory(path)?;
-        let known = path.is_root() || self.local.is_directory(&prefix);
+        let known = path.is_root() || self.overlay.is_directory(&prefix);
         let mut listing = Listing {
-            store: self.context.store.clone(),
-            local: self.local.clone(),
+            store: self.transfers.store.clone(),
+            overlay: self.overlay.clone(),
             owner: self.home.as_str().into(),
             prefix,
-            number: self.local.pages.number(),
+            number: self.overlay.pages.number(),
             are_dots_listed: false,
             position: Some(Position::default()),
             last: None,
@@ -86,7 +86,7 @@ impl Tree {
             (page, found) = listing.fetch(&next).await?;
             listing.position = Some(next);
         }
-        fail_if(!found && !known, TreeError::NotFound)?;
+        fail_if(!found && !known, VfsError::NotFound)?;
         listing.keep(page);
         Ok(listing)
     }
@@ -98,7 +98,7 @@ impl Listing {
         let mut taken = Vec::new();
         let mut entries = Vec::new();
         while let (Some(position), true) = (&self.position, entries.is_empty()) {
-            let mut page = match self.local.pages.take(self.number) {
+            let mut page = match self.overlay.pages.take(self.number) {
                 Some(page) => page,
                 None => self.fetch(position).await?.0,
             };
@@ -136,7 +136,7 @@ impl Listing {
     async fn fetch(&self, position: &Position) -> Result<(NamePage, bool)> {
         // Before the store is asked: an upload that ends meanwhile is known here, or there, or both.
         let known = self
-            .local
+            .overlay
             .names_after(&self.prefix, position.after.as_deref(), MAX_PAGE);
         let request = ListRequest {
             prefix: &self.prefix,
@@ -196,13 +196,13 @@ impl Listing {
     }
 
     fn keep(&self, page: NamePage) {
-        self.local.pages.keep(self.number, &self.owner, page);
+        self.overlay.pages.keep(self.number, &self.owner, page);
     }
 }
 
 impl Drop for Listing {
     fn drop(&mut self) {
-        self.local.pages.take(self.number);
+        self.overlay.pages.take(self.number);
     }
 }
 

@@ -1,11 +1,12 @@
 //! What this process alone knows: directories that S3 does not have, and uploads that are not objects yet.
 //!
-//! Both are keyed by full key, so users whose homes overlap see the same. Held in RAM: a restart forgets it. Invariant: the
+//! Both are keyed by full key, so users whose homes overlap see the same. PooledBytes in RAM: a restart forgets it. Invariant: the
 //! lock is held for a bounded number of names, and what directories take is bounded in bytes, per user and in all.
 
 use super::listing::ListingPages;
-use super::{Home, Result, Stat, TreeError};
-use crate::{store::Key, upload::Progress};
+use super::{Result, Stat, VfsError};
+use crate::path::{Home, Key};
+use crate::transfer::Progress;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,7 +33,7 @@ pub struct Known {
 
 /// See the module.
 #[derive(Default)]
-pub struct Local {
+pub struct Overlay {
     // A std lock: never held across an await.
     tables: Mutex<Tables>,
     last_upload: AtomicU64,
@@ -92,7 +93,7 @@ pub struct Names {
     pub are_all: bool,
 }
 
-impl Local {
+impl Overlay {
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -270,7 +271,7 @@ impl Tables {
             match victim {
                 Some(key) => drop(self.forget(&key)),
                 None => {
-                    return Err(TreeError::Refused(
+                    return Err(VfsError::Refused(
                         "too many empty directories: they live in the server's memory",
                     ));
                 }
@@ -377,10 +378,10 @@ mod tests {
         key(&format!("{user}/{}{n:06}/", "x".repeat(500)))
     }
 
-    fn fill(local: &Local, user: &str, made: bool) -> usize {
+    fn fill(overlay: &Overlay, user: &str, made: bool) -> usize {
         (0..200_000)
             .take_while(|n| {
-                local
+                overlay
                     .add_directory(&home(user), &long(user, *n), made)
                     .is_ok()
             })
@@ -389,56 +390,58 @@ mod tests {
 
     #[test]
     fn one_user_is_bounded_and_leaves_room_for_the_others() {
-        let local = Local::default();
-        let each = fill(&local, "alice", true);
+        let overlay = Overlay::default();
+        let each = fill(&overlay, "alice", true);
         assert_eq!(each, MAX_USER_BYTES / cost(long("alice", 0).as_str()));
         for user in ["bobby", "carol"] {
-            fill(&local, user, true);
+            fill(&overlay, user, true);
         }
-        assert!(local.tables().bytes <= MAX_BYTES + GRANTED_BYTES);
-        let granted = fill(&local, "david", true);
+        assert!(overlay.tables().bytes <= MAX_BYTES + GRANTED_BYTES);
+        let granted = fill(&overlay, "david", true);
         assert_eq!(granted, GRANTED_BYTES / cost(long("david", 0).as_str()));
-        (0..1000).for_each(|n| local.remove(&(long("alice", n).to_string(), DIRECTORY)));
+        (0..1000).for_each(|n| overlay.remove(&(long("alice", n).to_string(), DIRECTORY)));
         assert!(
-            local
+            overlay
                 .add_directory(&home("alice"), &long("alice", 7), true)
                 .is_ok()
         );
         for user in ["alice", "bobby", "carol", "david"] {
-            (0..each).for_each(|n| local.remove(&(long(user, n).to_string(), DIRECTORY)));
+            (0..each).for_each(|n| overlay.remove(&(long(user, n).to_string(), DIRECTORY)));
         }
-        let tables = local.tables();
+        let tables = overlay.tables();
         assert!(tables.bytes == 0 && tables.owners.is_empty());
     }
 
     #[test]
     fn what_s3_knows_and_what_is_left_over_makes_room_oldest_first() {
-        let local = Local::default();
+        let overlay = Overlay::default();
         let alice = home("alice");
-        local
+        overlay
             .add_directory(&alice, &long("alice", 999_999), false)
             .unwrap();
-        let most = fill(&local, "alice", true);
+        let most = fill(&overlay, "alice", true);
         assert!(
-            !local.is_directory(&long("alice", 999_999)),
+            !overlay.is_directory(&long("alice", 999_999)),
             "left over: it went first"
         );
         for n in 0..most {
-            local.stored(&key(&format!("{}f", long("alice", n))));
+            overlay.stored(&key(&format!("{}f", long("alice", n))));
         }
-        assert!(local.is_made(&long("alice", 0)));
+        assert!(overlay.is_made(&long("alice", 0)));
         // The last file in it went: S3 doesn't know it any more.
-        local
+        overlay
             .add_directory(&alice, &long("alice", 0), false)
             .unwrap();
         for n in most..2 * most - 1 {
-            local
+            overlay
                 .add_directory(&alice, &long("alice", n), true)
                 .unwrap();
         }
-        assert!(local.is_made(&long("alice", 0)) && !local.is_directory(&long("alice", most - 1)));
         assert!(
-            local
+            overlay.is_made(&long("alice", 0)) && !overlay.is_directory(&long("alice", most - 1))
+        );
+        assert!(
+            overlay
                 .add_directory(&alice, &long("alice", 2 * most), true)
                 .is_err()
         );
@@ -446,13 +449,13 @@ mod tests {
 
     #[test]
     fn names_come_in_order_and_once() {
-        let local = Local::default();
+        let overlay = Overlay::default();
         for text in ["a/d/", "a/d/x/", "a/d/y/", "a/d-e/", "a/d0/z/", "b/", "a/"] {
-            local.add_directory(&home("a"), &key(text), true).unwrap();
+            overlay.add_directory(&home("a"), &key(text), true).unwrap();
         }
         let (mut found, mut after) = (Vec::new(), None);
         loop {
-            let names = local.names_after(&key("a/"), after.as_deref(), 1);
+            let names = overlay.names_after(&key("a/"), after.as_deref(), 1);
             after = names.entries.keys().next().cloned();
             found.extend(after.clone());
             if names.are_all {
@@ -460,8 +463,8 @@ mod tests {
             }
         }
         assert_eq!(found, ["d-e/", "d/", "d0/"]);
-        local.rename_directories(&key("a/d/"), &key("a/q/"));
-        let names = local.names_after(&key("a/"), None, 10);
+        overlay.rename_directories(&key("a/d/"), &key("a/q/"));
+        let names = overlay.names_after(&key("a/"), None, 10);
         assert!(names.are_all && names.entries.keys().eq(["d-e/", "d0/", "q/"]));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Made by `server`, one [`UserLimits`] a user and one [`SessionLimits`] a session; asked by `sftp` and `download`.
 
-use crate::budget::{Budget, Share, Taken};
+use crate::transfer::{BufferPool, Reservation, Share};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -24,9 +24,9 @@ pub struct UserLimits {
 
 impl UserLimits {
     /// One user may take three quarters of the uploads that the server has room for, and of the read-ahead.
-    pub fn new(max_uploads: usize, budget: &Budget) -> UserLimits {
+    pub fn new(max_uploads: usize, pool: &BufferPool) -> UserLimits {
         let share = |all: usize| Arc::new(Semaphore::new((all * 3 / 4).max(1)));
-        let read_ahead = budget.size_of(Share::ReadAhead) / UNIT;
+        let read_ahead = pool.size_of(Share::ReadAhead) / UNIT;
         UserLimits {
             handles: Arc::new(Semaphore::new(MAX_USER_HANDLES)),
             uploads: share(max_uploads),
@@ -48,7 +48,7 @@ impl UserLimits {
 /// What the files of one session share. Clones are of the same session.
 #[derive(Clone)]
 pub struct SessionLimits {
-    budget: Budget,
+    pool: BufferPool,
     user_read_ahead: Arc<Semaphore>,
     own_blocks: Arc<Semaphore>,
     waiting_reads: Arc<Semaphore>,
@@ -58,14 +58,14 @@ pub struct SessionLimits {
 pub struct BlockMemory {
     _permit: OwnedSemaphorePermit,
     /// `None` within the session's own.
-    _pool: Option<Taken>,
+    _pool: Option<Reservation>,
 }
 
 impl SessionLimits {
     /// For a session of this user.
-    pub fn new(budget: Budget, user: &UserLimits) -> SessionLimits {
+    pub fn new(pool: BufferPool, user: &UserLimits) -> SessionLimits {
         SessionLimits {
-            budget,
+            pool,
             user_read_ahead: user.read_ahead.clone(),
             own_blocks: Arc::new(Semaphore::new(OWN_BLOCKS)),
             waiting_reads: Arc::new(Semaphore::new(MAX_WAITING_READS)),
@@ -75,7 +75,7 @@ impl SessionLimits {
     /// Memory of the pool for a block that is fetched ahead, if it is free and within the user's share.
     pub fn try_read_ahead(&self, bytes: u64) -> Option<BlockMemory> {
         let permit = try_acquire(&self.user_read_ahead, bytes)?;
-        let pool = self.budget.try_take_share(Share::ReadAhead, bytes)?;
+        let pool = self.pool.try_take_share(Share::ReadAhead, bytes)?;
         Some(BlockMemory {
             _permit: permit,
             _pool: Some(pool),

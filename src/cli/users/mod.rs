@@ -4,20 +4,16 @@
 //! leaves the file as it was.
 
 mod add;
+mod keys;
 mod show;
 
-use super::file::exposure;
-use super::keys::{parse_key, refuse_private_key};
-use super::{User, UsersFile, UsersFileError};
+use super::Usage;
 use anyhow::{anyhow, ensure};
+use keys::refuse_private_key;
+use sftpd::users::{User, UsersFile, UsersFileError, exposure, parse_key};
 use ssh_key::HashAlg::Sha256;
 use std::ffi::OsString;
 use std::path::Path;
-
-/// A mistake in what was typed or configured: exit status 2.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct Usage(#[from] pub anyhow::Error);
 
 /// What to do to the users file.
 #[derive(Debug, clap::Subcommand)]

@@ -4,7 +4,7 @@
 //! client likes, such as blocks that it has not read, has a [`Share`], and all of these leave a quarter of the pool, which
 //! no part is larger than.
 //! A part that grows beyond its upload's own 5 MiB takes memory only if it is free, and leaves early
-//! ([`Budget::wait_for_pressure`]) when another upload waits. So no number of slow clients can stop an upload, and
+//! ([`BufferPool::wait_for_pressure`]) when another upload waits. So no number of slow clients can stop an upload, and
 //! nobody waits in a circle.
 //!
 //! Parts lie in pages of their own, straight from the system: an allocator that is given back 5 MiB here and there, and
@@ -34,7 +34,7 @@ pub enum Share {
 
 /// See the module. Clones share one pool.
 #[derive(Clone)]
-pub struct Budget {
+pub struct BufferPool {
     units: usize,
     all: Arc<Semaphore>,
     read_ahead: Arc<Semaphore>,
@@ -55,12 +55,12 @@ struct Buffers {
 
 /// Bytes taken from the pool, given back when dropped.
 #[derive(Debug)]
-pub struct Taken {
+pub struct Reservation {
     all: OwnedSemaphorePermit,
     share: Option<OwnedSemaphorePermit>,
 }
 
-impl Taken {
+impl Reservation {
     /// Gives back what is above this many bytes, and the share: from now on only the store is waited for.
     pub fn reduce_to(&mut self, bytes: u64) {
         self.share = None;
@@ -70,12 +70,12 @@ impl Taken {
     }
 }
 
-impl Budget {
+impl BufferPool {
     /// A pool of so many bytes.
-    pub fn new(total: u64) -> Budget {
+    pub fn new(total: u64) -> BufferPool {
         let units = (total / UNIT) as usize;
         let semaphore = |units| Arc::new(Semaphore::new(units));
-        Budget {
+        BufferPool {
             units,
             all: semaphore(units),
             read_ahead: semaphore(units * 3 / 8),
@@ -89,7 +89,7 @@ impl Budget {
 
     /// Waits its turn for the bytes of one part, which must go to the store at once. `None` when it asks for more than
     /// the pool holds.
-    pub async fn take(&self, bytes: u64) -> Option<Taken> {
+    pub async fn take(&self, bytes: u64) -> Option<Reservation> {
         let units = u32::try_from(bytes.div_ceil(UNIT))
             .ok()
             .filter(|units| *units as usize <= self.units)?;
@@ -100,31 +100,31 @@ impl Budget {
         let _waiting = Waiting::begin(self);
         self.buffers().spare.clear();
         let all = self.all.clone().acquire_many_owned(units).await.ok()?;
-        Some(Taken { all, share: None })
+        Some(Reservation { all, share: None })
     }
 
     /// Takes the bytes if they are free, or only kept for later.
-    pub fn try_take(&self, bytes: u64) -> Option<Taken> {
+    pub fn try_take(&self, bytes: u64) -> Option<Reservation> {
         let all = self.claim(bytes)?;
-        Some(Taken { all, share: None })
+        Some(Reservation { all, share: None })
     }
 
-    /// As [`Budget::try_take`], within a share.
-    pub fn try_take_share(&self, share: Share, bytes: u64) -> Option<Taken> {
+    /// As [`BufferPool::try_take`], within a share.
+    pub fn try_take_share(&self, share: Share, bytes: u64) -> Option<Reservation> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
         let share = self
             .semaphore(share)
             .clone()
             .try_acquire_many_owned(units)
             .ok()?;
-        Some(Taken {
+        Some(Reservation {
             all: self.claim(bytes)?,
             share: Some(share),
         })
     }
 
-    /// As [`Budget::try_take_share`], but waits for others to give the bytes back.
-    pub async fn take_share(&self, share: Share, bytes: u64) -> Option<Taken> {
+    /// As [`BufferPool::try_take_share`], but waits for others to give the bytes back.
+    pub async fn take_share(&self, share: Share, bytes: u64) -> Option<Reservation> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
         let share = self
             .semaphore(share)
@@ -132,8 +132,8 @@ impl Budget {
             .acquire_many_owned(units)
             .await
             .ok()?;
-        let Taken { all, .. } = self.take(bytes).await?;
-        Some(Taken {
+        let Reservation { all, .. } = self.take(bytes).await?;
+        Some(Reservation {
             all,
             share: Some(share),
         })
@@ -216,9 +216,9 @@ impl Budget {
 struct Waiting<'a>(&'a watch::Sender<usize>);
 
 impl Waiting<'_> {
-    fn begin(budget: &Budget) -> Waiting<'_> {
-        budget.waiting.send_modify(|waiting| *waiting += 1);
-        Waiting(&budget.waiting)
+    fn begin(pool: &BufferPool) -> Waiting<'_> {
+        pool.waiting.send_modify(|waiting| *waiting += 1);
+        Waiting(&pool.waiting)
     }
 }
 
@@ -228,11 +228,11 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Pages from [`Budget::buffer`]. They take memory once they are written to.
+/// Pages from [`BufferPool::buffer`]. They take memory once they are written to.
 pub struct Buffer {
     /// `None` only while being dropped.
     pages: Option<MmapMut>,
-    home: Budget,
+    home: BufferPool,
 }
 
 impl Deref for Buffer {
@@ -278,77 +278,73 @@ mod tests {
 
     #[tokio::test]
     async fn downloads_leave_more_than_half_to_uploads() {
-        let budget = Budget::new(64 * UNIT);
+        let pool = BufferPool::new(64 * UNIT);
         let held: Vec<_> =
-            std::iter::from_fn(|| budget.try_take_share(Share::ReadAhead, 10 * UNIT)).collect();
+            std::iter::from_fn(|| pool.try_take_share(Share::ReadAhead, 10 * UNIT)).collect();
         assert_eq!(held.len(), 2);
-        assert_eq!(budget.all.available_permits(), 44);
-        let upload = budget.take(44 * UNIT).await.unwrap();
-        assert_eq!(budget.all.available_permits(), 0);
+        assert_eq!(pool.all.available_permits(), 44);
+        let upload = pool.take(44 * UNIT).await.unwrap();
+        assert_eq!(pool.all.available_permits(), 0);
         drop((held, upload));
-        assert_eq!(budget.all.available_permits(), 64);
+        assert_eq!(pool.all.available_permits(), 64);
     }
 
     #[tokio::test]
     async fn used_pages_are_kept_inside_the_pool_while_others_are_in_use() {
-        let budget = Budget::new(64 * UNIT);
+        let pool = BufferPool::new(64 * UNIT);
         let size = 20 * UNIT as usize;
-        let state = || (budget.buffers().spare.len(), budget.all.available_permits());
-        let mut buffers: Vec<_> = (0..5).map(|_| budget.buffer(size).unwrap()).collect();
+        let state = || (pool.buffers().spare.len(), pool.all.available_permits());
+        let mut buffers: Vec<_> = (0..5).map(|_| pool.buffer(size).unwrap()).collect();
         buffers[4][0] = 7;
         buffers.truncate(1);
         assert_eq!(state(), (3, 4));
-        buffers.push(budget.buffer(size).unwrap());
+        buffers.push(pool.buffer(size).unwrap());
         assert_eq!(state(), (2, 24));
-        let _part = budget.take(60 * UNIT).await.unwrap();
+        let _part = pool.take(60 * UNIT).await.unwrap();
         assert_eq!(state(), (0, 4));
         drop(_part);
-        buffers.extend((0..3).map(|_| budget.buffer(size).unwrap()));
+        buffers.extend((0..3).map(|_| pool.buffer(size).unwrap()));
         buffers.truncate(2);
         assert_eq!(state(), (3, 4));
-        let ahead = budget.try_take_share(Share::ReadAhead, 10 * UNIT);
+        let ahead = pool.try_take_share(Share::ReadAhead, 10 * UNIT);
         assert!(ahead.is_some(), "what is only kept stands in nobody's way");
         drop(ahead);
-        assert_eq!(budget.used(), 0);
+        assert_eq!(pool.used(), 0);
         buffers.clear();
         assert_eq!(state(), (0, 64));
     }
 
     #[tokio::test]
     async fn the_shares_together_leave_a_part() {
-        let budget = Budget::new(64 * UNIT);
+        let pool = BufferPool::new(64 * UNIT);
         let mut held = Vec::new();
         for share in [Share::ReadAhead, Share::Requests, Share::GrownParts] {
-            held.extend(std::iter::from_fn(|| budget.try_take_share(share, UNIT)));
+            held.extend(std::iter::from_fn(|| pool.try_take_share(share, UNIT)));
         }
-        assert_eq!(budget.all.available_permits(), 16);
+        assert_eq!(pool.all.available_permits(), 16);
     }
 
     #[tokio::test]
     async fn who_waits_makes_pressure() {
-        let budget = Budget::new(64 * UNIT);
-        let grown = budget.try_take(40 * UNIT).unwrap();
+        let pool = BufferPool::new(64 * UNIT);
+        let grown = pool.try_take(40 * UNIT).unwrap();
         let waiter = tokio::spawn({
-            let budget = budget.clone();
-            async move { budget.take(30 * UNIT).await.is_some() }
+            let pool = pool.clone();
+            async move { pool.take(30 * UNIT).await.is_some() }
         });
-        budget.wait_for_pressure().await;
+        pool.wait_for_pressure().await;
         drop(grown);
         assert!(waiter.await.unwrap());
-        let mut part = budget.try_take_share(Share::GrownParts, 16 * UNIT).unwrap();
-        assert!(budget.try_take_share(Share::GrownParts, UNIT).is_none());
+        let mut part = pool.try_take_share(Share::GrownParts, 16 * UNIT).unwrap();
+        assert!(pool.try_take_share(Share::GrownParts, UNIT).is_none());
         part.reduce_to(5 * UNIT);
-        assert_eq!(budget.all.available_permits(), 59);
-        assert!(
-            budget
-                .try_take_share(Share::GrownParts, 16 * UNIT)
-                .is_some()
-        );
-        assert_eq!(*budget.waiting.borrow(), 0);
+        assert_eq!(pool.all.available_permits(), 59);
+        assert!(pool.try_take_share(Share::GrownParts, 16 * UNIT).is_some());
+        assert_eq!(*pool.waiting.borrow(), 0);
     }
 
     #[tokio::test]
     async fn more_than_the_pool_is_refused_at_once() {
-        assert!(Budget::new(UNIT).take(UNIT + 1).await.is_none());
+        assert!(BufferPool::new(UNIT).take(UNIT + 1).await.is_none());
     }
 }

@@ -1,8 +1,8 @@
 //! `sftpd users list` and `show`, for people and as JSON.
 
-use super::super::{User, UsersFile};
 use super::{find_user, printable};
 use serde::Serialize;
+use sftpd::users::{User, UsersFile};
 use ssh_key::HashAlg::Sha256;
 use ssh_key::PublicKey;
 use std::path::Path;

@@ -1,39 +1,34 @@
 //! What a user sees: a file system made of keys, of directories that S3 lacks, and of uploads in progress.
 //!
-//! Called by `sftp`, one [`Tree`] a session. Every rule of the README's request table that is not about
+//! Called by `sftp`, one [`Vfs`] a session. Every rule of the README's request table that is not about
 //! bytes lives here; each function says which S3 requests it sends.
 
 mod listing;
-mod local;
-mod path;
+mod overlay;
 mod rename;
 
 pub use listing::{Item, Listing};
-pub use local::Local;
-pub use path::{Home, Path, Place};
-pub(crate) use rename::PIECE as RENAME_PIECE;
+pub use overlay::Overlay;
 
-use crate::download::{self, Answers, Beginning, Download};
-use crate::limits::SessionLimits;
-use crate::locks::{LockedName, NameLock};
+use crate::path::{Home, Key, ObjectKeys, Path, PathError};
 use crate::store::*;
-use crate::upload::{self, Context, Target, Upload};
+use crate::transfer::{
+    Download, DownloadSummary, LockedName, NameLock, OpenedObject, Progress, ReadSink,
+    SessionLimits, Target, Transfers, Upload, UploadSummary,
+};
 use bytes::Bytes;
-use local::DIRECTORY;
+use overlay::DIRECTORY;
 use std::{sync::Arc, time::SystemTime};
 
 /// Why a request on the tree fails.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum TreeError {
+pub enum VfsError {
     /// Nothing has this name.
     #[error("no such file or directory")]
     NotFound,
     /// A path that no key can stand for.
-    #[error("{0}")]
-    BadPath(&'static str),
-    /// The key would be longer than [`MAX_KEY`] bytes.
-    #[error("File name too long: path, home and prefix together have 1,024 bytes at most")]
-    NameTooLong,
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// S3 can't do that.
     #[error("{0}")]
     Unsupported(&'static str),
@@ -46,17 +41,17 @@ pub enum TreeError {
 }
 
 /// The name is taken.
-const EXISTS: TreeError = TreeError::Refused("already exists");
+const EXISTS: VfsError = VfsError::Refused("already exists");
 /// A file was wanted.
-const IS_DIRECTORY: TreeError = TreeError::Refused("is a directory");
+const IS_DIRECTORY: VfsError = VfsError::Refused("is a directory");
 /// rmdir never deletes files.
-const NOT_EMPTY: TreeError = TreeError::Refused("the directory is not empty");
+const NOT_EMPTY: VfsError = VfsError::Refused("the directory is not empty");
 /// An upload to it, or inside it, is in progress.
-const BUSY: TreeError = TreeError::Refused("an upload to it is in progress");
+const BUSY: VfsError = VfsError::Refused("an upload to it is in progress");
 
-type Result<T> = std::result::Result<T, TreeError>;
+type Result<T> = std::result::Result<T, VfsError>;
 
-fn fail_if(wrong: bool, error: TreeError) -> Result<()> {
+fn fail_if(wrong: bool, error: VfsError) -> Result<()> {
     if wrong { Err(error) } else { Ok(()) }
 }
 
@@ -83,8 +78,8 @@ impl From<&Object> for Stat {
     }
 }
 
-impl From<&Arc<upload::Progress>> for Stat {
-    fn from(progress: &Arc<upload::Progress>) -> Stat {
+impl From<&Arc<Progress>> for Stat {
+    fn from(progress: &Arc<Progress>) -> Stat {
         Stat::File {
             size: progress.size(),
             modified: progress.started,
@@ -105,20 +100,20 @@ pub struct WriteMode {
 
 /// One user's view. Cheap to make.
 #[derive(Clone)]
-pub struct Tree {
-    context: Arc<Context>,
-    local: Arc<Local>,
+pub struct Vfs {
+    transfers: Arc<Transfers>,
+    overlay: Arc<Overlay>,
     home: Home,
     /// Directories are `dir/` objects, so that other gateways and the next start see them.
     markers: bool,
 }
 
-impl Tree {
-    /// `local` is shared by all trees of a server.
-    pub fn new(context: Arc<Context>, local: Arc<Local>, home: Home, markers: bool) -> Tree {
-        Tree {
-            context,
-            local,
+impl Vfs {
+    /// `overlay` is shared by all trees of a server.
+    pub fn new(transfers: Arc<Transfers>, overlay: Arc<Overlay>, home: Home, markers: bool) -> Vfs {
+        Vfs {
+            transfers,
+            overlay,
             home,
             markers,
         }
@@ -126,9 +121,9 @@ impl Tree {
 
     /// The keys of a path, after all changes to or below it that were asked for before, in whatever session. What is
     /// asked after a CLOSE must see its outcome, even if nobody waited for the reply (sshfs doesn't).
-    async fn settled(&self, path: &Path) -> Result<Place> {
-        let place = self.home.place(path)?;
-        self.context
+    async fn after_pending_closes(&self, path: &Path) -> Result<ObjectKeys> {
+        let place = self.home.keys(path)?;
+        self.transfers
             .locks
             .wait_for_earlier(&LockedName::with_subtree(&place.file))
             .await;
@@ -136,10 +131,10 @@ impl Tree {
     }
 
     /// The keys of a path, which nobody else changes until the lock is dropped; what is inside of it, everybody may.
-    async fn lock(&self, path: &Path) -> Result<(Place, NameLock)> {
-        let place = self.home.place(path)?;
+    async fn lock(&self, path: &Path) -> Result<(ObjectKeys, NameLock)> {
+        let place = self.home.keys(path)?;
         let lock = self
-            .context
+            .transfers
             .locks
             .lock(vec![LockedName::alone(&place.file)])
             .await;
@@ -148,24 +143,24 @@ impl Tree {
 
     /// How many changes have begun and ended so far, through this server.
     pub fn changes(&self) -> u64 {
-        self.context.locks.count()
+        self.transfers.locks.count()
     }
 
     /// Is an upload to this path in progress?
     pub fn is_being_uploaded(&self, path: &Path) -> bool {
-        match self.home.place(path) {
-            Ok(place) => self.local.upload(&place.file).is_some(),
+        match self.home.keys(path) {
+            Ok(place) => self.overlay.upload(&place.file).is_some(),
             Err(_) => false,
         }
     }
 
     /// Nothing if known here, else HEAD, else a list of one.
     pub async fn stat(&self, path: &Path) -> Result<Stat> {
-        if path.is_root() || self.local.is_made(&self.home.directory(path)?) {
+        if path.is_root() || self.overlay.is_made(&self.home.directory(path)?) {
             return Ok(Stat::Directory);
         }
-        let place = self.home.place(path)?;
-        let upload = || self.local.upload(&place.file).as_ref().map(Stat::from);
+        let place = self.home.keys(path)?;
+        let upload = || self.overlay.upload(&place.file).as_ref().map(Stat::from);
         if let Some(stat) = upload() {
             return Ok(stat);
         }
@@ -178,52 +173,52 @@ impl Tree {
     }
 
     /// Fails if a file, a directory or an upload has this name. HEAD, then a list of one.
-    async fn must_be_unused(&self, place: &Place) -> Result<()> {
+    async fn must_be_unused(&self, place: &ObjectKeys) -> Result<()> {
         match self.object(&place.file).await {
             Ok(_) => return Err(EXISTS),
-            Err(TreeError::NotFound) => {}
+            Err(VfsError::NotFound) => {}
             Err(error) => return Err(error),
         }
         let is_directory = match self.is_directory(&place.directory).await {
             // Credentials that can only put can still make new files.
-            Err(TreeError::Store(StoreError::Forbidden(_))) => false,
+            Err(VfsError::Store(StoreError::Forbidden(_))) => false,
             found => found?,
         };
         fail_if(
-            is_directory || self.local.upload(&place.file).is_some(),
+            is_directory || self.overlay.upload(&place.file).is_some(),
             EXISTS,
         )
     }
 
     /// HEAD; where that is refused, as to write-only credentials, a list of one.
     async fn object(&self, file: &Key) -> Result<Object> {
-        match self.context.store.head(file).await {
-            Err(StoreError::NotFound) => Err(TreeError::NotFound),
+        match self.transfers.store.head(file).await {
+            Err(StoreError::NotFound) => Err(VfsError::NotFound),
             Err(StoreError::Forbidden(_)) => match self.first_entries(file, 1).await?.pop() {
                 Some(Entry::Object(key, object)) if key == file.as_str() => Ok(object),
-                _ => Err(TreeError::NotFound),
+                _ => Err(VfsError::NotFound),
             },
             object => Ok(object?),
         }
     }
 
     /// The object of this name, or `None` where only a directory has it. HEAD, then a list of one.
-    async fn look(&self, place: &Place) -> Result<Option<Object>> {
+    async fn look(&self, place: &ObjectKeys) -> Result<Option<Object>> {
         self.or_directory(place, self.object(&place.file).await)
             .await
     }
 
-    async fn or_directory<T>(&self, place: &Place, object: Result<T>) -> Result<Option<T>> {
+    async fn or_directory<T>(&self, place: &ObjectKeys, object: Result<T>) -> Result<Option<T>> {
         match object {
-            Err(TreeError::NotFound) if self.local.upload(&place.file).is_some() => Err(BUSY),
-            Err(TreeError::NotFound) if self.is_directory(&place.directory).await? => Ok(None),
+            Err(VfsError::NotFound) if self.overlay.upload(&place.file).is_some() => Err(BUSY),
+            Err(VfsError::NotFound) if self.is_directory(&place.directory).await? => Ok(None),
             object => object.map(Some),
         }
     }
 
     /// Known here, or a list of one.
     async fn is_directory(&self, prefix: &Key) -> Result<bool> {
-        Ok(self.local.is_directory(prefix) || !self.first_entries(prefix, 1).await?.is_empty())
+        Ok(self.overlay.is_directory(prefix) || !self.first_entries(prefix, 1).await?.is_empty())
     }
 
     /// The first entries below a prefix, so many at most. S3 may send fewer than it was asked for, even none, and have more.
@@ -242,7 +237,7 @@ impl Tree {
 
     async fn list(&self, prefix: &Key, after: Option<String>, limit: usize) -> Result<Page> {
         Ok(self
-            .context
+            .transfers
             .store
             .list(ListRequest {
                 prefix,
@@ -255,9 +250,9 @@ impl Tree {
 
     /// One list request, to see that the name is free. The directory itself is kept in RAM, or put as a marker.
     pub async fn make_directory(&self, path: &Path) -> Result<()> {
-        let (Place { file, directory }, _lock) = self.lock(path).await?;
+        let (ObjectKeys { file, directory }, _lock) = self.lock(path).await?;
         fail_if(
-            self.local.upload(&file).is_some() || self.local.is_directory(&directory),
+            self.overlay.upload(&file).is_some() || self.overlay.is_directory(&directory),
             EXISTS,
         )?;
         let request = ListRequest {
@@ -266,7 +261,7 @@ impl Tree {
             after: None,
             limit: MAX_PAGE,
         };
-        let page = match self.context.store.list(request).await {
+        let page = match self.transfers.store.list(request).await {
             // Credentials that can only put can still make directories to put into.
             Err(StoreError::Forbidden(_)) => Page::default(),
             page => page?,
@@ -281,34 +276,34 @@ impl Tree {
         if self.markers {
             self.put_empty(&directory).await
         } else {
-            self.local.add_directory(&self.home, &directory, true)
+            self.overlay.add_directory(&self.home, &directory, true)
         }
     }
 
     /// One list request, and a DELETE if there is a `dir/` marker.
     pub async fn remove_directory(&self, path: &Path) -> Result<()> {
-        let Place { file, directory } = self.home.place(path)?;
+        let ObjectKeys { file, directory } = self.home.keys(path)?;
         let _lock = self
-            .context
+            .transfers
             .locks
             .lock(vec![LockedName::with_subtree(&file)])
             .await;
         fail_if(
-            self.local.any(&directory, |name, _| !name.is_empty()),
+            self.overlay.any(&directory, |name, _| !name.is_empty()),
             NOT_EMPTY,
         )?;
         match self.first_entries(&directory, 2).await?.as_slice() {
-            [] => fail_if(!self.local.is_directory(&directory), TreeError::NotFound)?,
+            [] => fail_if(!self.overlay.is_directory(&directory), VfsError::NotFound)?,
             // Other programs may have put content under a name that ends with a slash.
             [Entry::Object(marker, Object { size: 0, .. })] if marker == directory.as_str() => {
-                self.context
+                self.transfers
                     .store
                     .delete(&directory, &Condition::None)
                     .await?;
             }
             _ => return Err(NOT_EMPTY),
         }
-        self.local.remove(&(directory.to_string(), DIRECTORY));
+        self.overlay.remove(&(directory.to_string(), DIRECTORY));
         self.keep_parent(path).await;
         Ok(())
     }
@@ -317,7 +312,7 @@ impl Tree {
     pub async fn remove(&self, path: &Path) -> Result<()> {
         let (place, _lock) = self.lock(path).await?;
         self.look(&place).await?.ok_or(IS_DIRECTORY)?;
-        self.context
+        self.transfers
             .store
             .delete(&place.file, &Condition::None)
             .await?;
@@ -329,14 +324,14 @@ impl Tree {
     /// nothing else is left.
     async fn keep_parent(&self, path: &Path) {
         let parent = Path::parse(&format!("{}/..", path.as_str()))
-            .and_then(|parent| self.home.place(&parent));
+            .and_then(|parent| self.home.keys(&parent));
         // Nothing to keep above the top.
-        let Ok(Place { directory, .. }) = parent else {
+        let Ok(ObjectKeys { directory, .. }) = parent else {
             return;
         };
         // If there are too many, or the store is in trouble, this one goes: what was asked for is done.
         let _ = match self.markers {
-            false => self.local.add_directory(&self.home, &directory, false),
+            false => self.overlay.add_directory(&self.home, &directory, false),
             true => match self.first_entries(&directory, 1).await {
                 Ok(entries) if entries.is_empty() => self.put_empty(&directory).await,
                 listed => listed.map(drop),
@@ -346,7 +341,7 @@ impl Tree {
 
     /// An object without content, whatever was there before.
     async fn put_empty(&self, key: &Key) -> Result<()> {
-        let store = self.context.store.as_ref();
+        let store = self.transfers.store.as_ref();
         change::put(
             store,
             key,
@@ -360,13 +355,13 @@ impl Tree {
 
     /// SETSTAT with a size: 0 empties the file (HEAD and PUT), any other must be what it is (as stat).
     pub async fn set_size(&self, path: &Path, size: u64) -> Result<()> {
-        let (Place { file, .. }, _lock) = self.lock(path).await?;
+        let (ObjectKeys { file, .. }, _lock) = self.lock(path).await?;
         match self.stat(path).await? {
             Stat::Directory => Err(IS_DIRECTORY),
             Stat::File { size: now, .. } if now == size => Ok(()),
-            Stat::File { .. } if self.local.upload(&file).is_some() => Err(BUSY),
+            Stat::File { .. } if self.overlay.upload(&file).is_some() => Err(BUSY),
             Stat::File { .. } if size == 0 => self.put_empty(&file).await,
-            Stat::File { .. } => Err(TreeError::Unsupported(
+            Stat::File { .. } => Err(VfsError::Unsupported(
                 "S3 can't change the size of a stored file",
             )),
         }
@@ -377,17 +372,17 @@ impl Tree {
         &self,
         path: &Path,
         limits: SessionLimits,
-        answers: impl Answers,
+        answers: impl ReadSink,
         on_end: F,
     ) -> Result<Download>
     where
-        F: FnOnce(download::Summary) + Send + 'static,
+        F: FnOnce(DownloadSummary) + Send + 'static,
     {
-        let place = self.settled(path).await?;
-        let beginning = match Beginning::ask(&self.context, &place.file, &limits).await {
-            Err(StoreError::NotFound) => Err(TreeError::NotFound),
+        let place = self.after_pending_closes(path).await?;
+        let beginning = match OpenedObject::ask(&self.transfers, &place.file, &limits).await {
+            Err(StoreError::NotFound) => Err(VfsError::NotFound),
             // Where keys that aren't there are refused too, only a list tells.
-            Err(StoreError::Forbidden(_)) => self.object(&place.file).await.map(Beginning::from),
+            Err(StoreError::Forbidden(_)) => self.object(&place.file).await.map(OpenedObject::from),
             beginning => Ok(beginning?),
         };
         let beginning = self
@@ -395,7 +390,7 @@ impl Tree {
             .await?
             .ok_or(IS_DIRECTORY)?;
         Ok(Download::open(
-            self.context.clone(),
+            self.transfers.clone(),
             place.file,
             beginning,
             limits,
@@ -408,19 +403,19 @@ impl Tree {
     /// where a directory has the name too.
     pub async fn open_write<F>(&self, path: &Path, mode: WriteMode, on_end: F) -> Result<Upload>
     where
-        F: FnOnce(upload::Summary) + Send + 'static,
+        F: FnOnce(UploadSummary) + Send + 'static,
     {
-        let place = self.home.place(path)?;
+        let place = self.home.keys(path)?;
         let name = LockedName::alone(&place.file);
         // Of two that create it exclusively the second one must see the first one's upload.
         let _lock = match mode.exclusive {
-            true => Some(self.context.locks.lock(vec![name]).await),
+            true => Some(self.transfers.locks.lock(vec![name]).await),
             false => {
-                self.context.locks.wait_for_earlier(&name).await;
+                self.transfers.locks.wait_for_earlier(&name).await;
                 None
             }
         };
-        fail_if(self.local.is_made(&place.directory), IS_DIRECTORY)?;
+        fail_if(self.overlay.is_made(&place.directory), IS_DIRECTORY)?;
         let old = match mode {
             // Not even asked for.
             WriteMode {
@@ -441,7 +436,7 @@ impl Tree {
                 truncate: false,
                 exclusive: false,
             } => match self.object(&place.file).await {
-                Err(TreeError::NotFound) => None,
+                Err(VfsError::NotFound) => None,
                 object => Some(object?),
             },
             WriteMode { create: false, .. } => Some(self.look(&place).await?.ok_or(IS_DIRECTORY)?),
@@ -465,17 +460,17 @@ impl Tree {
             ) => Condition::Absent,
             (None, WriteMode { truncate: true, .. }) => Condition::None,
         };
-        let (local, slot) = (self.local.clone(), self.local.upload_slot(&place.file));
+        let (overlay, slot) = (self.overlay.clone(), self.overlay.upload_slot(&place.file));
         let (shown, stored) = (slot.clone(), place.file.clone());
-        let on_end = Box::new(move |summary: upload::Summary| {
+        let on_end = Box::new(move |summary: UploadSummary| {
             if let Some(Ok(())) = summary.result {
-                local.stored(&stored);
+                overlay.stored(&stored);
             }
-            local.remove(&shown);
+            overlay.remove(&shown);
             on_end(summary);
         });
         let upload = Upload::open(
-            self.context.clone(),
+            self.transfers.clone(),
             Target {
                 key: place.file,
                 base,
@@ -483,7 +478,7 @@ impl Tree {
                 on_end,
             },
         );
-        self.local.add_upload(slot, upload.progress().clone());
+        self.overlay.add_upload(slot, upload.progress().clone());
         Ok(upload)
     }
 }

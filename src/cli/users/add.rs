@@ -1,12 +1,10 @@
 //! `sftpd users add`: checks what was typed, asks for the password, then applies it.
 
-use super::super::file::{check_name, normalize_home};
-use super::super::keys::{check_typed_key, parse_key, read_authorized_keys, refuse_private_key};
-use super::super::password::hash;
-use super::super::{Access, User, UsersFile};
+use super::keys::{check_typed_key, read_authorized_keys, refuse_private_key};
 use super::{Usage, printable};
-use crate::tree::Home;
 use anyhow::{Context, anyhow, ensure};
+use sftpd::path::Home;
+use sftpd::users::{Access, User, UsersFile, check_name, hash, normalize_home, parse_key};
 use ssh_key::HashAlg::Sha256;
 use ssh_key::PublicKey;
 use std::io::{IsTerminal, stdin};

@@ -5,8 +5,8 @@
 //! are taken back, as after a failure.
 
 use super::*;
-use crate::budget::{Share, Taken};
 use crate::store::change::Copied;
+use crate::transfer::{COPY_PART_SIZE, Reservation, Share, abort};
 use tokio::task::JoinSet;
 
 /// Keys that one rename of a directory moves at most: each is three requests, and the client waits.
@@ -15,58 +15,63 @@ const MAX_KEYS: usize = 100_000;
 const KEY_OVERHEAD: u64 = 256;
 /// Copies or deletes in flight.
 const AT_ONCE: usize = 16;
-/// Objects over 5 GiB are copied in pieces of this size.
-pub(crate) const PIECE: u64 = 1024 * 1024 * 1024;
 /// How often a copy is made that is not there afterwards. A store that orders writes by its clock (Garage, to the
 /// millisecond) may drop a copy that it has confirmed, if the target was written in the same instant.
 const COPY_TRIES: usize = 2;
 /// How often a file is copied that others replace meanwhile.
 const SOURCE_TRIES: usize = 5;
 
-const STOPPED: TreeError = TreeError::Refused("the server is shutting down");
+const STOPPED: VfsError = VfsError::Refused("the server is shutting down");
 
-impl Tree {
+impl Vfs {
     /// A file: HEAD, Copy, HEAD and Delete, and a stat of the target before them, or a HEAD if it may be replaced
     /// (posix-rename). A directory: a list, then Copy, HEAD and Delete of every key in it.
     pub async fn rename(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
-        let (source, target) = (self.home.place(from)?, self.home.place(to)?);
+        let (source, target) = (self.home.keys(from)?, self.home.keys(to)?);
         let names = vec![
             LockedName::with_subtree(&source.file),
             LockedName::with_subtree(&target.file),
         ];
-        let lock = self.context.locks.enqueue(names);
+        let lock = self.transfers.locks.enqueue(names);
         let (tree, from, to) = (self.clone(), from.clone(), to.clone());
-        let renaming = self.context.tasks.spawn(async move {
+        let renaming = self.transfers.tasks.spawn(async move {
             lock.wait().await;
             tree.rename_locked(&from, &to, replace).await
         });
         match renaming.await {
             Ok(renamed) => renamed,
-            Err(_panicked) => Err(TreeError::Refused(
+            Err(_panicked) => Err(VfsError::Refused(
                 "internal server error, see the server's log",
             )),
         }
     }
 
     async fn rename_locked(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
-        let (source, target) = (self.home.place(from)?, self.home.place(to)?);
+        let (source, target) = (self.home.keys(from)?, self.home.keys(to)?);
         if !replace {
             self.must_be_free(to).await?;
         }
-        fail_if(self.local.upload(&source.file).is_some(), BUSY)?;
+        fail_if(self.overlay.upload(&source.file).is_some(), BUSY)?;
         if source == target {
             return self.stat(from).await.map(drop);
         }
-        fail_if(self.local.is_made(&target.directory), EXISTS)?;
-        let version = match self.local.is_made(&source.directory) {
-            true => Err(TreeError::NotFound),
+        fail_if(self.overlay.is_made(&target.directory), EXISTS)?;
+        let version = match self.overlay.is_made(&source.directory) {
+            true => Err(VfsError::NotFound),
             false => self.object(&source.file).await,
         };
         match version {
             Ok(version) => {
-                move_file(&self.context, &source.file, version, &target.file, replace).await?
+                move_file(
+                    &self.transfers,
+                    &source.file,
+                    version,
+                    &target.file,
+                    replace,
+                )
+                .await?
             }
-            Err(TreeError::NotFound) => {
+            Err(VfsError::NotFound) => {
                 self.rename_directory(&source.directory, &target.directory, to)
                     .await?
             }
@@ -79,38 +84,38 @@ impl Tree {
     async fn rename_directory(&self, source: &Key, target: &Key, to: &Path) -> Result<()> {
         let Moves { list, _memory } = self.list_moves(source, target).await?;
         fail_if(
-            list.is_empty() && !self.local.is_directory(source),
-            TreeError::NotFound,
+            list.is_empty() && !self.overlay.is_directory(source),
+            VfsError::NotFound,
         )?;
         let inside = target.as_str().starts_with(source.as_str());
         fail_if(
             inside,
-            TreeError::Refused("a directory can't be moved into itself"),
+            VfsError::Refused("a directory can't be moved into itself"),
         )?;
         fail_if(
-            self.local.any(source, |_, known| known.upload.is_some()),
+            self.overlay.any(source, |_, known| known.upload.is_some()),
             BUSY,
         )?;
         self.must_be_free(to).await?;
         let indices = 0..list.len();
         let (made, result) = run_all(indices, |index| {
-            copy_key(&self.context, source, target, &list, index)
+            copy_key(&self.transfers, source, target, &list, index)
         })
         .await;
         if result.is_err() {
             // A second try must find the name free. What others put there stays.
             let (_done, _never_fails) = run_all(made.into_iter(), |made| {
-                take_back_key(&self.context, target, &list, made)
+                take_back_key(&self.transfers, target, &list, made)
             })
             .await;
             return result;
         }
         run_all(made.into_iter(), |made| {
-            delete_key(&self.context, source, target, &list, made)
+            delete_key(&self.transfers, source, target, &list, made)
         })
         .await
         .1?;
-        self.local.rename_directories(source, target);
+        self.overlay.rename_directories(source, target);
         Ok(())
     }
 
@@ -128,12 +133,12 @@ impl Tree {
                 let name = key.strip_prefix(source.as_str()).unwrap_or_default();
                 bytes += name.len() as u64 + KEY_OVERHEAD;
             }
-            let full = TreeError::Refused(
+            let full = VfsError::Refused(
                 "the server has no memory left for the names in it: try again later",
             );
             moves._memory.push(
-                self.context
-                    .budget
+                self.transfers
+                    .pool
                     .try_take_share(Share::Renames, bytes)
                     .ok_or(full)?,
             );
@@ -154,7 +159,7 @@ impl Tree {
             let many = moves.list.len() > MAX_KEYS;
             fail_if(
                 many,
-                TreeError::Refused("the directory holds more than 100,000 files: too many to copy"),
+                VfsError::Refused("the directory holds more than 100,000 files: too many to copy"),
             )?;
             next = page.next.map(Some);
         }
@@ -164,7 +169,7 @@ impl Tree {
     /// Only a clear "not found" will do: a store in trouble must not cost the target its content.
     async fn must_be_free(&self, path: &Path) -> Result<()> {
         match self.stat(path).await {
-            Err(TreeError::NotFound) => Ok(()),
+            Err(VfsError::NotFound) => Ok(()),
             stat => stat.and(Err(EXISTS)),
         }
     }
@@ -173,7 +178,7 @@ impl Tree {
 /// What the rename of a directory moves, and the memory that this takes.
 struct Moves {
     list: Vec<MovedKey>,
-    _memory: Vec<Taken>,
+    _memory: Vec<Reservation>,
 }
 
 /// One key of a directory that is renamed.
@@ -204,7 +209,7 @@ struct MadeCopy {
 }
 
 fn join(directory: &Key, name: &str) -> Result<Key> {
-    Key::new(format!("{directory}{name}")).ok_or(TreeError::NameTooLong)
+    Key::new(format!("{directory}{name}")).ok_or(VfsError::Path(PathError::TooLong))
 }
 
 /// Works on each item, a few at a time, and waits for all that was begun, whatever fails. What was done; the first error.
@@ -232,13 +237,13 @@ async fn run_all<I, T: Send + 'static, F: Future<Output = Result<T>> + Send + 's
 
 /// Copies one key of a directory.
 fn copy_key(
-    context: &Arc<Context>,
+    transfers: &Arc<Transfers>,
     source: &Key,
     target: &Key,
     list: &[MovedKey],
     index: usize,
 ) -> impl Future<Output = Result<MadeCopy>> + Send + 'static {
-    let key = list.get(index).ok_or(TreeError::NotFound);
+    let key = list.get(index).ok_or(VfsError::NotFound);
     let wanted = key.and_then(|key| {
         Ok((
             join(source, &key.name)?,
@@ -246,25 +251,28 @@ fn copy_key(
             key.version(),
         ))
     });
-    let context = context.clone();
+    let transfers = transfers.clone();
     async move {
         let (from, to, version) = wanted?;
-        fail_if(context.stop.is_cancelled(), STOPPED)?;
-        let copying = copy(&context, &from, &version, &to, None);
-        let copied = context.run_until_stopped(copying).await.ok_or(STOPPED)??;
+        fail_if(transfers.stop.is_cancelled(), STOPPED)?;
+        let copying = copy(&transfers, &from, &version, &to, None);
+        let copied = transfers
+            .run_until_stopped(copying)
+            .await
+            .ok_or(STOPPED)??;
         Ok(MadeCopy { index, copied })
     }
 }
 
 /// Deletes one key of a directory that has been copied. One that has changed since is moved anew.
 fn delete_key(
-    context: &Arc<Context>,
+    transfers: &Arc<Transfers>,
     source: &Key,
     target: &Key,
     list: &[MovedKey],
     MadeCopy { index, copied }: MadeCopy,
 ) -> impl Future<Output = Result<()>> + Send + 'static {
-    let key = list.get(index).ok_or(TreeError::NotFound);
+    let key = list.get(index).ok_or(VfsError::NotFound);
     let wanted = key.and_then(|key| {
         Ok((
             join(source, &key.name)?,
@@ -272,10 +280,10 @@ fn delete_key(
             key.etag.clone(),
         ))
     });
-    let context = context.clone();
+    let transfers = transfers.clone();
     async move {
         let (from, to, etag) = wanted?;
-        let store = context.store.as_ref();
+        let store = transfers.store.as_ref();
         match change::delete_version(store, &from, &etag).await {
             Ok(()) => Ok(()),
             // Another gateway has taken it away: it was not in the directory any more.
@@ -285,7 +293,7 @@ fn delete_key(
             }
             Err(StoreError::Precondition) => {
                 take_back(store, &to, &copied).await;
-                move_again(&context, &from, &to).await
+                move_again(&transfers, &from, &to).await
             }
             Err(error) => Err(error.into()),
         }
@@ -293,30 +301,30 @@ fn delete_key(
 }
 
 /// Moves a file of a directory that was replaced since it was copied. One that is gone is not in the directory any more.
-async fn move_again(context: &Context, from: &Key, to: &Key) -> Result<()> {
-    let version = match context.store.head(from).await {
+async fn move_again(transfers: &Transfers, from: &Key, to: &Key) -> Result<()> {
+    let version = match transfers.store.head(from).await {
         Err(StoreError::NotFound) => return Ok(()),
         version => version?,
     };
-    match move_file(context, from, version, to, false).await {
-        Err(TreeError::NotFound) => Ok(()),
+    match move_file(transfers, from, version, to, false).await {
+        Err(VfsError::NotFound) => Ok(()),
         moved => moved,
     }
 }
 
 fn take_back_key(
-    context: &Arc<Context>,
+    transfers: &Arc<Transfers>,
     target: &Key,
     list: &[MovedKey],
     MadeCopy { index, copied }: MadeCopy,
 ) -> impl Future<Output = Result<()>> + Send + 'static {
     let key = list
         .get(index)
-        .ok_or(TreeError::NotFound)
+        .ok_or(VfsError::NotFound)
         .and_then(|key| join(target, &key.name));
-    let context = context.clone();
+    let transfers = transfers.clone();
     async move {
-        take_back(context.store.as_ref(), &key?, &copied).await;
+        take_back(transfers.store.as_ref(), &key?, &copied).await;
         Ok(())
     }
 }
@@ -345,13 +353,13 @@ async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
 /// Moves a file: copies the version that is there, and deletes that one. What others store meanwhile is moved too, as if
 /// it had come before.
 async fn move_file(
-    context: &Context,
+    transfers: &Transfers,
     from: &Key,
     mut version: Object,
     to: &Key,
     replace: bool,
 ) -> Result<()> {
-    let store = context.store.as_ref();
+    let store = transfers.store.as_ref();
     // What the target held before can't be brought back: from then on the rename counts as done.
     let mut has_replaced = false;
     for _ in 0..SOURCE_TRIES {
@@ -360,7 +368,7 @@ async fn move_file(
         } else {
             None
         };
-        match copy(context, from, &version, to, over.as_ref()).await {
+        match copy(transfers, from, &version, to, over.as_ref()).await {
             Ok(copied) => {
                 has_replaced |= over.is_some_and(|over| !change::is_copy(&over, &version));
                 let deleted = change::delete_version(store, from, &version.etag).await;
@@ -373,7 +381,7 @@ async fn move_file(
                     Err(error) => return Err(error.into()),
                 }
             }
-            Err(TreeError::NotFound | TreeError::Store(StoreError::Precondition)) => {}
+            Err(VfsError::NotFound | VfsError::Store(StoreError::Precondition)) => {}
             Err(error) => return Err(error),
         }
         match store.head(from).await {
@@ -382,7 +390,7 @@ async fn move_file(
             Ok(now) => version = now,
             // Another gateway has taken it away, after this one had moved what it found.
             Err(StoreError::NotFound) if has_replaced => return Ok(()),
-            Err(StoreError::NotFound) => return Err(TreeError::NotFound),
+            Err(StoreError::NotFound) => return Err(VfsError::NotFound),
             Err(error) => return Err(error.into()),
         }
     }
@@ -401,13 +409,13 @@ async fn find_target(store: &dyn Store, to: &Key) -> Result<Option<Object>> {
 /// Copies until the target is the copy. Only then may the source go: a store may confirm a copy that changed nothing.
 /// `over` is the object that may be replaced; without one the name must be free, so that the copy is nobody else's.
 async fn copy(
-    context: &Context,
+    transfers: &Transfers,
     from: &Key,
     version: &Object,
     to: &Key,
     over: Option<&Object>,
 ) -> Result<Copied> {
-    let store = context.store.as_ref();
+    let store = transfers.store.as_ref();
     let condition = if over.is_some() {
         Condition::None
     } else {
@@ -415,9 +423,9 @@ async fn copy(
     };
     for _ in 0..COPY_TRIES {
         let copied = match change::copy(store, from, version, to, &condition).await {
-            Err(StoreError::NotFound) => return Err(TreeError::NotFound),
+            Err(StoreError::NotFound) => return Err(VfsError::NotFound),
             Err(StoreError::TooLarge) => {
-                copy_in_parts(context, from, version, to, &condition).await?
+                copy_in_parts(transfers, from, version, to, &condition).await?
             }
             copied => copied?,
         };
@@ -450,7 +458,7 @@ async fn copy(
             Err(error) => return Err(error.into()),
         }
     }
-    Err(TreeError::Refused(
+    Err(VfsError::Refused(
         "the store confirmed a copy that is not there: the source stays",
     ))
 }
@@ -468,13 +476,13 @@ fn was_replaced(store: &dyn Store, over: Option<&Object>, now: Option<&Object>) 
 
 /// UploadPartCopy of the whole object, with its attributes.
 async fn copy_in_parts(
-    context: &Context,
+    transfers: &Transfers,
     from: &Key,
     version: &Object,
     to: &Key,
     condition: &Condition,
 ) -> Result<Copied> {
-    let store = context.store.as_ref();
+    let store = transfers.store.as_ref();
     let (attributes, write_id) = version
         .attributes
         .as_deref()
@@ -484,16 +492,21 @@ async fn copy_in_parts(
     let id = store.create_upload(to, &attributes).await?;
     let pieces = async {
         let mut parts = Vec::new();
-        for (number, start) in (1..).zip((0..version.size).step_by(PIECE as usize)) {
-            fail_if(context.stop.is_cancelled(), STOPPED)?;
-            let range = start..version.size.min(start + PIECE);
+        for (number, start) in (1..).zip((0..version.size).step_by(COPY_PART_SIZE as usize)) {
+            fail_if(transfers.stop.is_cancelled(), STOPPED)?;
+            let range = start..version.size.min(start + COPY_PART_SIZE);
             let source = PartSource {
                 key: from,
                 etag: &version.etag,
                 range,
             };
             let copying = store.copy_part(to, &id, number, source);
-            parts.push(context.run_until_stopped(copying).await.ok_or(STOPPED)??);
+            parts.push(
+                transfers
+                    .run_until_stopped(copying)
+                    .await
+                    .ok_or(STOPPED)??,
+            );
         }
         let etag = change::complete(store, to, &id, &parts, &write_id, condition).await?;
         Ok(Copied {
@@ -504,7 +517,7 @@ async fn copy_in_parts(
     };
     let copied = pieces.await;
     if copied.is_err() {
-        upload::abort(store, to, &id).await;
+        abort(store, to, &id).await;
     }
     copied
 }

@@ -4,12 +4,12 @@
 //! S3 keeps no mark on an upload in progress that could be read back. What is aborted lies below our prefix, was begun
 //! with our credentials, got nothing for a long time, and has parts cut as this server cuts them; in doubt it stays.
 
-use super::{Context, PartSizes};
+use super::multipart::COPY_PART_SIZE;
+use super::{PartSizes, Transfers};
 use crate::store::{self, Key, MIN_PART, Part};
-use crate::tree::RENAME_PIECE;
 use std::time::{Duration, SystemTime};
 
-impl Context {
+impl Transfers {
     /// Looks once.
     pub async fn sweep(&self, prefix: &Key, abandoned_after: Duration) {
         if let Err(error) = self.abort_abandoned(prefix, abandoned_after).await {
@@ -46,7 +46,10 @@ fn cuts(sizes: &PartSizes, parts: &[Part]) -> bool {
         let is_last = Some(part.number) == last;
         let is_short =
             sizes.double_every != 0 && part.size < size && part.size.is_multiple_of(MIN_PART);
-        part.size == size || part.size == RENAME_PIECE || is_short || (is_last && part.size < size)
+        part.size == size
+            || part.size == COPY_PART_SIZE
+            || is_short
+            || (is_last && part.size < size)
     };
     last.is_some() && parts.iter().all(fits)
 }

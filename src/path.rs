@@ -3,8 +3,61 @@
 //! Invariant: a [`Key`] made here starts with the user's own prefix, whatever the client sent. Paths
 //! are resolved as text only, as S3 has no links that could point elsewhere.
 
-use super::{Result, TreeError, fail_if};
-use crate::store::{Key, MAX_KEY};
+use std::fmt;
+
+/// Longest key in bytes of UTF-8 ([S3: object keys](https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html)).
+pub const MAX_KEY: usize = 1024;
+
+/// Longest prefix and home together, in bytes: half of a key stays for the user's paths.
+const MAX_HOME: usize = MAX_KEY / 2;
+
+/// Why a path, a prefix or a home cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// NUL, or U+FFFD, which the decoder puts where bytes are not UTF-8.
+    #[error("the path is not valid UTF-8 or holds a NUL")]
+    NotText,
+    /// The key would be longer than [`MAX_KEY`] bytes.
+    #[error("File name too long: path, home and prefix together have 1,024 bytes at most")]
+    TooLong,
+    /// The home directory itself, where a file was expected.
+    #[error("this is the home directory itself")]
+    IsHome,
+    /// A prefix or home with parts that no path can have.
+    #[error("a prefix or home can't hold `.`, `..` or NUL")]
+    BadHome,
+    /// A prefix and home that leave no room for paths.
+    #[error("prefix and home together are longer than 512 bytes")]
+    LongHome,
+}
+
+type Result<T> = std::result::Result<T, PathError>;
+
+/// The key of an object or, empty or ending with `/`, the prefix that all keys of a directory share.
+///
+/// Made from client input in this module only, so that no unchecked string reaches a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// Checks length ([`MAX_KEY`], and the slash of a prefix) and refuses NUL; `None` when the text can't be a key.
+    pub fn new(text: impl Into<String>) -> Option<Key> {
+        let text = text.into();
+        let longest = MAX_KEY + usize::from(text.ends_with('/'));
+        (text.len() <= longest && !text.contains('\0')).then_some(Key(text))
+    }
+
+    /// The key as S3 sees it, not URL-encoded.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// An absolute, normalised path as the client sees it: `/`, `/a`, `/a/b`. Never `..`, never a trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,10 +70,9 @@ impl Path {
     /// one key), or too long for any key (1,024 bytes).
     pub fn parse(text: &str) -> Result<Path> {
         let garbled = text.contains(['\0', char::REPLACEMENT_CHARACTER]);
-        fail_if(
-            garbled,
-            TreeError::BadPath("the path is not valid UTF-8 or holds a NUL"),
-        )?;
+        if garbled {
+            return Err(PathError::NotText);
+        }
         let mut parts: Vec<&str> = Vec::new();
         for part in text.split('/') {
             match part {
@@ -30,7 +82,9 @@ impl Path {
             }
         }
         let path = format!("/{}", parts.join("/"));
-        fail_if(path.len() > MAX_KEY, TreeError::NameTooLong)?;
+        if path.len() > MAX_KEY {
+            return Err(PathError::TooLong);
+        }
         Ok(Path(path))
     }
 
@@ -55,7 +109,7 @@ impl Path {
 
 /// The two keys that a path below the root stands for; both can exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct ObjectKeys {
     /// The key of a file of this name.
     pub file: Key,
     /// The same with a slash: the prefix of everything inside a directory of this name.
@@ -75,14 +129,12 @@ impl Home {
             .filter(|part| !part.is_empty());
         let all: String = parts.flat_map(|part| [part, "/"]).collect();
         let bad = all.contains('\0') || all.split('/').any(|part| matches!(part, "." | ".."));
-        fail_if(
-            bad,
-            TreeError::BadPath("a prefix or home can't hold `.`, `..` or NUL"),
-        )?;
-        fail_if(
-            all.len() > MAX_KEY / 2,
-            TreeError::BadPath("prefix and home together are longer than 512 bytes"),
-        )?;
+        if bad {
+            return Err(PathError::BadHome);
+        }
+        if all.len() > MAX_HOME {
+            return Err(PathError::LongHome);
+        }
         Ok(Home(all))
     }
 
@@ -99,15 +151,15 @@ impl Home {
             self.0,
             path.0.trim_start_matches('/')
         ));
-        key.ok_or(TreeError::NameTooLong)
+        key.ok_or(PathError::TooLong)
     }
 
-    /// The keys of this path; the home itself has no file's.
-    pub fn place(&self, path: &Path) -> Result<Place> {
+    /// The keys of this path. Fails for the home itself, which no file can replace.
+    pub fn keys(&self, path: &Path) -> Result<ObjectKeys> {
         let directory = self.directory(path)?;
         match Key::new(directory.as_str().trim_end_matches('/')) {
-            Some(file) if !path.is_root() => Ok(Place { file, directory }),
-            _ => Err(TreeError::Refused("this is the home directory itself")),
+            Some(file) if !path.is_root() => Ok(ObjectKeys { file, directory }),
+            _ => Err(PathError::IsHome),
         }
     }
 }
@@ -165,7 +217,7 @@ mod tests {
     fn keys_stay_below_the_home() {
         let home = Home::new("/in//", "alice").unwrap();
         for text in ["../bob/x", "/../../bob/x", "a/../../bob/x"] {
-            let place = home.place(&Path::parse(text).unwrap()).unwrap();
+            let place = home.keys(&Path::parse(text).unwrap()).unwrap();
             assert_eq!(
                 (place.file.as_str(), place.directory.as_str()),
                 ("in/alice/bob/x", "in/alice/bob/x/")
@@ -180,11 +232,11 @@ mod tests {
             "in/alice/d/"
         );
         assert!(matches!(
-            home.place(&Path::parse("..").unwrap()),
-            Err(TreeError::Refused(_))
+            home.keys(&Path::parse("..").unwrap()),
+            Err(PathError::IsHome)
         ));
         let long = Path::parse(&"x".repeat(1020)).unwrap();
-        assert!(home.place(&long).is_err() && Home::new("", "").unwrap().place(&long).is_ok());
+        assert!(home.keys(&long).is_err() && Home::new("", "").unwrap().keys(&long).is_ok());
         assert!(Home::new("", "../x").is_err());
     }
 }

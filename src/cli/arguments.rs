@@ -1,7 +1,7 @@
 //! What clap is told beyond its attributes: how empty variables count, which variable a wrong value comes from, and which
 //! settings differ from their defaults.
 
-use crate::logging;
+use super::logging;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgMatches, CommandFactory, Error, FromArgMatches, builder::Resettable};
 use std::env;

@@ -88,7 +88,7 @@ enum NewKeys {
     /// They are going to be held back. Until then everything that russh writes is cleartext.
     Expected,
     /// They wait for what russh writes next.
-    Held {
+    PooledBytes {
         packet: BytesMut,
         /// Bytes that russh has read since.
         answered: usize,
@@ -230,7 +230,7 @@ impl Socket {
         self.outgoing.extend_from_slice(before);
         if !packet.is_empty() {
             let end = Box::pin(sleep(MAX_HOLD));
-            self.newkeys = NewKeys::Held {
+            self.newkeys = NewKeys::PooledBytes {
                 packet: packet.into(),
                 answered: 0,
                 end,
@@ -240,7 +240,7 @@ impl Socket {
 
     /// Called when russh waits for the client: sends NEWKEYS that need not or must not wait any longer.
     fn end_hold(&mut self, context: &mut Context<'_>) -> Result<()> {
-        if let NewKeys::Held {
+        if let NewKeys::PooledBytes {
             packet,
             answered,
             end,
@@ -284,7 +284,7 @@ impl AsyncRead for Socket {
         let before = buffer.filled().len();
         let read = self.poll_read_any(context, buffer);
         let count = buffer.filled().len() - before;
-        if let NewKeys::Held { answered, .. } = &mut self.newkeys {
+        if let NewKeys::PooledBytes { answered, .. } = &mut self.newkeys {
             *answered += count;
         }
         if read.is_pending() {
@@ -318,7 +318,7 @@ impl AsyncWrite for Socket {
                 self.take_cleartext(bytes);
                 Poll::Ready(Ok(bytes.len()))
             }
-            NewKeys::Held { packet, .. } => {
+            NewKeys::PooledBytes { packet, .. } => {
                 packet.extend_from_slice(bytes);
                 let packet = packet.split();
                 self.outgoing.unsplit(packet);

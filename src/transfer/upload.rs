@@ -5,24 +5,26 @@
 //! disconnect and shutdown need no code of their own; a panic is one more way for a request to fail. Nothing appears
 //! in the store before CLOSE.
 
-mod assembler;
-mod janitor;
-
-pub use assembler::{ANSWERED_AHEAD, Assembler, MAX_EARLY, PartSizes, REORDER_WINDOW};
-
-use crate::budget::{Budget, Share, Taken};
-use crate::caught;
-use crate::locks::{LockedName, NameLock, NameLocks};
-use crate::metrics::{ABORTED_UPLOADS, OPEN_UPLOADS, OneMore};
-use crate::store::{self, *};
+use super::{
+    ANSWERED_AHEAD, LockedName, NameLock, NameLocks, PartBuffer, REORDER_WINDOW, Reservation,
+    Share, Transfers, abort,
+};
+use crate::catch_panic;
+use crate::metrics::{GaugeGuard, OPEN_UPLOADS};
+use crate::path::Key;
+use crate::store::{
+    self, Attributes, Condition, MIN_PART, Object, Part, PartSource, StoreError, WriteId, change,
+};
 use bytes::{Bytes, BytesMut};
-use metrics::counter;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
-use std::{collections::VecDeque, ops::Range, sync::Arc};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio::{sync::mpsc, task::JoinSet};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// Parts of one upload in flight: enough to fill a link to a distant S3, little enough for one session's memory.
 const PARTS_IN_FLIGHT: u64 = 8;
@@ -30,7 +32,7 @@ const PARTS_IN_FLIGHT: u64 = 8;
 const BYTES_IN_FLIGHT: u64 = 40 * 1024 * 1024;
 /// Old bytes are copied inside the store in pieces of this size, side by side.
 const COPY_PIECE: u64 = 512 * 1024 * 1024;
-/// Answers to early writes that are held back at once; beyond it the oldest is given. A client keeps at most a few hundred
+/// ReadSink to early writes that are held back at once; beyond it the oldest is given. A client keeps at most a few hundred
 /// requests under way.
 const MAX_HELD: usize = 1024;
 /// A client that sends nothing for so long, while answers are held back, may be waiting for them before it goes on.
@@ -46,57 +48,6 @@ const MAX_SHORT_PARTS: u32 = 8000;
 const GROWN_PART_WAIT: Duration = Duration::from_secs(30);
 /// For parts in flight to arrive before their upload is aborted. What arrives afterwards could stay in the store.
 const LAST_PARTS_TIME: Duration = Duration::from_secs(10);
-
-/// For requests under way to end once the server has to stop: what is cut off may have been done or not.
-const LAST_REQUESTS_TIME: Duration = Duration::from_secs(5);
-
-/// What every transfer needs of the server.
-pub struct Context {
-    /// Where the bytes go.
-    pub store: Arc<dyn Store>,
-    /// The memory promise.
-    pub budget: Budget,
-    /// How large parts are.
-    pub sizes: PartSizes,
-    /// Names that are being changed.
-    pub locks: NameLocks,
-    /// Work that the server waits for before it ends.
-    pub tasks: TaskTracker,
-    /// Cancelled when this work must end soon.
-    pub stop: CancellationToken,
-}
-
-impl Context {
-    /// With nothing under way.
-    pub fn new(store: Arc<dyn Store>, budget: Budget, sizes: PartSizes) -> Context {
-        let (locks, tasks, stop) = (
-            NameLocks::default(),
-            TaskTracker::new(),
-            CancellationToken::new(),
-        );
-        Context {
-            store,
-            budget,
-            sizes,
-            locks,
-            tasks,
-            stop,
-        }
-    }
-
-    /// What the future comes to; `None` if it has not ended soon after the server has to stop.
-    pub async fn run_until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let stopped = async {
-            self.stop.cancelled().await;
-            sleep(LAST_REQUESTS_TIME).await;
-        };
-        tokio::select! {
-            biased;
-            done = work => Some(done),
-            () = stopped => None,
-        }
-    }
-}
 
 /// Why a WRITE or CLOSE fails. The first one is remembered: every later request on the handle says the same.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -121,7 +72,7 @@ pub type Reply<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
 /// How an upload ended.
 #[derive(Debug)]
-pub struct Summary {
+pub struct UploadSummary {
     /// Bytes received.
     pub bytes: u64,
     /// S3 parts; 0 for a single PutObject.
@@ -141,7 +92,7 @@ pub struct Target {
     /// What must be at the key when the file is closed.
     pub condition: Condition,
     /// Told once how it ended, before CLOSE is answered.
-    pub on_end: Box<dyn FnOnce(Summary) + Send>,
+    pub on_end: Box<dyn FnOnce(UploadSummary) + Send>,
 }
 
 enum Command {
@@ -237,7 +188,7 @@ impl Progress {
 
 impl Upload {
     /// Starts the task. No request is sent before there is something to send.
-    pub fn open(context: Arc<Context>, target: Target) -> Upload {
+    pub fn open(transfers: Arc<Transfers>, target: Target) -> Upload {
         let (commands, inbox) = mpsc::channel(1);
         let limit = target.base.as_ref().map_or(0, |base| base.size);
         let progress = Arc::new(Progress {
@@ -247,13 +198,13 @@ impl Upload {
             started: SystemTime::now(),
             ended: CancellationToken::new(),
         });
-        let (locks, name) = (context.locks.clone(), LockedName::alone(&target.key));
-        let work = Work {
+        let (locks, name) = (transfers.locks.clone(), LockedName::alone(&target.key));
+        let work = UploadTask {
             target,
             limit,
             extended: 0,
             holes: 0,
-            assembler: Assembler::new(context.sizes, context.budget.clone()),
+            buffer: PartBuffer::new(transfers.sizes, transfers.pool.clone()),
             memory: None,
             multipart: None,
             in_flight: JoinSet::new(),
@@ -263,9 +214,9 @@ impl Upload {
             received: 0,
             failed: None,
             progress: progress.clone(),
-            context: context.clone(),
+            transfers: transfers.clone(),
         };
-        context.tasks.spawn(work.run(inbox));
+        transfers.tasks.spawn(work.run(inbox));
         Upload {
             commands,
             progress,
@@ -355,29 +306,12 @@ async fn send(
     }
 }
 
-/// Aborts a multipart upload. False where even that fails: it stays in the store, as the log then says.
-pub async fn abort(store: &dyn Store, key: &Key, id: &str) -> bool {
-    let aborted = caught(store.abort(key, id))
-        .await
-        .map_err(StoreError::Other)
-        .flatten();
-    counter!(ABORTED_UPLOADS, "result" => if aborted.is_ok() { "aborted" } else { "left" })
-        .increment(1);
-    let aborted = aborted.inspect_err(|error| {
-        log::warn!(
-            "multipart upload {id} of {:?} could not be aborted and stays: {error}",
-            key.as_str()
-        );
-    });
-    aborted.is_ok()
-}
-
 fn cut_off() -> UploadError {
     Refused("the upload was cut off".to_owned())
 }
 
-struct Work {
-    context: Arc<Context>,
+struct UploadTask {
+    transfers: Arc<Transfers>,
     target: Target,
     /// So many first bytes of the old object stay where nothing is written; 0 without one.
     limit: u64,
@@ -385,14 +319,14 @@ struct Work {
     extended: u64,
     /// Bytes that the client has left out so far and that were stored as zeros.
     holes: u64,
-    assembler: Assembler,
+    buffer: PartBuffer,
     /// For the part being filled, taken from the pool: once it is to be sent, or outgrows the first [`MIN_PART`]
     /// bytes, which every upload has for itself.
-    memory: Option<Taken>,
+    memory: Option<Reservation>,
     multipart: Option<Multipart>,
     in_flight: JoinSet<store::Result<Part>>,
     done: Vec<Part>,
-    /// Answers to writes far beyond a gap, with the offsets of these, in the order in which they came.
+    /// ReadSink to writes far beyond a gap, with the offsets of these, in the order in which they came.
     held: VecDeque<(u64, Reply<Bytes>)>,
     /// The client goes on behind a gap although its answers were held back: no more are, until the gap is closed.
     writes_on: bool,
@@ -409,15 +343,15 @@ struct Multipart {
     write_id: WriteId,
 }
 
-impl Work {
+impl UploadTask {
     async fn run(mut self, mut inbox: mpsc::Receiver<(Command, Reply<Bytes>)>) {
         let opened = Instant::now();
-        let _open = OneMore::of(OPEN_UPLOADS);
+        let _open = GaugeGuard::of(OPEN_UPLOADS);
         let mut closed = None;
         while let Some((command, reply)) = self.next(&mut inbox).await {
             let end_before = self.len();
             let kind = Kind::of(&command, end_before);
-            let result = self.carry_out(command).await;
+            let result = self.execute(command).await;
             match (kind, result) {
                 // Nothing comes after CLOSE: it takes the handle. The name stays locked until the upload is no longer shown,
                 // or what comes next would find it busy.
@@ -434,9 +368,9 @@ impl Work {
         }
         self.release_all();
         let (bytes, parts) = (self.received, self.done.len() as u32);
-        self.discard().await;
+        self.reset().await;
         let result = closed.as_ref().map(|(result, ..)| result.clone().map(drop));
-        (self.target.on_end)(Summary {
+        (self.target.on_end)(UploadSummary {
             bytes,
             parts,
             took: opened.elapsed(),
@@ -457,11 +391,11 @@ impl Work {
     ) -> Option<(Command, Reply<Bytes>)> {
         let silence = Instant::now() + HOLD_TIME;
         loop {
-            let budget = self.context.budget.clone();
+            let pool = self.transfers.pool.clone();
             tokio::select! {
                 biased;
                 next = inbox.recv() => return next,
-                () = budget.wait_for_pressure(), if self.memory.is_some() && self.may_send_early() => {
+                () = pool.wait_for_pressure(), if self.memory.is_some() && self.may_send_early() => {
                     if let Err(error) = self.send_early().await {
                         self.fail(error).await;
                     }
@@ -475,10 +409,10 @@ impl Work {
     }
 
     fn is_far_ahead(&self, offset: u64) -> bool {
-        !self.writes_on && offset > self.assembler.end() + ANSWERED_AHEAD
+        !self.writes_on && offset > self.buffer.end() + ANSWERED_AHEAD
     }
 
-    /// Holds the answer to a write back, until [`Work::release`] gives it.
+    /// Holds the answer to a write back, until [`UploadTask::release`] gives it.
     fn hold(&mut self, offset: u64, reply: Reply<Bytes>) {
         if self.held.len() >= MAX_HELD
             && let Some((_, oldest)) = self.held.pop_front()
@@ -514,7 +448,7 @@ impl Work {
     }
 
     /// One request. The first failure to change the file sticks, and gives back at once what was held.
-    async fn carry_out(&mut self, command: Command) -> Result<Bytes> {
+    async fn execute(&mut self, command: Command) -> Result<Bytes> {
         if matches!(command, Command::Read(..)) {
             return self.try_out(command).await;
         }
@@ -522,7 +456,7 @@ impl Work {
         if let Err(error @ (UploadError::Store(_) | Refused(_))) = &result {
             self.fail(error.clone()).await;
         }
-        if self.assembler.end() == self.assembler.high() {
+        if self.buffer.end() == self.buffer.written_end() {
             self.writes_on = false;
         }
         self.progress.carried_out(self.len());
@@ -533,7 +467,7 @@ impl Work {
     async fn fail(&mut self, error: UploadError) {
         if self.failed.is_none() {
             self.failed = Some(error);
-            self.discard().await;
+            self.reset().await;
         }
     }
 
@@ -542,13 +476,13 @@ impl Work {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        match caught(self.obey(command)).await {
+        match catch_panic(self.dispatch(command)).await {
             Ok(result) => result,
-            Err(panic) => Err(Refused(panic)),
+            Err(panicked) => Err(Refused(panicked.to_string())),
         }
     }
 
-    async fn obey(&mut self, command: Command) -> Result<Bytes> {
+    async fn dispatch(&mut self, command: Command) -> Result<Bytes> {
         match command {
             Command::Read(offset, len) => return self.read(offset, len).await,
             Command::Write(offset, data) => self.write(offset, data).await?,
@@ -560,8 +494,8 @@ impl Work {
 
     /// Back to an empty file. Waits for the parts in flight before it aborts: a part that arrives after the abort would
     /// stay, invisible and billed.
-    async fn discard(&mut self) {
-        self.assembler = Assembler::new(self.context.sizes, self.context.budget.clone());
+    async fn reset(&mut self) {
+        self.buffer = PartBuffer::new(self.transfers.sizes, self.transfers.pool.clone());
         self.memory = None;
         let parts = async { while self.in_flight.join_next().await.is_some() {} };
         if timeout(LAST_PARTS_TIME, parts).await.is_err() {
@@ -570,28 +504,28 @@ impl Work {
         }
         self.done.clear();
         if let Some(Multipart { id, .. }) = self.multipart.take() {
-            abort(self.context.store.as_ref(), &self.target.key, &id).await;
+            abort(self.transfers.store.as_ref(), &self.target.key, &id).await;
         }
     }
 
     /// Length of the file as it would be if it was closed now.
     fn len(&self) -> u64 {
-        self.assembler.high().max(self.limit).max(self.extended)
+        self.buffer.written_end().max(self.limit).max(self.extended)
     }
 
     async fn write(&mut self, offset: Option<u64>, data: Vec<Bytes>) -> Result<()> {
-        self.reap(usize::MAX).await?;
+        self.collect_parts(usize::MAX).await?;
         let mut offset = offset.unwrap_or_else(|| self.len());
         if data.iter().all(Bytes::is_empty) {
             return Ok(());
         }
         self.fill_from_base(offset).await?;
-        if offset > self.assembler.end().saturating_add(REORDER_WINDOW) {
+        if offset > self.buffer.end().saturating_add(REORDER_WINDOW) {
             // What is still missing that far back does not come any more.
             self.fill_holes(offset - ANSWERED_AHEAD).await?;
         }
         // Of what comes early, the beginning decides whether it comes too early.
-        let is_early = offset > self.assembler.end();
+        let is_early = offset > self.buffer.end();
         for piece in if is_early {
             vec![data.concat().into()]
         } else {
@@ -606,18 +540,18 @@ impl Work {
 
     async fn append(&mut self, mut offset: u64, mut data: &[u8]) -> Result<()> {
         while !data.is_empty() {
-            if self.assembler.is_full() {
+            if self.buffer.is_full() {
                 self.send_part(None).await?;
             }
-            self.grow_to(self.assembler.ready_with(offset, data.len()))
+            self.grow_to(self.buffer.contiguous_len_with(offset, data.len()))
                 .await?;
-            let taken = self.assembler.write(offset, data).map_err(Refused)?;
+            let taken = self.buffer.write(offset, data).map_err(Refused)?;
             // It may have closed a gap.
-            self.grow_to(self.assembler.ready()).await?;
+            self.grow_to(self.buffer.contiguous_len()).await?;
             offset += taken as u64;
             data = data.get(taken..).unwrap_or_default();
         }
-        while self.assembler.is_overdue() {
+        while self.buffer.is_overdue() {
             self.send_part(None).await?;
         }
         Ok(())
@@ -625,18 +559,18 @@ impl Work {
 
     /// Stores zeros where the client has left bytes out, up to `to`.
     async fn fill_holes(&mut self, to: u64) -> Result<()> {
-        if to.saturating_sub(self.assembler.end()) > MAX_HOLES - self.holes {
+        if to.saturating_sub(self.buffer.end()) > MAX_HOLES - self.holes {
             return Err(Refused(format!(
                 "more than {MAX_HOLES} bytes of the file were left out"
             )));
         }
-        while self.assembler.end() < to {
-            if self.assembler.is_full() {
+        while self.buffer.end() < to {
+            if self.buffer.is_full() {
                 self.send_part(None).await?;
             }
-            let at = self.assembler.end();
-            let hole = self.assembler.gap_end().unwrap_or(to).min(to) - at;
-            let room = self.assembler.part_size() - self.assembler.ready();
+            let at = self.buffer.end();
+            let hole = self.buffer.gap_end().unwrap_or(to).min(to) - at;
+            let room = self.buffer.part_size() - self.buffer.contiguous_len();
             let len = hole.min(room).min(ZEROS.len() as u64);
             self.holes += len;
             self.append(at, ZEROS.get(..len as usize).unwrap_or_default())
@@ -647,25 +581,25 @@ impl Work {
 
     /// May a part leave before it is full? Not where the store demands equal ones, or most of the parts are used up.
     fn may_send_early(&self) -> bool {
-        self.context.sizes.double_every != 0 && self.assembler.parts() < MAX_SHORT_PARTS
+        self.transfers.sizes.double_every != 0 && self.buffer.parts() < MAX_SHORT_PARTS
     }
 
     /// Takes the memory of the whole part once more than [`MIN_PART`] contiguous bytes of it are to be held. No client is
     /// waited for with it that could not be: without memory, or when others need it, the part leaves as it is.
     async fn grow_to(&mut self, ready: u64) -> Result<()> {
-        let size = self.assembler.part_size();
+        let size = self.buffer.part_size();
         if self.memory.is_some() || ready <= MIN_PART || size <= MIN_PART {
             return Ok(());
         }
         if self.may_send_early() {
-            self.memory = self.context.budget.try_take(size);
+            self.memory = self.transfers.pool.try_take(size);
             if self.memory.is_none() {
-                self.assembler
-                    .shrink_part(short_part(self.assembler.ready()));
+                self.buffer
+                    .shrink_part(short_part(self.buffer.contiguous_len()));
             }
             return Ok(());
         }
-        let taking = self.context.budget.take_share(Share::GrownParts, size);
+        let taking = self.transfers.pool.take_share(Share::GrownParts, size);
         match timeout(GROWN_PART_WAIT, taking).await {
             Ok(Some(memory)) => self.memory = Some(memory),
             Ok(None) => return Err(too_small(size)),
@@ -682,12 +616,12 @@ impl Work {
 
     /// Sends the part as it is, so that others can have its memory.
     async fn send_early(&mut self) -> Result<()> {
-        let ready = self.assembler.ready();
+        let ready = self.buffer.contiguous_len();
         if ready < MIN_PART {
             self.memory = None;
             return Ok(());
         }
-        self.assembler.shrink_part(short_part(ready));
+        self.buffer.shrink_part(short_part(ready));
         self.send_part(None).await
     }
 
@@ -695,17 +629,17 @@ impl Work {
     /// that the store copies. Waits for a place among the parts in flight and, in mid-file, for memory; the last
     /// part has this upload's own.
     async fn send_part(&mut self, copied: Option<(Range<u64>, String)>) -> Result<()> {
-        let size = self.assembler.part_size();
-        let number = self.assembler.number().map_err(Refused)?;
+        let size = self.buffer.part_size();
+        let number = self.buffer.number().map_err(Refused)?;
         let most = (BYTES_IN_FLIGHT / size).clamp(2, PARTS_IN_FLIGHT) as usize;
-        self.reap(most - 1).await?;
+        self.collect_parts(most - 1).await?;
         let mut memory = self.memory.take();
         match &mut memory {
             Some(memory) => memory.reduce_to(size),
-            None if self.assembler.is_full() => {
+            None if self.buffer.is_full() => {
                 memory = Some(
-                    self.context
-                        .budget
+                    self.transfers
+                        .pool
                         .take(size)
                         .await
                         .ok_or_else(|| too_small(size))?,
@@ -714,19 +648,19 @@ impl Work {
             None => {}
         }
         let Multipart { id, .. } = self.begin_multipart().await?;
-        let (context, key) = (self.context.clone(), self.target.key.clone());
+        let (transfers, key) = (self.transfers.clone(), self.target.key.clone());
         let size = copied
             .as_ref()
-            .map_or(size.min(self.assembler.ready()), |(range, _)| {
+            .map_or(size.min(self.buffer.contiguous_len()), |(range, _)| {
                 range.end - range.start
             });
-        let body = self.assembler.cut(size).map_err(Refused)?;
+        let body = self.buffer.take_part(size).map_err(Refused)?;
         self.in_flight.spawn(async move {
             let _memory = memory;
             let Some((range, etag)) = copied else {
-                return context.store.upload_part(&key, &id, number, body).await;
+                return transfers.store.upload_part(&key, &id, number, body).await;
             };
-            context
+            transfers
                 .store
                 .copy_part(
                     &key,
@@ -750,7 +684,7 @@ impl Work {
         }
         let (attributes, write_id) = self.attributes().with_new_write_id();
         let id = self
-            .context
+            .transfers
             .store
             .create_upload(&self.target.key, &attributes)
             .await?;
@@ -768,7 +702,7 @@ impl Work {
     }
 
     /// Notes the parts that are done, and waits while more than `most` are in flight.
-    async fn reap(&mut self, most: usize) -> Result<()> {
+    async fn collect_parts(&mut self, most: usize) -> Result<()> {
         loop {
             let wait = self.in_flight.len() > most;
             let joined = if wait {
@@ -790,25 +724,28 @@ impl Work {
             return Ok(());
         };
         let to = to.min(self.limit);
-        while self.assembler.end() < to {
-            if self.assembler.is_full() {
+        while self.buffer.end() < to {
+            if self.buffer.is_full() {
                 self.send_part(None).await?;
             }
-            let at = self.assembler.end();
-            let (missing, room) = (to - at, self.assembler.part_size() - self.assembler.ready());
+            let at = self.buffer.end();
+            let (missing, room) = (
+                to - at,
+                self.buffer.part_size() - self.buffer.contiguous_len(),
+            );
             // No remainder is left that is too short to be a part.
-            let piece = match self.context.sizes.double_every {
-                0 => self.assembler.part_size(),
+            let piece = match self.transfers.sizes.double_every {
+                0 => self.buffer.part_size(),
                 _ if missing >= COPY_PIECE + MIN_PART => COPY_PIECE,
                 _ => missing.max(MIN_PART),
             };
             // S3 copies ranges of objects longer than 5 MiB only.
-            if size > MIN_PART && self.assembler.ready() == 0 && missing >= piece {
+            if size > MIN_PART && self.buffer.contiguous_len() == 0 && missing >= piece {
                 self.send_part(Some((at..at + piece, etag.clone()))).await?;
             } else {
                 let range = at..at + missing.min(room).min(MIN_PART);
                 let old = self
-                    .context
+                    .transfers
                     .store
                     .get(&self.target.key, range, &etag)
                     .await?;
@@ -828,11 +765,11 @@ impl Work {
             let missing = (wanted_end - at) as usize;
             let piece = match self.locate(at) {
                 Location::Ram => {
-                    Bytes::copy_from_slice(self.assembler.peek(at, missing).unwrap_or_default())
+                    Bytes::copy_from_slice(self.buffer.peek(at, missing).unwrap_or_default())
                 }
                 Location::OldObject { etag, end } => {
                     let range = at..end.min(wanted_end);
-                    self.context
+                    self.transfers
                         .store
                         .get(&self.target.key, range, &etag)
                         .await?
@@ -855,12 +792,12 @@ impl Work {
     /// Where the byte at this offset can be read.
     fn locate(&self, offset: u64) -> Location {
         let in_ram = self
-            .assembler
+            .buffer
             .peek(offset, 1)
             .is_some_and(|byte| !byte.is_empty());
         match &self.target.base {
             _ if in_ram => Location::Ram,
-            Some(base) if (self.assembler.end()..self.limit).contains(&offset) => {
+            Some(base) if (self.buffer.end()..self.limit).contains(&offset) => {
                 Location::OldObject {
                     etag: base.etag.clone(),
                     end: self.limit,
@@ -878,8 +815,8 @@ impl Work {
             )));
         }
         if size == 0 && self.multipart.is_some() {
-            self.discard().await;
-        } else if size < self.assembler.high() && !self.assembler.truncate(size) {
+            self.reset().await;
+        } else if size < self.buffer.written_end() && !self.buffer.truncate(size) {
             let why = format!("can't set the size to {size} bytes while {end} were written");
             return Err(UploadError::Unsupported(why));
         }
@@ -890,7 +827,7 @@ impl Work {
 
     async fn close(&mut self, lock: &NameLock) -> Result<()> {
         let unchanged = |base: &Object| {
-            base.size == self.len() && base.size == self.limit && self.assembler.high() == 0
+            base.size == self.len() && base.size == self.limit && self.buffer.written_end() == 0
         };
         if self.target.base.as_ref().is_some_and(unchanged) {
             return Ok(());
@@ -898,19 +835,19 @@ impl Work {
         // What the old object does not have, and the client has not sent, are zeros.
         self.fill_from_base(u64::MAX).await?;
         self.fill_holes(self.len()).await?;
-        let size = self.assembler.end();
+        let size = self.buffer.end();
         if self.multipart.is_some() {
-            if self.assembler.ready() > 0 {
+            if self.buffer.contiguous_len() > 0 {
                 self.send_part(None).await?;
             }
-            self.reap(0).await?;
+            self.collect_parts(0).await?;
             self.done.sort_by_key(|part| part.number);
             let sent: u64 = self.done.iter().map(|part| part.size).sum();
             let complete = self
                 .done
                 .iter()
                 .map(|part| part.number)
-                .eq(1..self.assembler.parts() + 1);
+                .eq(1..self.buffer.parts() + 1);
             if sent != size || !complete {
                 let parts = self.done.len();
                 return Err(StoreError::Other(format!(
@@ -926,13 +863,13 @@ impl Work {
     /// Makes the object from the parts, or from the buffer alone.
     async fn store(&mut self) -> Result<()> {
         let (store, key, condition) = (
-            self.context.store.as_ref(),
+            self.transfers.store.as_ref(),
             &self.target.key,
             &self.target.condition,
         );
         let body = self
-            .assembler
-            .cut(self.assembler.ready())
+            .buffer
+            .take_part(self.buffer.contiguous_len())
             .map_err(Refused)?;
         match &self.multipart {
             Some(Multipart { id, write_id }) => {
@@ -962,15 +899,16 @@ fn short_part(ready: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::store::memory::MemoryStore;
+    use crate::transfer::{BufferPool, PartSizes};
     use std::sync::atomic::AtomicUsize;
 
     /// The clock stands still as long as there is something to do, so nothing is answered because of the time.
     #[tokio::test(start_paused = true)]
     async fn answers_that_are_held_back_are_bounded() {
         let store = Arc::new(MemoryStore::default());
-        let context = Arc::new(Context::new(
+        let transfers = Arc::new(Transfers::new(
             store,
-            Budget::new(64 << 20),
+            BufferPool::new(64 << 20),
             PartSizes::default(),
         ));
         let key = Key::new("f").unwrap();
@@ -980,7 +918,7 @@ mod tests {
             condition: Condition::None,
             on_end: Box::new(drop),
         };
-        let upload = Upload::open(context, target);
+        let upload = Upload::open(transfers, target);
         let answered = Arc::new(AtomicUsize::new(0));
         for _ in 0..MAX_HELD + 10 {
             let answered = answered.clone();

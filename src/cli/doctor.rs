@@ -2,8 +2,8 @@
 //!
 //! Every object it makes has a name of its own and is removed again; where that is refused, it says which stay.
 
-use crate::listen::ListenAddress;
-use crate::settings::{Place, Settings, describe_missing, top_key};
+use super::listen::ListenAddress;
+use super::serve::{ServeArgs, StoreUrl, describe_missing, top_key};
 use anyhow::ensure;
 use bytes::Bytes;
 use sftpd::server;
@@ -129,7 +129,7 @@ fn speaks_of_checksums(text: &str) -> bool {
 }
 
 /// Looks at everything. An error when serving would fail.
-pub async fn run(settings: &Settings, json: bool) -> anyhow::Result<()> {
+pub async fn run(settings: &ServeArgs, json: bool) -> anyhow::Result<()> {
     let place = settings.place()?;
     settings.part_sizes()?;
     settings.abandoned_after()?;
@@ -144,12 +144,12 @@ pub async fn run(settings: &Settings, json: bool) -> anyhow::Result<()> {
         address(&mut report, "metrics address", "--metrics", metrics).await;
     }
     match place {
-        Place::Memory => report.add(
+        StoreUrl::Memory => report.add(
             "store",
             Grade::Warning,
             "files live in memory and are gone at the end",
         ),
-        Place::Bucket(bucket, prefix) => match S3Store::open(bucket).await {
+        StoreUrl::Bucket(bucket, prefix) => match S3Store::open(bucket).await {
             Err(error) => report.add(refused_check(&error), Grade::Failed, error.to_string()),
             Ok(store) => {
                 let base = top_key(prefix)?;
@@ -183,7 +183,7 @@ fn refused_check(error: &StartError) -> &'static str {
     }
 }
 
-fn users(report: &mut Report, settings: &Settings) {
+fn users(report: &mut Report, settings: &ServeArgs) {
     let file = settings.users.display();
     match UsersFile::read(&settings.users) {
         Ok(UsersFile { users }) if users.is_empty() => {
@@ -206,7 +206,7 @@ fn users(report: &mut Report, settings: &Settings) {
     );
 }
 
-fn host_keys(report: &mut Report, settings: &Settings) {
+fn host_keys(report: &mut Report, settings: &ServeArgs) {
     let folder = &settings.host_keys;
     match server::load(folder) {
         Ok(keys) if keys.is_empty() => {

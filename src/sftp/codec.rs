@@ -12,7 +12,7 @@ pub const MAX_PACKET: usize = 256 * 1024;
 /// Most bytes in one READ or WRITE: a packet less its header.
 pub const MAX_DATA: u32 = (MAX_PACKET - 1024) as u32;
 
-/// Pieces are joined up to this size, in bytes.
+/// SegmentedBuf are joined up to this size, in bytes.
 const SMALL: usize = 4 * 1024;
 /// All that is in a WRITE but its data, in bytes: a handle has 256 at most.
 const WRITE_HEADER: usize = 5 + 4 + 256 + 8 + 4;
@@ -32,7 +32,7 @@ pub enum Request {
         /// Where the data belongs.
         offset: u64,
         /// As it came, uncopied.
-        data: Pieces,
+        data: SegmentedBuf,
     },
     /// Every other request, decoded.
     Packet(Packet),
@@ -55,12 +55,12 @@ pub enum Fatal {
 
 /// Bytes in the pieces in which they came.
 #[derive(Debug, Default)]
-pub struct Pieces {
+pub struct SegmentedBuf {
     pieces: VecDeque<Bytes>,
     len: usize,
 }
 
-impl Pieces {
+impl SegmentedBuf {
     /// How many bytes.
     pub fn len(&self) -> usize {
         self.len
@@ -84,8 +84,8 @@ impl Pieces {
     }
 
     /// Splits off the first bytes, that many at most.
-    fn take(&mut self, len: usize) -> Pieces {
-        let mut taken = Pieces {
+    fn take(&mut self, len: usize) -> SegmentedBuf {
+        let mut taken = SegmentedBuf {
             pieces: VecDeque::new(),
             len: len.min(self.len),
         };
@@ -101,7 +101,7 @@ impl Pieces {
     }
 }
 
-impl IntoIterator for Pieces {
+impl IntoIterator for SegmentedBuf {
     type Item = Bytes;
     type IntoIter = std::collections::vec_deque::IntoIter<Bytes>;
     fn into_iter(self) -> Self::IntoIter {
@@ -111,11 +111,11 @@ impl IntoIterator for Pieces {
 
 /// Collects the channel's bytes until a packet is whole. Holds at most one packet and one channel message.
 #[derive(Default)]
-pub struct Inbox {
-    bytes: Pieces,
+pub struct PacketDecoder {
+    bytes: SegmentedBuf,
 }
 
-impl Inbox {
+impl PacketDecoder {
     /// More bytes came.
     pub fn push(&mut self, chunk: Bytes) {
         self.bytes.push(chunk);
@@ -140,7 +140,7 @@ impl Inbox {
     }
 }
 
-fn decode(packet: Pieces) -> (u32, Request) {
+fn decode(packet: SegmentedBuf) -> (u32, Request) {
     let mut start = packet.start(5);
     let (kind, id) = (start.get_u8(), start.get_u32());
     let request = match kind {
@@ -155,7 +155,7 @@ fn decode(packet: Pieces) -> (u32, Request) {
 }
 
 /// By hand, because the crate would copy the data.
-fn write(mut packet: Pieces) -> Option<Request> {
+fn write(mut packet: SegmentedBuf) -> Option<Request> {
     let mut header = packet.start(WRITE_HEADER).freeze();
     let length = header.len();
     header.advance(5);
@@ -204,7 +204,7 @@ mod tests {
         packet(WRITE, id, &rest)
     }
 
-    fn all(inbox: &mut Inbox) -> Vec<(u32, Request)> {
+    fn all(inbox: &mut PacketDecoder) -> Vec<(u32, Request)> {
         std::iter::from_fn(|| inbox.next().unwrap())
             .map(|(id, request, _)| (id, request))
             .collect()
@@ -220,7 +220,7 @@ mod tests {
         ]
         .concat();
         for cut in [1, 2, 3, 7, 100, stream.len()] {
-            let mut inbox = Inbox::default();
+            let mut inbox = PacketDecoder::default();
             let mut found = Vec::new();
             for chunk in stream.chunks(cut) {
                 inbox.push(Bytes::copy_from_slice(chunk));
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn bytes_one_by_one_cost_little_more_than_together() {
-        let mut pieces = Pieces::default();
+        let mut pieces = SegmentedBuf::default();
         (0..100_000u32).for_each(|n| pieces.push(Bytes::copy_from_slice(&[n as u8])));
         assert!(
             pieces.pieces.len() <= 2 + 2 * 100_000 / SMALL,
@@ -271,7 +271,7 @@ mod tests {
         let end = short.len();
         short[end - 5] = 200;
         for bytes in [short, packet(4, 3, &[0, 0, 1, 0]), packet(11, 3, b"")] {
-            let mut inbox = Inbox::default();
+            let mut inbox = PacketDecoder::default();
             inbox.push(bytes.into());
             assert!(matches!(all(&mut inbox)[..], [(3, Request::Malformed)]));
         }
@@ -284,7 +284,7 @@ mod tests {
             (4, Fatal::TooShort(4)),
             (0, Fatal::TooShort(0)),
         ] {
-            let mut inbox = Inbox::default();
+            let mut inbox = PacketDecoder::default();
             inbox.push(Bytes::copy_from_slice(&(length as u32).to_be_bytes()));
             assert_eq!(inbox.next().unwrap_err(), error);
         }

@@ -18,11 +18,11 @@ const MAX_AHEAD: u64 = 32 * 1024 * 1024;
 const BEHIND: u64 = 256 * 1024;
 
 /// See the module.
-pub struct Window {
+pub struct ReadAhead {
     size: u64,
     /// What is fetched or being fetched. The caller moves the end when it fetches what is
-    /// [`wanted`](Window::wanted), or less, and the start when it drops what the window no more
-    /// [`keeps`](Window::keeps).
+    /// [`wanted`](ReadAhead::wanted), or less, and the start when it drops what the window no more
+    /// [`keeps`](ReadAhead::keeps).
     pub have: Range<u64>,
     /// Bytes read in sequence since the last seek.
     run: u64,
@@ -30,10 +30,10 @@ pub struct Window {
     next: u64,
 }
 
-impl Window {
+impl ReadAhead {
     /// For an object of this size in bytes.
-    pub fn new(size: u64) -> Window {
-        Window {
+    pub fn new(size: u64) -> ReadAhead {
+        ReadAhead {
             size,
             have: 0..0,
             run: 0,
@@ -49,7 +49,7 @@ impl Window {
     /// Notes a READ of `range`, which lies inside the object. After a jump all that was fetched is void.
     pub fn seek(&mut self, range: &Range<u64>) {
         if range.start < self.have.start || range.start > self.have.end {
-            *self = Window {
+            *self = ReadAhead {
                 size: self.size,
                 have: range.start..range.start,
                 run: 0,
@@ -93,7 +93,7 @@ mod tests {
 
     /// Plays READs and returns what was fetched, checking that each READ was covered.
     fn play(size: u64, reads: impl IntoIterator<Item = Range<u64>>) -> Vec<Range<u64>> {
-        let mut window = Window::new(size);
+        let mut window = ReadAhead::new(size);
         let mut fetched = Vec::new();
         for read in reads {
             window.seek(&read);

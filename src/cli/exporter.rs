@@ -1,0 +1,164 @@
+//! The Prometheus recorder, and the HTTP server that answers `/metrics` and `/healthz`.
+
+use anyhow::Context;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use sftpd::metrics::*;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Upper bounds in seconds: from a HEAD nearby to a part over a slow line.
+const SECONDS: [f64; 13] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+];
+/// Most connections to the HTTP server at once. Each takes a descriptor that SFTP clients could have.
+const MAX_HTTP_CONNECTIONS: usize = 64;
+/// For a client to send its request. A balancer's health check waits for the answer for a few seconds at most, also when
+/// all places are taken by others that send nothing.
+const REQUEST_TIME: Duration = Duration::from_secs(1);
+/// For a connection in all, so also for a client to read the answer.
+const CONNECTION_TIME: Duration = Duration::from_secs(10);
+/// The recorder puts together what was noted, which would otherwise pile up between two scrapes.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Installs the Prometheus recorder, with every counter at 0.
+pub fn install() -> anyhow::Result<PrometheusHandle> {
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(S3_REQUESTS.to_owned()), &SECONDS);
+    let handle = builder
+        .and_then(PrometheusBuilder::install_recorder)
+        .context("can't keep metrics")?;
+    describe_gauge!(BUILD_INFO, "Which sftpd this is; always 1");
+    describe_gauge!(CONNECTIONS, "SSH connections open");
+    describe_gauge!(MAX_SESSIONS, "Most connections at once (--max-sessions)");
+    describe_counter!(REFUSED_CONNECTIONS, "Connections turned away");
+    describe_gauge!(SESSIONS, "SFTP sessions open");
+    describe_counter!(LOGINS, "Attempts to log in");
+    describe_counter!(TRANSFERS, "Files closed or cut off");
+    describe_counter!(
+        TRANSFERRED_BYTES,
+        Unit::Bytes,
+        "Their bytes, counted at the end"
+    );
+    describe_histogram!(
+        S3_REQUESTS,
+        Unit::Seconds,
+        "HTTP requests to S3, retries included, up to the answer's head"
+    );
+    describe_gauge!(
+        BUFFER_MEMORY,
+        Unit::Bytes,
+        "Reservation from the pool of --buffer-memory"
+    );
+    describe_gauge!(
+        BUFFER_MEMORY_LIMIT,
+        Unit::Bytes,
+        "Size of the pool (--buffer-memory)"
+    );
+    describe_gauge!(OPEN_UPLOADS, "Files open for writing");
+    describe_counter!(ABORTED_UPLOADS, "Multipart uploads given up");
+    describe_gauge!(
+        USERS_FILE_OK,
+        "0 while the users file can't be read and the last good one is in force"
+    );
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1);
+    zero_counters();
+    Ok(handle)
+}
+
+/// Starts counters at 0: `increase()` misses the first event of a series that did not exist before.
+fn zero_counters() {
+    [CONNECTIONS, SESSIONS, OPEN_UPLOADS]
+        .into_iter()
+        .for_each(|name| gauge!(name).set(0));
+    ["full", "strangers", "descriptors"]
+        .into_iter()
+        .for_each(|why| counter!(REFUSED_CONNECTIONS, "reason" => why).absolute(0));
+    ["aborted", "left"]
+        .into_iter()
+        .for_each(|result| counter!(ABORTED_UPLOADS, "result" => result).absolute(0));
+    for (method, result) in ["key", "password"]
+        .into_iter()
+        .flat_map(|m| ["accepted", "refused"].map(|r| (m, r)))
+    {
+        counter!(LOGINS, "method" => method, "result" => result).absolute(0);
+    }
+    counter!(LOGINS, "method" => "password", "result" => "unheard").absolute(0);
+    for direction in ["upload", "download"] {
+        for result in ["ok", "failed", "cut_off"] {
+            counter!(TRANSFERS, "direction" => direction, "result" => result).absolute(0);
+            counter!(TRANSFERRED_BYTES, "direction" => direction, "result" => result).absolute(0);
+        }
+    }
+}
+
+/// ReadSink `/metrics` and `/healthz` until the process ends. Unhealthy is a server that drains, so that a load balancer
+/// sends it nobody new; whether S3 answers is not asked, as that would take all gateways out at once.
+pub async fn serve(listener: TcpListener, handle: PrometheusHandle, drain: CancellationToken) {
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            sleep(UPKEEP_INTERVAL).await;
+            upkeep.run_upkeep();
+        }
+    });
+    let room = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
+    while let Ok(permit) = room.clone().acquire_owned().await {
+        let (handle, drain) = (handle.clone(), drain.clone());
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(Duration::from_millis(200)).await;
+            continue;
+        };
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let response = answer(&request, &handle, drain.is_cancelled());
+                async { Ok::<_, Infallible>(response) }
+            });
+            let mut http = http1::Builder::new();
+            http.keep_alive(false)
+                .timer(TokioTimer::new())
+                .header_read_timeout(REQUEST_TIME);
+            let _ = timeout(
+                CONNECTION_TIME,
+                http.serve_connection(TokioIo::new(stream), service),
+            )
+            .await;
+            drop(permit);
+        });
+    }
+}
+
+fn answer(
+    request: &Request<Incoming>,
+    handle: &PrometheusHandle,
+    draining: bool,
+) -> Response<String> {
+    let (status, text) = match request.uri().path() {
+        "/metrics" => (StatusCode::OK, handle.render()),
+        "/healthz" if draining => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "shutting down\n".to_owned(),
+        ),
+        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            "there are /metrics and /healthz\n".to_owned(),
+        ),
+    };
+    let mut response = Response::new(text);
+    *response.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, plain);
+    response
+}

@@ -1,0 +1,111 @@
+//! What a request comes to: a reply, or a status with a sentence for the client.
+
+use crate::Panicked;
+use crate::path::PathError;
+use crate::store::StoreError;
+use crate::transfer::UploadError;
+use crate::vfs::VfsError;
+use russh_sftp::protocol::{Packet, StatusCode};
+
+/// What the session answers to a request; `None` where another task does.
+pub(super) type Outcome = Result<Option<Packet>, Failure>;
+
+/// A failed request.
+pub(super) struct Failure {
+    pub code: StatusCode,
+    /// What the client is told behind the words of the code; may be empty.
+    pub reason: String,
+}
+
+impl Failure {
+    pub fn new(code: StatusCode, reason: impl Into<String>) -> Failure {
+        Failure {
+            code,
+            reason: reason.into(),
+        }
+    }
+
+    /// A failure whose code says it all.
+    pub fn bare(code: StatusCode) -> Failure {
+        Failure::new(code, "")
+    }
+
+    /// What the client reads: first the words of OpenSSH's `sftp-server.c`, which programs look for, then the reason.
+    pub fn text(&self) -> String {
+        let words = status_words(self.code);
+        match self.reason.as_str() {
+            "" => words.to_owned(),
+            reason => format!("{words}: {reason}"),
+        }
+    }
+}
+
+/// The words of a status, as OpenSSH's server has them.
+pub(super) fn status_words(code: StatusCode) -> &'static str {
+    match code {
+        StatusCode::Ok => "Success",
+        StatusCode::Eof => "End of file",
+        StatusCode::NoSuchFile => "No such file",
+        StatusCode::PermissionDenied => "Permission denied",
+        StatusCode::Failure => "Failure",
+        StatusCode::BadMessage => "Bad message",
+        StatusCode::NoConnection => "No connection",
+        StatusCode::ConnectionLost => "Connection lost",
+        StatusCode::OpUnsupported => "Operation unsupported",
+    }
+}
+
+impl From<VfsError> for Failure {
+    fn from(error: VfsError) -> Failure {
+        match &error {
+            VfsError::NotFound => Failure::bare(StatusCode::NoSuchFile),
+            VfsError::Path(error) => Failure::from(*error),
+            VfsError::Refused(why) => Failure::new(StatusCode::Failure, *why),
+            VfsError::Unsupported(why) => Failure::new(StatusCode::OpUnsupported, *why),
+            VfsError::Store(StoreError::NotFound) => Failure::bare(StatusCode::NoSuchFile),
+            VfsError::Store(error) => Failure::new(status_of_store(error), error.to_string()),
+        }
+    }
+}
+
+impl From<Panicked> for Failure {
+    fn from(panicked: Panicked) -> Failure {
+        Failure::new(StatusCode::Failure, panicked.to_string())
+    }
+}
+
+impl From<PathError> for Failure {
+    fn from(error: PathError) -> Failure {
+        let code = match error {
+            PathError::NotText => StatusCode::BadMessage,
+            PathError::TooLong | PathError::IsHome | PathError::BadHome | PathError::LongHome => {
+                StatusCode::Failure
+            }
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
+impl From<UploadError> for Failure {
+    fn from(error: UploadError) -> Failure {
+        let code = match &error {
+            UploadError::Store(error) => status_of_store(error),
+            UploadError::Unsupported(_) => StatusCode::OpUnsupported,
+            UploadError::Refused(_) => StatusCode::Failure,
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
+/// The code for a store's failure in the middle of something: that a key is missing is not what the client asked.
+fn status_of_store(error: &StoreError) -> StatusCode {
+    match error {
+        StoreError::Forbidden(_) => StatusCode::PermissionDenied,
+        StoreError::NotFound
+        | StoreError::NoSuchBucket
+        | StoreError::Precondition
+        | StoreError::TooLarge
+        | StoreError::Unknown(_)
+        | StoreError::Other(_) => StatusCode::Failure,
+    }
+}

@@ -1,0 +1,229 @@
+//! The loop of a session, and the handles that are open in it.
+
+use super::Sink;
+use super::attrs::View;
+use super::early_renames::EarlyRenames;
+use super::inbound::{Next, RequestQueue, has_effect};
+use super::reads::QueuedReads;
+use super::recent::{ListingAge, RecentStats};
+use super::replies::Replies;
+use crate::path::Path;
+use crate::transfer::{BufferPool, Download, SessionLimits, Upload, UserLimits};
+use crate::users::Access;
+use crate::vfs::{Listing, Vfs};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Files and directories one session can have open at once; told to clients by `limits@openssh.com`.
+pub const MAX_HANDLES: usize = 256;
+
+/// Uploads of one session that can be on their way from CLOSE to its reply; the next CLOSE waits.
+const MAX_CLOSING: usize = 16;
+
+/// What comes from the client.
+#[derive(Debug)]
+pub enum Received {
+    /// Bytes of the stream, cut anywhere.
+    Data(Bytes),
+    /// The client sends nothing more, and still reads.
+    Eof,
+    /// The channel is closed or the connection gone: nobody reads any more.
+    Closed,
+}
+
+/// Where a session's bytes come from.
+pub trait Source: Send + 'static {
+    /// Waits for what comes next. Not called again after [`Received::Closed`].
+    fn next(&mut self) -> impl Future<Output = Received> + Send;
+}
+
+/// What a session is told of its surroundings.
+pub struct SessionParams {
+    /// The server's memory.
+    pub pool: BufferPool,
+    /// What all sessions of the user may have together.
+    pub limits: Arc<UserLimits>,
+    /// Places for files that are open for writing, for the whole server.
+    pub uploads: Arc<Semaphore>,
+    /// The user's view of the store.
+    pub vfs: Vfs,
+    /// What the user may do.
+    pub access: Access,
+    /// `user@address`, for the log; holds no control characters.
+    pub who: Arc<str>,
+    /// The owner that listings show.
+    pub user: Arc<str>,
+    /// The session ends after so long without a request or an answer.
+    pub idle_timeout: Duration,
+    /// Once cancelled: finish what is open, then end.
+    pub drain: CancellationToken,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The client said so, or hung up.
+    #[error("closed by the client")]
+    Closed,
+    /// Nothing happened for too long.
+    #[error("idle for {}", humantime::format_duration(*.0))]
+    Idle(Duration),
+    /// The server stops.
+    #[error("the server is shutting down")]
+    Drained,
+    /// The client sends what can't be SFTP.
+    #[error("not SFTP: {0}")]
+    Protocol(#[from] super::codec::Fatal),
+    /// Requests came before the version was after_pending_closes.
+    #[error("not SFTP: a request before INIT")]
+    NoInit,
+    /// Megabytes of replies were never read.
+    #[error("the client does not read its replies")]
+    Ignored,
+}
+
+/// A file or directory that is open, and its place among those of the user.
+pub(super) struct OpenHandle {
+    pub handle: Handle,
+    pub _place: OwnedSemaphorePermit,
+}
+
+/// What is open.
+pub(super) enum Handle {
+    Directory {
+        listing: Listing,
+        path: Path,
+        age: ListingAge,
+    },
+    Reader(Download),
+    Writer {
+        upload: Upload,
+        path: Path,
+        append: bool,
+        place: UploadPlace,
+        /// READs that found no room at once; `None` before there was one.
+        queued_reads: Option<QueuedReads>,
+    },
+}
+
+/// A place for a file that is open for writing; it lasts until its CLOSE is answered.
+pub(super) struct UploadPlace {
+    pub _server: OwnedSemaphorePermit,
+    pub _user: OwnedSemaphorePermit,
+}
+
+pub(super) struct Session {
+    pub view: View,
+    pub settings: SessionParams,
+    pub replies: Replies,
+    pub handles: HashMap<String, OpenHandle>,
+    pub next_handle: u64,
+    /// What the files of this session may have together.
+    pub limits: SessionLimits,
+    pub recent: RecentStats,
+    pub early_renames: EarlyRenames,
+    /// Places for uploads whose CLOSE is not answered yet: they still hold memory.
+    pub closing: Arc<Semaphore>,
+    pub initialized: bool,
+}
+
+/// Serves one session until it ends; every reply is sent, or given up with the client, before this returns.
+pub async fn serve(source: impl Source, sink: impl Sink, settings: SessionParams) -> End {
+    let last = Clock::new(watch::Sender::new(Instant::now()));
+    let (replies, sending) = Replies::new(sink, last.clone());
+    let sending = AbortOnDropHandle::new(tokio::spawn(sending));
+    let requests = Arc::new(RequestQueue::new(settings.pool.clone()));
+    let queue = requests.clone();
+    let _receiving = AbortOnDropHandle::new(tokio::spawn(async move { queue.fill(source).await }));
+    let idle_timeout = settings.idle_timeout;
+    let session = Session {
+        view: View {
+            user: settings.user.clone(),
+            access: settings.access,
+        },
+        recent: RecentStats::default(),
+        early_renames: EarlyRenames::default(),
+        limits: SessionLimits::new(settings.pool.clone(), &settings.limits),
+        settings,
+        replies,
+        handles: HashMap::new(),
+        next_handle: 0,
+        closing: Arc::new(Semaphore::new(MAX_CLOSING)),
+        initialized: false,
+    };
+    let Err(end) = session.run(&requests, &last).await;
+    if matches!(end, End::Ignored) {
+        return end;
+    }
+    tokio::select! {
+        biased;
+        _ = sending => end,
+        // Nobody reads the replies that are left. Uploads that are being closed are, all the same.
+        () = requests.closed() => end,
+        () = idle(&last, idle_timeout) => End::Idle(idle_timeout),
+    }
+}
+
+impl Session {
+    async fn run(mut self, requests: &RequestQueue, last: &Clock) -> Result<Infallible, End> {
+        let (idle_timeout, drain) = (self.settings.idle_timeout, self.settings.drain.clone());
+        loop {
+            if drain.is_cancelled() && self.handles.is_empty() {
+                return Err(End::Drained);
+            }
+            let next = tokio::select! {
+                biased;
+                next = requests.next() => next,
+                () = idle(last, idle_timeout) => return Err(End::Idle(idle_timeout)),
+                () = drain.cancelled(), if !drain.is_cancelled() => continue,
+                () = self.early_renames.first_deadline() => {
+                    self.finish_early_renames().await;
+                    continue;
+                }
+            };
+            let incoming = match next {
+                Next::Request(incoming) => incoming,
+                Next::Eof => break,
+                Next::Closed => return Err(End::Closed),
+                Next::Fatal(fatal) => return Err(End::Protocol(fatal)),
+            };
+            if has_effect(&incoming.request) {
+                self.handle(incoming).await?;
+            } else {
+                tokio::select! {
+                    biased;
+                    handled = self.handle(incoming) => handled?,
+                    () = requests.abandoned() => return Err(End::Closed),
+                }
+            }
+            // Only now: a packet that trickles in is no sign of life, and the store's time is not the client's.
+            last.send_replace(Instant::now());
+        }
+        // A client that sends all its requests at once and then the end of the stream still gets its files.
+        for (_, open) in std::mem::take(&mut self.handles) {
+            if let Handle::Reader(download) = open.handle {
+                download.finish();
+            }
+        }
+        self.finish_early_renames().await;
+        Err(End::Closed)
+    }
+}
+
+/// When something last happened, for the reader and the sender.
+pub(super) type Clock = Arc<watch::Sender<Instant>>;
+
+/// Comes back once nothing has happened for so long.
+async fn idle(last: &Clock, timeout: Duration) {
+    while last.borrow().elapsed() < timeout {
+        let deadline = *last.borrow() + timeout;
+        sleep_until(deadline).await;
+    }
+}

@@ -1,0 +1,81 @@
+//! Transfers: how the bytes of one file move between a session and the store, in both directions.
+//!
+//! Called by `vfs`, which changes names, and by `sftp`, which opens, writes, reads and closes. Knows
+//! keys and bytes, and neither paths nor SFTP. Everything that a transfer holds is counted here:
+//! memory in the [`BufferPool`], open files in the [`UserLimits`].
+
+mod download;
+mod limits;
+mod multipart;
+mod name_locks;
+mod part_buffer;
+mod pool;
+mod read_ahead;
+mod read_queue;
+mod reaper;
+mod upload;
+
+pub use download::{Download, DownloadSummary, OpenedObject, ReadSink};
+pub use limits::{BlockMemory, MAX_USER_HANDLES, MAX_WAITING_READS, SessionLimits, UserLimits};
+pub use multipart::{COPY_PART_SIZE, abort};
+pub use name_locks::{LockedName, NameLock, NameLocks};
+pub use part_buffer::{ANSWERED_AHEAD, MAX_EARLY, PartBuffer, PartSizes, REORDER_WINDOW};
+pub use pool::{Buffer, BufferPool, Reservation, Share};
+pub use read_ahead::{FIRST_BLOCK, ReadAhead};
+pub use read_queue::{Read, ReadQueue};
+pub use upload::{MAX_HOLES, Progress, Reader, Reply, Target, Upload, UploadError, UploadSummary};
+
+use crate::store::Store;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Time for requests under way to end once the server has to stop. S3 may have carried out a request
+/// that is cancelled, or not.
+const LAST_REQUESTS_TIME: Duration = Duration::from_secs(5);
+
+/// What every transfer needs of the server.
+pub struct Transfers {
+    /// Where the bytes go.
+    pub store: Arc<dyn Store>,
+    /// The memory promise.
+    pub pool: BufferPool,
+    /// How large parts are.
+    pub sizes: PartSizes,
+    /// Names that are being changed.
+    pub locks: NameLocks,
+    /// UploadTask that the server waits for before it ends.
+    pub tasks: TaskTracker,
+    /// Cancelled when this work must end soon.
+    pub stop: CancellationToken,
+}
+
+impl Transfers {
+    /// Nothing is under way yet.
+    pub fn new(store: Arc<dyn Store>, pool: BufferPool, sizes: PartSizes) -> Transfers {
+        Transfers {
+            store,
+            pool,
+            sizes,
+            locks: NameLocks::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Resolves to what the future returns, or to `None` if it has not ended soon after the server
+    /// has to stop.
+    pub async fn run_until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let stopped = async {
+            self.stop.cancelled().await;
+            sleep(LAST_REQUESTS_TIME).await;
+        };
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = stopped => None,
+        }
+    }
+}
