@@ -17,7 +17,7 @@ mod upload;
 
 pub use download::{Download, DownloadSummary, OpenedObject, ReadSink};
 pub use limits::{BlockMemory, MAX_USER_HANDLES, MAX_WAITING_READS, SessionLimits, UserLimits};
-pub use multipart::{COPY_PART_SIZE, abort};
+pub use multipart::{COPY_PART_SIZE, MultipartUpload, abort};
 pub use name_locks::{LockedName, NameLock, NameLocks};
 pub use part_buffer::{ANSWERED_AHEAD, MAX_EARLY, PartBuffer, PartSizes, REORDER_WINDOW};
 pub use pool::{Buffer, BufferPool, Reservation, Share};

@@ -1,26 +1,95 @@
-//! The end of multipart uploads that will not be completed.
+//! The one driver of multipart uploads: for files that clients send, and for copies by parts.
 
 use crate::catch_panic;
 use crate::metrics::ABORTED_UPLOADS;
-use crate::store::{Key, Store, StoreError};
+use crate::path::Key;
+use crate::store::{
+    self, Attributes, Condition, Part, PartSource, Store, StoreError, WriteId, change,
+};
+use bytes::Bytes;
 use metrics::counter;
+use std::sync::Arc;
 
 /// Size of the parts, in bytes, by which objects over 5 GiB are copied.
 pub const COPY_PART_SIZE: u64 = 1024 * 1024 * 1024;
 
-/// Aborts a multipart upload. Returns false if that fails: then it stays in the store, and the log
+/// A multipart upload that was created, and is neither completed nor aborted. Clones stand for the
+/// same one, so that several parts can be on their way at once.
+#[derive(Clone)]
+pub struct MultipartUpload {
+    store: Arc<dyn Store>,
+    key: Key,
+    upload_id: String,
+    write_id: WriteId,
+}
+
+impl MultipartUpload {
+    /// CreateMultipartUpload: the object will have these attributes, and a write id.
+    pub async fn create(
+        store: Arc<dyn Store>,
+        key: &Key,
+        attributes: &Attributes,
+    ) -> store::Result<MultipartUpload> {
+        let (attributes, write_id) = attributes.with_new_write_id();
+        let upload_id = store.create_upload(key, &attributes).await?;
+        Ok(MultipartUpload {
+            store,
+            key: key.clone(),
+            upload_id,
+            write_id,
+        })
+    }
+
+    /// UploadPart.
+    pub async fn upload_part(&self, number: u32, body: Bytes) -> store::Result<Part> {
+        let store = &self.store;
+        store
+            .upload_part(&self.key, &self.upload_id, number, body)
+            .await
+    }
+
+    /// UploadPartCopy.
+    pub async fn copy_part(&self, number: u32, source: PartSource<'_>) -> store::Result<Part> {
+        let store = &self.store;
+        store
+            .copy_part(&self.key, &self.upload_id, number, source)
+            .await
+    }
+
+    /// CompleteMultipartUpload, if the condition holds. Returns the object's ETag. After an error
+    /// the upload is still there, to be aborted.
+    pub async fn complete(&self, parts: &[Part], condition: &Condition) -> store::Result<String> {
+        let store = self.store.as_ref();
+        change::complete(
+            store,
+            &self.key,
+            &self.upload_id,
+            parts,
+            &self.write_id,
+            condition,
+        )
+        .await
+    }
+
+    /// AbortMultipartUpload, as [`abort`].
+    pub async fn abort(self) -> bool {
+        abort(self.store.as_ref(), &self.key, &self.upload_id).await
+    }
+}
+
+/// AbortMultipartUpload. Returns false if that fails: the upload stays in the store, and the log
 /// says so.
-pub async fn abort(store: &dyn Store, key: &Key, id: &str) -> bool {
-    let result = match catch_panic(store.abort(key, id)).await {
+pub async fn abort(store: &dyn Store, key: &Key, upload_id: &str) -> bool {
+    let result = match catch_panic(store.abort(key, upload_id)).await {
         Ok(result) => result,
         Err(panicked) => Err(StoreError::Other(panicked.to_string())),
     };
     let label = match &result {
         Ok(()) => "aborted",
         Err(error) => {
+            let key = key.as_str();
             log::warn!(
-                "multipart upload {id} of {:?} could not be aborted and stays: {error}",
-                key.as_str()
+                "multipart upload {upload_id} of {key:?} could not be aborted and stays: {error}"
             );
             "left"
         }
