@@ -13,7 +13,6 @@ use crate::users::Access;
 use crate::vfs::{Listing, Vfs};
 use bytes::Bytes;
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -158,7 +157,7 @@ pub async fn serve(source: impl Source, sink: impl Sink, settings: SessionParams
         closing: Arc::new(Semaphore::new(MAX_CLOSING)),
         initialized: false,
     };
-    let Err(end) = session.run(&requests, &last).await;
+    let end = session.run(&requests, &last).await;
     if matches!(end, End::Ignored) {
         return end;
     }
@@ -167,13 +166,39 @@ pub async fn serve(source: impl Source, sink: impl Sink, settings: SessionParams
         _ = sending => end,
         // Nobody reads the replies that are left. Uploads that are being closed are, all the same.
         () = requests.closed() => end,
-        () = idle(&last, idle_timeout) => End::Idle(idle_timeout),
+        () = wait_until_idle(&last, idle_timeout) => End::Idle(idle_timeout),
     }
 }
 
 impl Session {
-    async fn run(mut self, requests: &RequestQueue, last: &Clock) -> Result<Infallible, End> {
-        let (idle_timeout, drain) = (self.settings.idle_timeout, self.settings.drain.clone());
+    /// Carries out requests until the session ends, then those that still wait.
+    async fn run(mut self, requests: &RequestQueue, last: &Clock) -> End {
+        let served = self.serve_requests(requests, last).await;
+        let handles = std::mem::take(&mut self.handles);
+        let end = match served {
+            // A client that sends all its requests at once and then the end of the stream still
+            // gets its files.
+            Ok(()) => {
+                for (_, open) in handles {
+                    if let Handle::Reader(download) = open.handle {
+                        download.finish();
+                    }
+                }
+                End::Closed
+            }
+            Err(end) => {
+                drop(handles);
+                end
+            }
+        };
+        self.finish_early_renames().await;
+        end
+    }
+
+    /// Returns at the end of the client's stream, or with another reason to end the session.
+    async fn serve_requests(&mut self, requests: &RequestQueue, last: &Clock) -> Result<(), End> {
+        let idle_timeout = self.settings.idle_timeout;
+        let drain = self.settings.drain.clone();
         loop {
             if drain.is_cancelled() && self.handles.is_empty() {
                 return Err(End::Drained);
@@ -181,7 +206,7 @@ impl Session {
             let next = tokio::select! {
                 biased;
                 next = requests.next() => next,
-                () = idle(last, idle_timeout) => return Err(End::Idle(idle_timeout)),
+                () = wait_until_idle(last, idle_timeout) => return Err(End::Idle(idle_timeout)),
                 () = drain.cancelled(), if !drain.is_cancelled() => continue,
                 () = self.early_renames.first_deadline() => {
                     self.finish_early_renames().await;
@@ -190,7 +215,7 @@ impl Session {
             };
             let incoming = match next {
                 Next::Request(incoming) => incoming,
-                Next::Eof => break,
+                Next::Eof => return Ok(()),
                 Next::Closed => return Err(End::Closed),
                 Next::Fatal(fatal) => return Err(End::Protocol(fatal)),
             };
@@ -203,25 +228,18 @@ impl Session {
                     () = requests.abandoned() => return Err(End::Closed),
                 }
             }
-            // Only now: a packet that trickles in is no sign of life, and the store's time is not the client's.
+            // Only now: a packet that trickles in is no sign of life, and the store's time is not
+            // the client's.
             last.send_replace(Instant::now());
         }
-        // A client that sends all its requests at once and then the end of the stream still gets its files.
-        for (_, open) in std::mem::take(&mut self.handles) {
-            if let Handle::Reader(download) = open.handle {
-                download.finish();
-            }
-        }
-        self.finish_early_renames().await;
-        Err(End::Closed)
     }
 }
 
 /// When something last happened, for the reader and the sender.
 pub(super) type Clock = Arc<watch::Sender<Instant>>;
 
-/// Comes back once nothing has happened for so long.
-async fn idle(last: &Clock, timeout: Duration) {
+/// Resolves once nothing has happened for this long.
+async fn wait_until_idle(last: &Clock, timeout: Duration) {
     while last.borrow().elapsed() < timeout {
         let deadline = *last.borrow() + timeout;
         sleep_until(deadline).await;
