@@ -24,9 +24,10 @@ use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 
 /// A future panicked. The panic hook has logged where.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("internal server error, see the server's log")]
-pub(crate) struct Panicked;
+pub struct Panicked;
 
 /// Resolves to what the future returns, or to an error if it panics: a bug, or one of a store, costs
 /// one request. What the future was working on must be thrown away, or be whole at each of its

@@ -135,7 +135,7 @@ async fn equal_parts_that_find_no_memory_fail_in_the_end() {
     let second = open("second");
     let refused = write(&second, 0, 6 * MIB).await;
     assert!(
-        matches!(refused, Err(UploadError::Refused(_))),
+        matches!(refused, Err(UploadError::NoMemory { .. })),
         "{refused:?}"
     );
     // The one that has the memory goes on, part by part.

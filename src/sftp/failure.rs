@@ -90,8 +90,17 @@ impl From<UploadError> for Failure {
     fn from(error: UploadError) -> Failure {
         let code = match &error {
             UploadError::Store(error) => status_of_store(error),
-            UploadError::Unsupported(_) => StatusCode::OpUnsupported,
-            UploadError::Refused(_) => StatusCode::Failure,
+            UploadError::SizeTooSmall { .. } | UploadError::SizeTooLarge => {
+                StatusCode::OpUnsupported
+            }
+            UploadError::Buffer(_)
+            | UploadError::HolesTooLarge
+            | UploadError::OnItsWay { .. }
+            | UploadError::PartTooLarge { .. }
+            | UploadError::NoMemory { .. }
+            | UploadError::PartsMissing { .. }
+            | UploadError::CutOff
+            | UploadError::Panicked(_) => StatusCode::Failure,
         };
         Failure::new(code, error.to_string())
     }

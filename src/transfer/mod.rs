@@ -14,12 +14,15 @@ mod read_ahead;
 mod read_queue;
 mod reaper;
 mod upload;
+mod upload_task;
 
 pub use download::{Download, DownloadSummary, OpenedObject, ReadSink};
 pub use limits::{BlockMemory, MAX_USER_HANDLES, MAX_WAITING_READS, SessionLimits, UserLimits};
 pub use multipart::{COPY_PART_SIZE, MultipartUpload, abort};
 pub use name_locks::{LockedName, NameLock, NameLocks};
-pub use part_buffer::{ANSWERED_AHEAD, MAX_EARLY, PartBuffer, PartSizes, REORDER_WINDOW};
+pub use part_buffer::{
+    ANSWERED_AHEAD, MAX_EARLY, PartBuffer, PartBufferError, PartSizes, REORDER_WINDOW,
+};
 pub use pool::{Buffer, BufferPool, Reservation, Share};
 pub use read_ahead::{FIRST_BLOCK, ReadAhead};
 pub use read_queue::{Read, ReadQueue};

@@ -1,39 +1,43 @@
 //! Writes at offsets become parts in order: the pure half of an upload, without clock, task or store.
 //!
-//! Invariants: the parts cut so far are exactly the bytes `0..start`; `buffer` holds the part that begins at
-//! `start`, `early` what came for the parts behind it; a byte that was cut is never changed. Every refused write leaves
-//! the state as it was.
+//! Invariants: the parts taken so far are exactly the bytes `0..start`; `buffer` holds the part that
+//! begins at `start`, `early` the bytes that arrived for later parts; a byte that left in a part is
+//! never changed. A refused write leaves the state as it was.
 
+use super::{Buffer, BufferPool};
 use crate::store::{MAX_PARTS, MIN_PART};
-use crate::transfer::{Buffer, BufferPool};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::io;
 
-/// How far beyond the contiguous end a write may begin, in bytes. Node's `ssh2` sends its blocks in the order in which
-/// it has read them, 64 of 32 KiB at once by default and 128 where it is told so: 4 MiB beyond the first gap, and
-/// [`ANSWERED_AHEAD`] on top of it. The rest is room for larger blocks.
+/// How far beyond the contiguous end a write may begin, in bytes. Node's `ssh2` sends its blocks in
+/// the order in which it has read them, 64 of 32 KiB at once by default and 128 if it is told so:
+/// 4 MiB beyond the first gap, and [`ANSWERED_AHEAD`] on top of it. The rest is room for larger
+/// blocks.
 pub const REORDER_WINDOW: u64 = 8 * 1024 * 1024;
-/// A write that begins further beyond the contiguous end is answered only once the gap is nearer, in bytes. A client
-/// whose unanswered writes are bounded then stops by itself before it reaches the end of the window.
+/// A write that begins further beyond the contiguous end than this, in bytes, is answered only once
+/// the gap is nearer. A client whose unanswered writes are bounded then stops by itself before it
+/// reaches the end of the window.
 pub const ANSWERED_AHEAD: u64 = 1024 * 1024;
-/// What early writes may take in memory, in bytes: the window, one write that begins at its end, and what
-/// thousands of small ones take beside their bytes.
+/// Limit on the memory of early writes, in bytes: the window, one write that begins at its end, and
+/// what thousands of small ones take beside their bytes.
 pub const MAX_EARLY: u64 = REORDER_WINDOW + 1024 * 1024;
-/// What a write for a later part takes beside its bytes.
+/// Memory of a write for a later part beside its bytes, in bytes.
 const EARLY_OVERHEAD: u64 = 128;
-/// Gaps in one part. A client has at most one for each write that it has under way.
+/// Limit on gaps in one part. A client has at most one for each write that it has under way.
 const MAX_GAPS: usize = 4096;
-/// A part up to this size, in bytes, leaves as a copy, so that it does not keep the pages of a whole part.
-const SMALL: usize = 64 * 1024;
+/// A part up to this size, in bytes, leaves as a copy, so that it does not pin the pages of a whole
+/// part.
+const MAX_COPIED_PART: usize = 64 * 1024;
 
 /// How large each part is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartSizes {
     /// Size of the first parts in bytes, at least [`MIN_PART`].
     pub first: u64,
-    /// No part is larger, in bytes.
+    /// Limit on the size of a part, in bytes.
     pub cap: u64,
-    /// The size doubles after every so many parts; 0 keeps all parts equal, as Cloudflare R2 demands.
+    /// The size doubles after this many parts; 0 keeps all parts equal, as Cloudflare R2 demands.
     pub double_every: u32,
 }
 
@@ -51,15 +55,72 @@ impl Default for PartSizes {
 impl PartSizes {
     /// Size in bytes of the part with this number, counted from 1.
     pub fn of(&self, number: u32) -> u64 {
-        let doublings = (number.saturating_sub(1))
-            .checked_div(self.double_every)
-            .unwrap_or(0)
-            .min(32);
+        if self.are_equal() {
+            return self.first;
+        }
+        let doublings = (number.saturating_sub(1) / self.double_every).min(32);
         (self.first << doublings).min(self.cap.max(self.first))
+    }
+
+    /// Does the store demand equal parts?
+    pub fn are_equal(&self) -> bool {
+        self.double_every == 0
     }
 }
 
-/// Bytes that came before the part to which they belong was begun.
+/// Why a write is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PartBufferError {
+    /// It would change a byte that left in a part.
+    #[error(
+        "offset {offset} was already sent to the store, which has everything up to {sent}: it can't be changed now"
+    )]
+    AlreadySent {
+        /// Where the write begins.
+        offset: u64,
+        /// First offset that is still in RAM.
+        sent: u64,
+    },
+    /// It begins beyond the window.
+    #[error(
+        "offset {offset} leaves a gap after {end} that is more than {REORDER_WINDOW} bytes long"
+    )]
+    GapTooLong {
+        /// Where the write begins.
+        offset: u64,
+        /// Where the contiguous bytes end.
+        end: u64,
+    },
+    /// Too many bytes wait for earlier ones.
+    #[error(
+        "more than {MAX_EARLY} bytes came out of order: the bytes from offset {end} on are missing"
+    )]
+    TooMuchEarly {
+        /// Where the contiguous bytes end.
+        end: u64,
+    },
+    /// Too many gaps wait to be closed.
+    #[error("more than {MAX_GAPS} gaps after offset {end}")]
+    TooManyGaps {
+        /// Where the contiguous bytes end.
+        end: u64,
+    },
+    /// The file needs more parts than S3 takes.
+    #[error(
+        "larger than {size} bytes, the most that {MAX_PARTS} parts hold: the server's --part-size must be raised"
+    )]
+    TooManyParts {
+        /// Bytes in the parts so far.
+        size: u64,
+    },
+    /// The operating system has no memory for a part.
+    #[error("the server has no memory: {0}")]
+    NoMemory(io::ErrorKind),
+}
+
+type Result<T> = std::result::Result<T, PartBufferError>;
+
+/// Bytes that arrived before the part to which they belong was begun.
 struct EarlyWrite {
     offset: u64,
     data: Bytes,
@@ -68,20 +129,21 @@ struct EarlyWrite {
 /// See the module.
 pub struct PartBuffer {
     sizes: PartSizes,
-    /// Parts cut so far.
+    /// Parts taken so far.
     parts: u32,
-    /// First offset still in RAM: everything below is cut into parts.
+    /// First offset still in RAM: everything below left in parts.
     start: u64,
     /// Size in bytes of the part being filled.
     part_size: u64,
     pool: BufferPool,
-    /// Room for the part being filled.
+    /// Memory of the part being filled; `None` until something is written to it.
     buffer: Option<Buffer>,
     /// Ranges of `buffer` that were written, from → to. No two touch.
     written: BTreeMap<usize, usize>,
-    /// Writes for later parts, in the order in which they came: of two that overlap, the later one holds.
+    /// Writes for later parts, in the order in which they came: of two that overlap, the later one
+    /// holds.
     early: Vec<EarlyWrite>,
-    /// What `early` takes, in bytes.
+    /// Memory of `early`, in bytes.
     early_memory: u64,
     /// Where the furthest byte that was written ends.
     written_end: u64,
@@ -104,27 +166,30 @@ impl PartBuffer {
         }
     }
 
-    /// Contiguous bytes in RAM, counted from the beginning of the part being filled, and at most that part.
+    /// Contiguous bytes of the part being filled, counted from its beginning.
     pub fn contiguous_len(&self) -> u64 {
-        self.written.get(&0).map_or(0, |to| *to as u64)
+        match self.written.get(&0) {
+            Some(to) => *to as u64,
+            None => 0,
+        }
     }
 
-    /// First offset still in RAM: everything below is cut into parts.
+    /// First offset still in RAM: everything below left in parts.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// Every byte below this offset is here or in a part.
+    /// Every byte below this offset is here or left in a part.
     pub fn end(&self) -> u64 {
         self.start + self.contiguous_len()
     }
 
-    /// The furthest byte that was written, gaps included: beyond [`PartBuffer::end`] when bytes came early.
+    /// Where the furthest byte that was written ends: beyond [`PartBuffer::end`] if there is a gap.
     pub fn written_end(&self) -> u64 {
         self.written_end
     }
 
-    /// Contiguous bytes of the part being filled once `offset..offset + len` is written too, as far as that is in order.
+    /// Contiguous bytes of the part being filled once `offset..offset + len` is written too.
     pub fn contiguous_len_with(&self, offset: u64, len: usize) -> u64 {
         if offset > self.end() {
             return self.contiguous_len();
@@ -133,33 +198,36 @@ impl PartBuffer {
         self.contiguous_len().max(added).min(self.part_size)
     }
 
-    /// Where the first gap ends: the next offset behind [`PartBuffer::end`] that was written. `None` without a gap.
+    /// Where the first gap ends: the next offset behind [`PartBuffer::end`] that was written. `None`
+    /// if there is no gap.
     pub fn gap_end(&self) -> Option<u64> {
         let end = self.end();
-        let inside = self
-            .written
-            .keys()
-            .map(|from| self.start + *from as u64)
-            .filter(|from| *from > end);
-        let early = self
-            .early
-            .iter()
-            .map(|write| write.offset.max(self.start + self.part_size));
-        inside.chain(early).min().filter(|_| self.written_end > end)
+        if self.written_end <= end {
+            return None;
+        }
+        let next_part = self.start + self.part_size;
+        let mut gap_end = self.written_end;
+        for from in self.written.keys() {
+            let from = self.start + *from as u64;
+            if from > end {
+                gap_end = gap_end.min(from);
+            }
+        }
+        for write in &self.early {
+            gap_end = gap_end.min(write.offset.max(next_part));
+        }
+        Some(gap_end)
     }
 
-    /// Parts cut so far.
+    /// Parts taken so far.
     pub fn parts(&self) -> u32 {
         self.parts
     }
 
-    /// Number of the part being filled, from 1; says why when there is none left.
-    pub fn number(&self) -> Result<u32, String> {
+    /// Number of the part being filled, counted from 1.
+    pub fn number(&self) -> Result<u32> {
         if self.parts == MAX_PARTS {
-            let most = format!("{} bytes, the most that {MAX_PARTS} parts hold", self.start);
-            return Err(format!(
-                "larger than {most}: the server's --part-size must be raised"
-            ));
+            return Err(PartBufferError::TooManyParts { size: self.start });
         }
         Ok(self.parts + 1)
     }
@@ -169,59 +237,60 @@ impl PartBuffer {
         self.part_size
     }
 
-    /// Makes the part being filled smaller, so that it can leave now. What it holds behind that belongs to the next one.
+    /// Makes the part being filled smaller, so that it can leave now. What it holds behind that
+    /// belongs to the next part.
     pub fn shrink_part(&mut self, size: u64) {
         if size >= self.part_size {
             return;
         }
         self.part_size = size;
-        let size = size as usize;
-        let behind = self.written.split_off(&size);
-        let mut moved: Vec<(usize, usize)> = behind.into_iter().collect();
-        if let Some(mut last) = self.written.last_entry()
-            && *last.get() > size
-        {
-            moved.insert(0, (size, *last.get()));
-            last.insert(size);
-        }
-        let mut data = Vec::new();
-        for (from, to) in moved {
-            let bytes = self
-                .buffer
-                .as_ref()
-                .and_then(|buffer| buffer.get(from..to))
-                .unwrap_or_default();
-            data.push((self.start + from as u64, Bytes::copy_from_slice(bytes)));
-        }
+        let behind = self.split_written(size as usize);
         // Later writes hold: these come first.
         let later = std::mem::take(&mut self.early);
-        for (offset, bytes) in data {
-            self.keep_early(offset, bytes);
+        for (from, to) in behind {
+            let data = match &self.buffer {
+                Some(buffer) => Bytes::copy_from_slice(buffer.get(from..to).unwrap_or_default()),
+                None => Bytes::new(),
+            };
+            self.keep_early(self.start + from as u64, data);
         }
         self.early.extend(later);
     }
 
-    /// True when the part is complete: [`PartBuffer::take_part`] before more is written.
+    /// Takes the ranges behind `size`, or the parts of them that lie there, out of those that were
+    /// written.
+    fn split_written(&mut self, size: usize) -> Vec<(usize, usize)> {
+        let mut behind: Vec<_> = self.written.split_off(&size).into_iter().collect();
+        if let Some(mut last) = self.written.last_entry() {
+            let end = *last.get();
+            if end > size {
+                behind.insert(0, (size, end));
+                last.insert(size);
+            }
+        }
+        behind
+    }
+
+    /// Is the part complete? Then it must be taken before more is written.
     pub fn is_full(&self) -> bool {
         self.contiguous_len() >= self.part_size()
     }
 
-    /// True when the part is complete and bytes behind it came early, so that nothing is gained by waiting.
+    /// Is the part complete, with early bytes behind it, so that nothing is gained by waiting?
     pub fn is_overdue(&self) -> bool {
         self.is_full() && self.written_end > self.end()
     }
 
-    /// Takes bytes at an offset, or says why not. Returns how many were taken: of bytes that are in order those up to
-    /// the end of the part, after which it [`is_full`](PartBuffer::is_full); of bytes that come early all.
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<usize, String> {
-        let end = self.end();
+    /// Takes bytes at an offset. Returns how many were taken: of bytes in order those up to the end
+    /// of the part, after which it [`is_full`](PartBuffer::is_full); of early bytes all.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<usize> {
         self.check_offset(offset)?;
         self.number()?;
-        let is_early = offset > end;
-        let (inside, behind) = data.split_at(self.len_inside(offset, data.len()));
+        let is_early = offset > self.end();
         if is_early {
             self.check_memory(data.len())?;
         }
+        let (inside, behind) = data.split_at(self.len_inside(offset, data.len()));
         self.fill(offset, inside)?;
         if !is_early {
             return Ok(inside.len());
@@ -230,40 +299,34 @@ impl PartBuffer {
         Ok(data.len())
     }
 
-    /// How many of `len` bytes at this offset belong to the part being filled; the others lie behind it.
+    /// How many of `len` bytes at this offset belong to the part being filled. The others lie behind
+    /// it.
     fn len_inside(&self, offset: u64, len: usize) -> usize {
         let room = (self.start + self.part_size).saturating_sub(offset);
         len.min(usize::try_from(room).unwrap_or(usize::MAX))
     }
 
-    fn check_offset(&self, offset: u64) -> Result<(), String> {
-        let (start, end) = (self.start, self.end());
-        if offset < start {
-            let why = format!("was already sent to the store, which has everything up to {start}");
-            return Err(format!("offset {offset} {why}: it can't be changed now"));
+    fn check_offset(&self, offset: u64) -> Result<()> {
+        let sent = self.start;
+        let end = self.end();
+        if offset < sent {
+            return Err(PartBufferError::AlreadySent { offset, sent });
         }
         if offset > end + REORDER_WINDOW {
-            return Err(format!(
-                "offset {offset} leaves a gap after {end} that is more than {REORDER_WINDOW} bytes long"
-            ));
+            return Err(PartBufferError::GapTooLong { offset, end });
         }
         Ok(())
     }
 
-    /// Is there room for one more early write of this many bytes?
-    fn check_memory(&self, len: usize) -> Result<(), String> {
-        if self.early_memory + self.early_in_part() + len as u64 + EARLY_OVERHEAD > MAX_EARLY {
-            let most = format!("more than {MAX_EARLY} bytes came out of order");
-            return Err(format!(
-                "{most}: the bytes from offset {} on are missing",
-                self.end()
-            ));
+    /// Is there memory for one more early write of this many bytes?
+    fn check_memory(&self, len: usize) -> Result<()> {
+        let end = self.end();
+        let early = self.early_memory + self.early_in_part();
+        if early + len as u64 + EARLY_OVERHEAD > MAX_EARLY {
+            return Err(PartBufferError::TooMuchEarly { end });
         }
         if self.written.len() >= MAX_GAPS {
-            return Err(format!(
-                "more than {MAX_GAPS} gaps after offset {}",
-                self.end()
-            ));
+            return Err(PartBufferError::TooManyGaps { end });
         }
         Ok(())
     }
@@ -275,7 +338,7 @@ impl PartBuffer {
     }
 
     /// Copies bytes into the part being filled.
-    fn fill(&mut self, offset: u64, data: &[u8]) -> Result<(), String> {
+    fn fill(&mut self, offset: u64, data: &[u8]) -> Result<()> {
         if data.is_empty() {
             return Ok(());
         }
@@ -299,42 +362,61 @@ impl PartBuffer {
         self.early.push(EarlyWrite { offset, data });
     }
 
-    /// The buffer of the part being filled.
-    fn buffer_mut(&mut self) -> Result<&mut Buffer, String> {
-        match self.buffer.take() {
-            Some(buffer) => Ok(self.buffer.insert(buffer)),
+    /// The memory of the part being filled.
+    fn buffer_mut(&mut self) -> Result<&mut Buffer> {
+        let buffer = match self.buffer.take() {
+            Some(buffer) => buffer,
             None => {
                 let size = self.sizes.of(self.parts + 1) as usize;
-                let fresh = self
-                    .pool
-                    .buffer(size)
-                    .map_err(|error| format!("the server has no memory: {error}"))?;
-                Ok(self.buffer.insert(fresh))
+                match self.pool.buffer(size) {
+                    Ok(buffer) => buffer,
+                    Err(error) => return Err(PartBufferError::NoMemory(error.kind())),
+                }
             }
-        }
+        };
+        Ok(self.buffer.insert(buffer))
     }
 
-    /// `from..to` was written: one range with those that it touches.
+    /// Records that `from..to` was written, as one range with those that it touches.
     fn mark_written(&mut self, mut from: usize, mut to: usize) {
-        while let Some((&first, &last)) = self
-            .written
-            .range(..=to)
-            .next_back()
-            .filter(|(_, last)| **last >= from)
-        {
+        while let Some((&first, &last)) = self.written.range(..=to).next_back() {
+            if last < from {
+                break;
+            }
             self.written.remove(&first);
-            (from, to) = (from.min(first), to.max(last));
+            from = from.min(first);
+            to = to.max(last);
         }
         self.written.insert(from, to);
     }
 
-    /// Takes the next part out: so many bytes, all that are ready at most. Where nothing is buffered they are passed
-    /// over: bytes that the store copies never come through RAM. Only the last part may be shorter than
-    /// [`PartBuffer::part_size`], as what else the buffer holds is dropped with it.
-    pub fn take_part(&mut self, size: u64) -> Result<Bytes, String> {
-        let body = self.buffer.take();
+    /// Takes the contiguous bytes of the part being filled, which is the next one then. Only the
+    /// last part may be taken before it is full: what the buffer holds behind a gap is dropped.
+    pub fn take_part(&mut self) -> Result<Bytes> {
+        let len = self.contiguous_len();
+        let buffer = self.buffer.take();
+        self.start_next_part(len)?;
+        let len = len as usize;
+        match buffer {
+            None => Ok(Bytes::new()),
+            Some(buffer) if len <= MAX_COPIED_PART => Ok(Bytes::copy_from_slice(
+                buffer.get(..len).unwrap_or_default(),
+            )),
+            Some(buffer) => Ok(Bytes::from_owner(buffer).slice(..len)),
+        }
+    }
+
+    /// Passes over a part of this many bytes that the store copies, and that never come through RAM.
+    /// Nothing may be buffered at its beginning.
+    pub fn skip_part(&mut self, len: u64) -> Result<()> {
+        self.buffer = None;
+        self.start_next_part(len)
+    }
+
+    /// Counts a part of this many bytes, and moves early bytes that belong to the next one into it.
+    fn start_next_part(&mut self, len: u64) -> Result<()> {
         self.written.clear();
-        self.start += size;
+        self.start += len;
         self.written_end = self.written_end.max(self.start);
         self.parts += 1;
         self.part_size = self.sizes.of(self.parts + 1);
@@ -344,38 +426,31 @@ impl PartBuffer {
             self.fill(offset, data.get(..inside).unwrap_or_default())?;
             self.keep_early(offset + inside as u64, data.slice(inside..));
         }
-        let Some(body) = body else {
-            return Ok(Bytes::new());
-        };
-        let size = size as usize;
-        if size <= SMALL {
-            return Ok(Bytes::copy_from_slice(body.get(..size).unwrap_or_default()));
-        }
-        Ok(Bytes::from_owner(body).slice(..size))
+        Ok(())
     }
 
-    /// Drops what lies beyond `size`. False, and nothing done, when that was cut already or never came.
+    /// Drops what lies beyond `size`. Returns false, and does nothing, if that left in a part or was
+    /// never written.
     pub fn truncate(&mut self, size: u64) -> bool {
-        let kept = (self.start..=self.end()).contains(&size);
-        if kept {
-            self.written_end = size;
-            self.written = BTreeMap::from([(0, (size - self.start) as usize)]);
-            self.early.clear();
-            self.early_memory = 0;
+        if !(self.start..=self.end()).contains(&size) {
+            return false;
         }
-        kept
+        self.written_end = size;
+        self.written = BTreeMap::from([(0, (size - self.start) as usize)]);
+        self.early.clear();
+        self.early_memory = 0;
+        true
     }
 
-    /// The contiguous bytes in RAM from this offset on, at most `len`; `None` for offsets that aren't in RAM.
+    /// The contiguous bytes in RAM from this offset on, at most `len`; `None` if the offset is not
+    /// in RAM.
     pub fn peek(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        let (at, ready) = (
-            usize::try_from(offset.checked_sub(self.start)?).ok()?,
-            self.contiguous_len() as usize,
-        );
-        self.buffer
-            .as_ref()?
-            .get(at..ready.min(at.saturating_add(len)))
-            .filter(|_| at < ready)
+        if !(self.start..self.end()).contains(&offset) {
+            return None;
+        }
+        let from = (offset - self.start) as usize;
+        let to = from.saturating_add(len).min(self.contiguous_len() as usize);
+        self.buffer.as_ref()?.get(from..to)
     }
 }
 
@@ -394,11 +469,11 @@ mod tests {
     }
 
     /// Every part that is complete.
-    fn cut_all(buffer: &mut PartBuffer, parts: &mut Vec<Bytes>) {
+    fn take_full_parts(buffer: &mut PartBuffer, parts: &mut Vec<Bytes>) {
         while buffer.is_full() {
             assert_eq!(buffer.number(), Ok(parts.len() as u32 + 1));
             let size = buffer.part_size();
-            parts.push(buffer.take_part(size).unwrap());
+            parts.push(buffer.take_part().unwrap());
             assert_eq!(parts.last().map(|body| body.len() as u64), Some(size));
         }
     }
@@ -410,7 +485,7 @@ mod tests {
         parts: &mut Vec<Bytes>,
     ) {
         while !data.is_empty() {
-            cut_all(buffer, parts);
+            take_full_parts(buffer, parts);
             let taken = buffer.write(offset, data).unwrap();
             assert!(taken > 0 || buffer.is_full());
             offset += taken as u64;
@@ -449,9 +524,9 @@ mod tests {
                 }
                 write_all(&mut buffer, at, data, &mut parts);
             }
-            cut_all(&mut buffer, &mut parts);
+            take_full_parts(&mut buffer, &mut parts);
             assert_eq!(buffer.end(), buffer.written_end(), "seed {seed}");
-            parts.push(buffer.take_part(buffer.contiguous_len()).unwrap());
+            parts.push(buffer.take_part().unwrap());
             assert!(parts.concat() == file, "seed {seed}");
         }
     }
@@ -462,16 +537,17 @@ mod tests {
         let mut parts = Vec::new();
         write_all(&mut buffer, 0, &[7; 2500], &mut parts);
         assert_eq!((buffer.start(), buffer.end()), (2000, 2500));
-        let sent = buffer.write(1999, b"x").unwrap_err();
-        assert!(
-            sent.contains("offset 1999 ") && sent.contains("up to 2000:"),
-            "{sent}"
+        assert_eq!(
+            buffer.write(1999, b"x"),
+            Err(PartBufferError::AlreadySent {
+                offset: 1999,
+                sent: 2000
+            })
         );
-        let far = 2501 + REORDER_WINDOW;
-        let ahead = buffer.write(far, b"x").unwrap_err();
-        assert!(
-            ahead.contains(&format!("offset {far} ")) && ahead.contains("after 2500 "),
-            "{ahead}"
+        let offset = 2501 + REORDER_WINDOW;
+        assert_eq!(
+            buffer.write(offset, b"x"),
+            Err(PartBufferError::GapTooLong { offset, end: 2500 })
         );
         assert_eq!((buffer.end(), buffer.written_end()), (2500, 2500));
     }
@@ -505,7 +581,7 @@ mod tests {
         }
         assert!(buffer.is_full() && buffer.contiguous_len() == MIN_PART);
         let at = buffer.peek(0, 1).map(<[u8]>::as_ptr);
-        let body = buffer.take_part(MIN_PART).unwrap();
+        let body = buffer.take_part().unwrap();
         assert_eq!((body.len() as u64, Some(body.as_ptr())), (MIN_PART, at));
         assert_eq!(buffer.write(MIN_PART, b"x"), Ok(1));
         assert_eq!(&body[..2], [1, 1]);
