@@ -12,7 +12,7 @@ pub const MAX_PACKET: usize = 256 * 1024;
 /// Most bytes in one READ or WRITE: a packet less its header.
 pub const MAX_DATA: u32 = (MAX_PACKET - 1024) as u32;
 
-/// SegmentedBuf are joined up to this size, in bytes.
+/// Pieces are joined up to this size, in bytes.
 const SMALL: usize = 4 * 1024;
 /// All that is in a WRITE but its data, in bytes: a handle has 256 at most.
 const WRITE_HEADER: usize = 5 + 4 + 256 + 8 + 4;

@@ -32,7 +32,7 @@ impl Drop for QueuedReads {
     }
 }
 
-/// ReadSink one READ after the other, each once there is room for its data.
+/// Answers one READ after the other, each once there is room for its data.
 async fn answer_reads(queue: Arc<ReadQueue>, reader: Reader, replies: Replies) {
     while let Some(read) = queue.pop().await {
         let Some(room) = replies.upload_room(read.len).await else {

@@ -319,7 +319,7 @@ impl Session {
         Ok(None)
     }
 
-    /// ReadSink a request with how it went, and lets go of what is held meanwhile.
+    /// Answers a request with its result, and drops what is held meanwhile.
     fn outcome(&self, id: u32, held: impl Send + 'static) -> Reply<()> {
         let replies = self.replies.clone();
         Box::new(move |result| {

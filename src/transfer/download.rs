@@ -1,36 +1,42 @@
-//! A download: the task that answers READs from ranges fetched ahead, all of one version of the object.
+//! A download: the task that answers READs from ranges fetched ahead, all of one version of the
+//! object.
 //!
-//! Called by `tree` (which opens) and `sftp` (which queues READs). The task waits for the store and for the
-//! client's window, so the session never has to. Read-ahead takes memory only when it is free; the
-//! range a READ needs right now is fetched without asking, so no download waits for another.
+//! Called by `vfs` (which opens) and `sftp` (which queues READs). The task waits for the store and
+//! for the client's window, so the session never has to. Read-ahead takes memory only when it is
+//! free; the range that a READ needs right now is fetched without asking, so no download waits for
+//! another.
 
 use super::{BlockMemory, FIRST_BLOCK, Read, ReadAhead, ReadQueue, SessionLimits, Transfers};
-use crate::store::{Key, Object, StoreError, cut};
+use crate::path::Key;
+use crate::store::{self, Object, StoreError, cut};
 use bytes::Bytes;
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
-use tokio::time::Instant;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-/// paramiko's `get` asks for a whole file from one thread and, if the answers ever catch up with its questions,
-/// takes the file for finished and goes on READ by READ, at a tenth of the speed. So the first answer waits
-/// until this many more READs are there …
+/// paramiko's `get` asks for a whole file from one thread and, if the answers ever catch up with its
+/// questions, takes the file for finished and goes on READ by READ, at a tenth of the speed. So the
+/// first answer waits until this many more READs are there …
 const HEAD_START: u32 = 8;
-/// … but no longer than this, counted from the question: most of it, or all, S3 takes anyway.
+/// … but no longer than this, counted from the question: S3 takes most of that time, or all, anyway.
 const HEAD_START_TIME: Duration = Duration::from_millis(5);
 
-/// A range is fetched for a READ in no less than this many bytes, as long as there is any memory.
-const LEAST_BLOCK: u64 = FIRST_BLOCK;
-/// What was fetched and not asked for is let go after this time without a READ: others can use the memory.
+/// A range is fetched for a READ in no less than this many bytes, as long as there is memory.
+const MIN_FETCH: u64 = FIRST_BLOCK;
+/// Fetched blocks are dropped after this time without a READ, so that others can use the memory.
 const KEEP_TIME: Duration = Duration::from_secs(5);
 
-/// Where the answers go.
+/// Where the data of READs goes.
 pub trait ReadSink: Send + Sync + 'static {
-    /// Sends the bytes that a READ asked for, in pieces, or its failure; an empty answer is the end of the file.
-    /// Waits until the client takes them; false when it is gone.
+    /// Sends the bytes that a READ asked for, in pieces, or its failure; an empty answer is the end
+    /// of the file. Waits until the client takes them. Returns false if the client is gone.
     fn answer(
         &self,
         id: u32,
-        result: Result<Vec<Bytes>, StoreError>,
+        result: store::Result<Vec<Bytes>>,
     ) -> impl Future<Output = bool> + Send;
 }
 
@@ -41,13 +47,13 @@ pub struct DownloadSummary {
     pub bytes: u64,
     /// GET requests.
     pub requests: u64,
-    /// From OPEN on.
+    /// Time since OPEN.
     pub took: Duration,
     /// The last failure.
     pub error: Option<StoreError>,
 }
 
-/// The version that will be read, and what came of it with the question which it is.
+/// The version of an object to read, and the bytes that the opening GET has already returned.
 pub struct OpenedObject {
     object: Object,
     first: Option<Block>,
@@ -63,67 +69,63 @@ impl From<Object> for OpenedObject {
 }
 
 impl OpenedObject {
-    /// One GET, which is all that a small file needs; or a HEAD where there is no memory for more.
+    /// Sends one GET, which is all that a small file needs; or a HEAD if there is no memory for more.
     pub async fn ask(
         transfers: &Transfers,
         key: &Key,
         limits: &SessionLimits,
-    ) -> Result<OpenedObject, StoreError> {
+    ) -> store::Result<OpenedObject> {
         let Some(memory) = limits.try_read_ahead(FIRST_BLOCK) else {
             return Ok(transfers.store.head(key).await?.into());
         };
         let (object, bytes) = transfers.store.open(key, FIRST_BLOCK).await?;
-        let range = 0..bytes.len() as u64;
-        let pieces = hold(vec![bytes], Some(memory));
+        let first = Block {
+            range: 0..bytes.len() as u64,
+            fetch: None,
+            pieces: pool_pieces(vec![bytes], Some(memory)),
+            memory: None,
+            is_counted: true,
+        };
         Ok(OpenedObject {
             object,
-            first: Some(Block {
-                range,
-                coming: None,
-                pieces,
-                memory: None,
-                is_counted: true,
-            }),
+            first: Some(first),
         })
     }
 }
 
-/// A file open for reading. Dropped, it still answers the READs that wait, but without data.
+/// A file open for reading. Dropped, it answers the READs that wait, but without data.
 pub struct Download {
     queue: Arc<ReadQueue>,
     object: Object,
 }
 
 impl Download {
-    /// Starts the task. Nothing more is fetched before the first READ. `on_end` is told how it went.
+    /// Starts the task. Nothing more is fetched before the first READ. `on_end` is called with how it
+    /// went.
     pub fn open(
         transfers: Arc<Transfers>,
         key: Key,
-        OpenedObject { object, first }: OpenedObject,
+        opened: OpenedObject,
         limits: SessionLimits,
-        answers: impl ReadSink,
+        sink: impl ReadSink,
         on_end: impl FnOnce(DownloadSummary) + Send + 'static,
     ) -> Download {
-        let (queue, tasks) = (
-            Arc::new(ReadQueue::new(limits.waiting_reads())),
-            transfers.tasks.clone(),
-        );
-        let (mut window, requests) = (ReadAhead::new(object.size), u64::from(first.is_some()));
-        window.have = first.as_ref().map_or(0..0, |block| block.range.clone());
-        let blocks = first
-            .into_iter()
-            .filter(|block| !block.range.is_empty())
-            .collect();
-        let fetcher = Fetcher {
+        let OpenedObject { object, first } = opened;
+        let queue = Arc::new(ReadQueue::new(limits.waiting_reads()));
+        let tasks = transfers.tasks.clone();
+        let mut task = DownloadTask {
             transfers,
             key,
             object: object.clone(),
             limits,
-            window,
-            blocks,
-            requests,
+            read_ahead: ReadAhead::new(object.size, 0),
+            blocks: VecDeque::new(),
+            requests: 0,
         };
-        tasks.spawn(fetcher.run(queue.clone(), answers, on_end));
+        if let Some(first) = first {
+            task.take_first_block(first);
+        }
+        tasks.spawn(task.run(queue.clone(), sink, on_end));
         Download { queue, object }
     }
 
@@ -132,7 +134,7 @@ impl Download {
         &self.object
     }
 
-    /// Queues a READ; false when too many wait.
+    /// Queues a READ. Returns false if too many wait.
     pub fn read(&self, read: Read) -> bool {
         self.queue.push(read)
     }
@@ -152,31 +154,39 @@ impl Drop for Download {
 /// A range of the object, here or on its way.
 struct Block {
     range: Range<u64>,
-    // Dropped, the request ends.
-    coming: Option<AbortOnDropHandle<Result<Vec<Bytes>, StoreError>>>,
+    /// `None` once it was awaited. Dropped, it cancels the request.
+    fetch: Option<AbortOnDropHandle<store::Result<Vec<Bytes>>>>,
     pieces: Vec<Bytes>,
+    /// Memory that was set aside for the block, until the pieces hold it.
     memory: Option<BlockMemory>,
-    /// It takes memory that was set aside for it. Without, it goes as soon as its READ is answered.
+    /// Was memory set aside for it? If not, it is dropped as soon as its READ is answered.
     is_counted: bool,
 }
 
-/// What was fetched ahead, and the memory that it takes as long as any answer needs it.
+impl Block {
+    /// Waits until the bytes are here.
+    async fn load(&mut self) -> store::Result<()> {
+        let Some(fetch) = self.fetch.take() else {
+            return Ok(());
+        };
+        let pieces = match fetch.await {
+            Ok(fetched) => fetched?,
+            Err(error) => return Err(StoreError::Other(error.to_string())),
+        };
+        let len: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        if len != self.range.end - self.range.start {
+            let why = "the store gave other bytes than were asked for";
+            return Err(StoreError::Other(why.into()));
+        }
+        self.pieces = pool_pieces(pieces, self.memory.take());
+        Ok(())
+    }
+}
+
+/// Bytes fetched ahead, and the memory that they take as long as any answer needs them.
 struct PooledBytes {
     bytes: Bytes,
     _memory: Arc<Option<BlockMemory>>,
-}
-
-fn hold(pieces: Vec<Bytes>, memory: Option<BlockMemory>) -> Vec<Bytes> {
-    let memory = Arc::new(memory);
-    pieces
-        .into_iter()
-        .map(|bytes| {
-            Bytes::from_owner(PooledBytes {
-                bytes,
-                _memory: memory.clone(),
-            })
-        })
-        .collect()
 }
 
 impl AsRef<[u8]> for PooledBytes {
@@ -185,52 +195,70 @@ impl AsRef<[u8]> for PooledBytes {
     }
 }
 
-struct Fetcher {
+/// Ties the memory to the pieces: it is given back with the last of them.
+fn pool_pieces(pieces: Vec<Bytes>, memory: Option<BlockMemory>) -> Vec<Bytes> {
+    let memory = Arc::new(memory);
+    let mut pooled = Vec::with_capacity(pieces.len());
+    for bytes in pieces {
+        pooled.push(Bytes::from_owner(PooledBytes {
+            bytes,
+            _memory: memory.clone(),
+        }));
+    }
+    pooled
+}
+
+struct DownloadTask {
     transfers: Arc<Transfers>,
     key: Key,
     object: Object,
     limits: SessionLimits,
-    window: ReadAhead,
+    read_ahead: ReadAhead,
+    /// In the order of the object; together they are what `read_ahead` has as fetched.
     blocks: VecDeque<Block>,
+    /// GETs sent so far.
     requests: u64,
 }
 
-impl Fetcher {
+impl DownloadTask {
+    fn take_first_block(&mut self, first: Block) {
+        self.requests = 1;
+        self.read_ahead = ReadAhead::new(self.object.size, first.range.end);
+        if !first.range.is_empty() {
+            self.blocks.push_back(first);
+        }
+    }
+
+    /// Answers READs until the file is closed or the client is gone.
     async fn run(
         mut self,
         queue: Arc<ReadQueue>,
-        answers: impl ReadSink,
+        sink: impl ReadSink,
         on_end: impl FnOnce(DownloadSummary) + Send,
     ) {
-        let (opened, size) = (Instant::now(), self.object.size);
-        let (mut bytes, mut error) = (0, None);
-        while let Some(read) = self.next(&queue).await {
+        let opened = Instant::now();
+        let size = self.object.size;
+        let mut bytes = 0;
+        let mut last_error = None;
+        while let Some(read) = self.next_read(&queue).await {
             let asked = Instant::now();
             let end = read.offset.saturating_add(u64::from(read.len)).min(size);
-            let len = end.saturating_sub(read.offset);
-            let result = match queue.is_cancelled() {
-                true => Err(StoreError::Other(
-                    "the file was closed before its data came".into(),
-                )),
-                // rclone, libssh2 and psftp always ask past the end: the store need not be troubled.
-                false if len == 0 => Ok(Vec::new()),
-                false => self.read(read.offset..end).await,
-            };
+            let result = self.answer(read.offset..end, &queue).await;
             if bytes == 0 && end < size {
-                let _ =
-                    tokio::time::timeout_at(asked + HEAD_START_TIME, queue.fill(HEAD_START)).await;
+                // Elapsed or not, the READ is answered now.
+                let _ = timeout_at(asked + HEAD_START_TIME, queue.wait_for(HEAD_START)).await;
             }
             match &result {
-                Ok(_) => bytes += len,
+                Ok(_) => bytes += end.saturating_sub(read.offset),
                 Err(_) if queue.is_cancelled() => {}
-                Err(failure) => {
+                Err(error) => {
                     // The next READ tries again, from nothing.
-                    self.window = ReadAhead::new(size);
+                    self.read_ahead = ReadAhead::new(size, 0);
                     self.blocks.clear();
-                    error = Some(failure.clone());
+                    last_error = Some(error.clone());
                 }
             }
-            if !answers.answer(read.id, result).await {
+            if !sink.answer(read.id, result).await {
                 break;
             }
         }
@@ -238,135 +266,151 @@ impl Fetcher {
             bytes,
             requests: self.requests,
             took: opened.elapsed(),
-            error,
+            error: last_error,
         });
     }
 
-    /// The next READ. What lies here meanwhile is kept for a while.
-    async fn next(&mut self, queue: &ReadQueue) -> Option<Read> {
+    /// Waits for the next READ. Blocks that lie here meanwhile are kept for a while.
+    async fn next_read(&mut self, queue: &ReadQueue) -> Option<Read> {
         if self.blocks.is_empty() {
             return queue.pop().await;
         }
-        match tokio::time::timeout(KEEP_TIME, queue.pop()).await {
+        match timeout(KEEP_TIME, queue.pop()).await {
             Ok(next) => next,
             Err(_elapsed) => {
-                self.forget();
+                self.drop_blocks();
                 queue.pop().await
             }
         }
     }
 
-    /// Lets go of all that was fetched. A READ that goes on in sequence still counts as one.
-    fn forget(&mut self) {
+    /// Drops everything fetched. A READ that goes on in sequence still counts as sequential.
+    fn drop_blocks(&mut self) {
         self.blocks.clear();
-        self.window.forget();
+        self.read_ahead.forget();
+    }
+
+    /// The bytes of a READ. rclone, libssh2 and psftp always ask past the end of the file: that needs
+    /// no request.
+    async fn answer(&mut self, range: Range<u64>, queue: &ReadQueue) -> store::Result<Vec<Bytes>> {
+        if queue.is_cancelled() {
+            let why = "the file was closed before its data came";
+            return Err(StoreError::Other(why.into()));
+        }
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.read(range).await
     }
 
     /// The bytes of `range`, which lies inside the object.
-    async fn read(&mut self, range: Range<u64>) -> Result<Vec<Bytes>, StoreError> {
-        self.window.seek(&range);
-        self.blocks.retain(|block| self.window.keeps(&block.range));
-        self.window.have.start = self
-            .blocks
-            .front()
-            .map_or(self.window.have.end, |block| block.range.start);
+    async fn read(&mut self, range: Range<u64>) -> store::Result<Vec<Bytes>> {
+        self.read_ahead.record_read(&range);
+        let read_ahead = &self.read_ahead;
+        self.blocks.retain(|block| read_ahead.covers(&block.range));
+        self.read_ahead.fetched.start = match self.blocks.front() {
+            Some(first) => first.range.start,
+            None => self.read_ahead.fetched.end,
+        };
         self.fetch(range.end);
-        let (mut found, mut missing) = (Vec::new(), range.end - range.start);
+        let found = self.collect(&range).await?;
+        // An uncounted block is the last one.
+        if let Some(Block {
+            is_counted: false, ..
+        }) = self.blocks.back()
+        {
+            self.drop_blocks();
+        }
+        Ok(found)
+    }
+
+    /// Waits for the blocks of `range`, and takes its bytes out of them.
+    async fn collect(&mut self, range: &Range<u64>) -> store::Result<Vec<Bytes>> {
+        let mut found = Vec::new();
+        let mut missing = range.end - range.start;
         for block in &mut self.blocks {
-            let (from, to) = (
-                range.start.max(block.range.start),
-                range.end.min(block.range.end),
-            );
-            if from >= to {
+            let start = range.start.max(block.range.start);
+            let end = range.end.min(block.range.end);
+            if start >= end {
                 continue;
             }
-            if let Some(task) = block.coming.take() {
-                let pieces = task
-                    .await
-                    .map_err(|error| StoreError::Other(error.to_string()))??;
-                if pieces.iter().map(|piece| piece.len() as u64).sum::<u64>()
-                    != block.range.end - block.range.start
-                {
-                    return Err(StoreError::Other(
-                        "the store gave other bytes than were asked for".into(),
-                    ));
-                }
-                block.pieces = hold(pieces, block.memory.take());
-            }
-            missing -= to - from;
-            found.extend(cut(
-                &block.pieces,
-                from - block.range.start..to - block.range.start,
-            ));
+            block.load().await?;
+            missing -= end - start;
+            let inside = start - block.range.start..end - block.range.start;
+            found.extend(cut(&block.pieces, inside));
         }
-        // Such a block is the last one.
-        if self.blocks.back().is_some_and(|block| !block.is_counted) {
-            self.forget();
-        }
-        if missing == 0 {
-            Ok(found)
-        } else {
-            Err(StoreError::Other("a block is missing".into()))
+        match missing {
+            0 => Ok(found),
+            _ => Err(StoreError::Other("a block is missing".into())),
         }
     }
 
-    /// Starts the requests for a READ that ends at `needed`. Ahead of need only with memory from the pool; what a
-    /// READ needs comes anyway, but then little more than that.
+    /// Starts the requests for a READ that ends at `needed`. Ahead of need only with memory from the
+    /// pool; what a READ needs is fetched anyway, but then little more than that.
     fn fetch(&mut self, needed: u64) {
-        while let Some(mut range) = self.window.wanted(needed) {
-            let memory = self.take_memory(&mut range, needed);
-            if range.is_empty() {
-                break;
-            }
+        while let Some(wanted) = self.read_ahead.next_fetch(needed) {
+            let (range, memory) = match self.reserve(&wanted, needed) {
+                Reserved::Memory(range, memory) => (range, Some(memory)),
+                Reserved::Uncounted(range) => (range, None),
+                Reserved::Nothing => return,
+            };
             let is_counted = memory.is_some();
-            self.requests += 1;
-            self.window.have.end = range.end;
-            let (transfers, key, etag) = (
-                self.transfers.clone(),
-                self.key.clone(),
-                self.object.etag.clone(),
-            );
-            let wanted = range.clone();
-            let task = tokio::spawn(async move { transfers.store.get(&key, wanted, &etag).await });
-            let coming = Some(AbortOnDropHandle::new(task));
+            self.read_ahead.fetched.end = range.end;
+            let fetch = self.start_get(range.clone());
             self.blocks.push_back(Block {
                 range,
-                coming,
+                fetch: Some(fetch),
                 pieces: Vec::new(),
                 memory,
                 is_counted,
             });
             if !is_counted {
-                break;
+                return;
             }
         }
     }
 
-    /// Memory for a range, which is made smaller where there is little: empty, where nothing of it is needed at once.
-    fn take_memory(&self, range: &mut Range<u64>, needed: u64) -> Option<BlockMemory> {
-        let mut len = range.end - range.start;
-        let needed_len = needed.min(range.end).saturating_sub(range.start);
-        let least = needed_len.max(LEAST_BLOCK.min(len));
+    fn start_get(&mut self, range: Range<u64>) -> AbortOnDropHandle<store::Result<Vec<Bytes>>> {
+        self.requests += 1;
+        let transfers = self.transfers.clone();
+        let key = self.key.clone();
+        let etag = self.object.etag.clone();
+        let get = async move { transfers.store.get(&key, range, &etag).await };
+        AbortOnDropHandle::new(tokio::spawn(get))
+    }
+
+    /// Sets memory aside for the beginning of `wanted`: as much of it as there is, in halves, and
+    /// at least what a READ needs.
+    fn reserve(&self, wanted: &Range<u64>, needed: u64) -> Reserved {
+        let start = wanted.start;
+        let needed_len = needed.min(wanted.end).saturating_sub(start);
+        let mut len = wanted.end - start;
+        let min_len = needed_len.max(MIN_FETCH.min(len));
         loop {
-            let memory = self.limits.try_read_ahead(len);
-            if memory.is_some() {
-                range.end = range.start + len;
-                return memory;
+            if let Some(memory) = self.limits.try_read_ahead(len) {
+                return Reserved::Memory(start..start + len, memory);
             }
-            if len == least {
+            if len == min_len {
                 break;
             }
-            len = (len / 2).max(least);
+            len = (len / 2).max(min_len);
         }
         if needed_len == 0 {
-            range.end = range.start;
-            return None;
+            return Reserved::Nothing;
         }
-        if let Some(memory) = self.limits.try_own(least) {
-            range.end = range.start + least;
-            return Some(memory);
+        match self.limits.try_own(min_len) {
+            Some(memory) => Reserved::Memory(start..start + min_len, memory),
+            None => Reserved::Uncounted(start..start + needed_len),
         }
-        range.end = range.start + needed_len;
-        None
     }
+}
+
+/// What may be fetched.
+enum Reserved {
+    /// This range, for which memory was set aside.
+    Memory(Range<u64>, BlockMemory),
+    /// This range, which a READ needs although there is no memory.
+    Uncounted(Range<u64>),
+    /// Nothing: there is no memory, and nothing is needed.
+    Nothing,
 }

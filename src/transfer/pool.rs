@@ -1,15 +1,16 @@
 //! The memory promise: one pool of bytes for the whole server, `--buffer-memory`.
 //!
-//! Invariants: whoever waits for the pool waits for what ends by itself, parts in flight. What can last as long as a
-//! client likes, such as blocks that it has not read, has a [`Share`], and all of these leave a quarter of the pool, which
-//! no part is larger than.
-//! A part that grows beyond its upload's own 5 MiB takes memory only if it is free, and leaves early
-//! ([`BufferPool::wait_for_pressure`]) when another upload waits. So no number of slow clients can stop an upload, and
-//! nobody waits in a circle.
+//! Invariants: what waits for the pool waits for something that ends by itself, parts in flight.
+//! Uses that can last as long as a client likes, such as blocks that it has not read, have a
+//! [`Share`], and all shares leave a quarter of the pool, which no part is larger than. A part that
+//! grows beyond its upload's own 5 MiB takes memory only if it is free, and leaves early
+//! ([`BufferPool::wait_for_pressure`]) when another upload waits. So slow clients can't stop an
+//! upload, however many they are, and no two uploads wait for each other.
 //!
-//! Parts lie in pages of their own, straight from the system: an allocator that is given back 5 MiB here and there, and
-//! asked for 32 KiB in between, ends up with twice the memory in holes. Pages that were used once are kept, inside
-//! the pool, as long as any upload is open: fresh ones cost as much as the encryption of what is written there.
+//! Parts lie in pages of their own, straight from the system: an allocator that is given back 5 MiB
+//! here and there, and asked for 32 KiB in between, ends up with twice the memory in holes. Used
+//! pages are kept, inside the pool, as long as any upload is open: fresh ones cost as much as the
+//! encryption of what is written to them.
 
 use memmap2::MmapMut;
 use std::ops::{Deref, DerefMut};
@@ -19,16 +20,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 /// Permits are counted in KiB: a semaphore hands out at most `u32::MAX` at once.
 const UNIT: u64 = 1024;
 
-/// Uses of the pool that are bounded for themselves.
+/// Uses of the pool that have a limit of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
     /// Blocks of files that were fetched and not sent yet: three eighths of the pool.
     ReadAhead,
-    /// Requests that came and are not carried out yet: an eighth.
+    /// Requests that arrived and are not carried out yet: an eighth.
     Requests,
-    /// Parts beyond their upload's own 5 MiB that can't leave early, as a store demands equal parts: a quarter.
+    /// Parts beyond their upload's own 5 MiB that can't leave early, because the store demands equal
+    /// parts: a quarter.
     GrownParts,
-    /// Names in directories that are being renamed: an eighth. Only the store is waited for with these.
+    /// Names in directories that are being renamed: an eighth. A rename waits for the store only.
     Renames,
 }
 
@@ -41,7 +43,7 @@ pub struct BufferPool {
     requests: Arc<Semaphore>,
     grown_parts: Arc<Semaphore>,
     renames: Arc<Semaphore>,
-    /// Takes that wait.
+    /// Reservations that are waited for.
     waiting: watch::Sender<usize>,
     // A std lock: never held across an await.
     buffers: Arc<Mutex<Buffers>>,
@@ -61,7 +63,8 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Gives back what is above this many bytes, and the share: from now on only the store is waited for.
+    /// Gives back what is above this many bytes, and the share: from now on it waits for the store
+    /// only.
     pub fn reduce_to(&mut self, bytes: u64) {
         self.share = None;
         let needed = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
@@ -71,30 +74,31 @@ impl Reservation {
 }
 
 impl BufferPool {
-    /// A pool of so many bytes.
+    /// A pool of this many bytes.
     pub fn new(total: u64) -> BufferPool {
         let units = (total / UNIT) as usize;
-        let semaphore = |units| Arc::new(Semaphore::new(units));
+        let share = |share| Arc::new(Semaphore::new(units_of(share, units)));
         BufferPool {
             units,
-            all: semaphore(units),
-            read_ahead: semaphore(units * 3 / 8),
-            requests: semaphore(units / 8),
-            grown_parts: semaphore(units / 4),
-            renames: semaphore(units / 8),
+            all: Arc::new(Semaphore::new(units)),
+            read_ahead: share(Share::ReadAhead),
+            requests: share(Share::Requests),
+            grown_parts: share(Share::GrownParts),
+            renames: share(Share::Renames),
             waiting: watch::Sender::new(0),
             buffers: Arc::default(),
         }
     }
 
-    /// Waits its turn for the bytes of one part, which must go to the store at once. `None` when it asks for more than
-    /// the pool holds.
+    /// Reserves the bytes of one part, which must go to the store at once; waits its turn. `None` if
+    /// they are more than the pool holds.
     pub async fn take(&self, bytes: u64) -> Option<Reservation> {
-        let units = u32::try_from(bytes.div_ceil(UNIT))
-            .ok()
-            .filter(|units| *units as usize <= self.units)?;
-        if let Some(taken) = self.try_take(bytes) {
-            return Some(taken);
+        let units = to_units(bytes)?;
+        if units as usize > self.units {
+            return None;
+        }
+        if let Some(reservation) = self.try_take(bytes) {
+            return Some(reservation);
         }
         // From here on no buffer is kept for later, and uploads that can do with less are told.
         let _waiting = Waiting::begin(self);
@@ -103,7 +107,7 @@ impl BufferPool {
         Some(Reservation { all, share: None })
     }
 
-    /// Takes the bytes if they are free, or only kept for later.
+    /// Reserves the bytes if they are free, or only kept for later.
     pub fn try_take(&self, bytes: u64) -> Option<Reservation> {
         let all = self.claim(bytes)?;
         Some(Reservation { all, share: None })
@@ -111,45 +115,26 @@ impl BufferPool {
 
     /// As [`BufferPool::try_take`], within a share.
     pub fn try_take_share(&self, share: Share, bytes: u64) -> Option<Reservation> {
-        let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
-        let share = self
-            .semaphore(share)
-            .clone()
-            .try_acquire_many_owned(units)
-            .ok()?;
+        let semaphore = self.semaphore(share).clone();
+        let share = semaphore.try_acquire_many_owned(to_units(bytes)?).ok()?;
         Some(Reservation {
             all: self.claim(bytes)?,
             share: Some(share),
         })
     }
 
-    /// As [`BufferPool::try_take_share`], but waits for others to give the bytes back.
+    /// As [`BufferPool::try_take_share`], but waits until others give the bytes back.
     pub async fn take_share(&self, share: Share, bytes: u64) -> Option<Reservation> {
-        let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
-        let share = self
-            .semaphore(share)
-            .clone()
-            .acquire_many_owned(units)
-            .await
-            .ok()?;
-        let Reservation { all, .. } = self.take(bytes).await?;
-        Some(Reservation {
-            all,
-            share: Some(share),
-        })
+        let semaphore = self.semaphore(share).clone();
+        let share = semaphore.acquire_many_owned(to_units(bytes)?).await.ok()?;
+        let mut reservation = self.take(bytes).await?;
+        reservation.share = Some(share);
+        Some(reservation)
     }
 
-    /// The most that a share can hold, in bytes.
+    /// Size of a share in bytes.
     pub fn size_of(&self, share: Share) -> u64 {
-        self.units_of(share) as u64 * UNIT
-    }
-
-    fn units_of(&self, share: Share) -> usize {
-        match share {
-            Share::ReadAhead => self.units * 3 / 8,
-            Share::Requests | Share::Renames => self.units / 8,
-            Share::GrownParts => self.units / 4,
-        }
+        units_of(share, self.units) as u64 * UNIT
     }
 
     fn semaphore(&self, share: Share) -> &Arc<Semaphore> {
@@ -161,7 +146,7 @@ impl BufferPool {
         }
     }
 
-    /// Resolves while somebody waits for the pool.
+    /// Resolves as soon as another upload waits for the pool.
     pub async fn wait_for_pressure(&self) {
         // The sender is here, so this can't fail.
         let _ = self
@@ -172,23 +157,26 @@ impl BufferPool {
     }
 
     fn claim(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let units = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
-        if let Ok(all) = self.all.clone().try_acquire_many_owned(units) {
-            return Some(all);
+        let units = to_units(bytes)?;
+        if let Ok(permits) = self.all.clone().try_acquire_many_owned(units) {
+            return Some(permits);
         }
         self.buffers().spare.clear();
         self.all.clone().try_acquire_many_owned(units).ok()
     }
 
-    /// Memory for a part, which is the caller's to account for. What it holds at first is anything.
+    /// A buffer for one part; its contents are unspecified. The caller must hold a reservation for
+    /// it.
     pub fn buffer(&self, size: usize) -> std::io::Result<Buffer> {
         let mut buffers = self.buffers();
-        let fitting = buffers
-            .spare
-            .iter()
-            .position(|(pages, _)| pages.len() == size);
-        let spare = fitting.map(|at| Ok(buffers.spare.swap_remove(at).0));
-        let pages = spare.unwrap_or_else(|| MmapMut::map_anon(size))?;
+        let spare = buffers.spare.iter();
+        let pages = match spare
+            .enumerate()
+            .find(|(_, (pages, _))| pages.len() == size)
+        {
+            Some((index, _)) => buffers.spare.swap_remove(index).0,
+            None => MmapMut::map_anon(size)?,
+        };
         buffers.in_use += 1;
         Ok(Buffer {
             pages: Some(pages),
@@ -196,15 +184,17 @@ impl BufferPool {
         })
     }
 
-    /// Bytes that somebody holds.
+    /// Bytes that are reserved, without those that are only kept for later.
     pub fn used(&self) -> u64 {
-        let spare: usize = self
-            .buffers()
+        let buffers = self.buffers();
+        let spare: usize = buffers
             .spare
             .iter()
-            .map(|(_, room)| room.num_permits())
+            .map(|(_, kept)| kept.num_permits())
             .sum();
-        (self.units - self.all.available_permits()).saturating_sub(spare) as u64 * UNIT
+        drop(buffers);
+        let taken = self.units - self.all.available_permits();
+        taken.saturating_sub(spare) as u64 * UNIT
     }
 
     fn buffers(&self) -> MutexGuard<'_, Buffers> {
@@ -212,7 +202,21 @@ impl BufferPool {
     }
 }
 
-/// A take that waits.
+/// Permits for this many bytes; `None` if no semaphore has so many.
+fn to_units(bytes: u64) -> Option<u32> {
+    u32::try_from(bytes.div_ceil(UNIT)).ok()
+}
+
+/// The part of all permits that a share has.
+fn units_of(share: Share, all: usize) -> usize {
+    match share {
+        Share::ReadAhead => all * 3 / 8,
+        Share::Requests | Share::Renames => all / 8,
+        Share::GrownParts => all / 4,
+    }
+}
+
+/// A reservation that is waited for.
 struct Waiting<'a>(&'a watch::Sender<usize>);
 
 impl Waiting<'_> {

@@ -1,8 +1,11 @@
-//! Which ranges of an object to fetch for the READs that come: the pure half of a download.
+//! Which ranges of an object to fetch for the READs that arrive: the pure half of a download.
 //!
-//! Invariant: `have` is fetched or being fetched, without a hole. The window grows with what was
-//! read in sequence and falls back to nothing on a seek, so that a stream gets megabytes ahead while a
-//! READ of 4 KiB somewhere fetches 4 KiB.
+//! The rule: how far ahead to fetch is how much was read in sequence since the last jump, so that a
+//! stream gets megabytes ahead while a READ of 4 KiB somewhere fetches 4 KiB. A READ at the very
+//! beginning is taken for the start of a stream. What a READ needs is always fetched; ahead of need
+//! only whole blocks are, each half as long as the distance ahead.
+//!
+//! Invariant: `fetched` is here or on its way, without a hole.
 
 use std::ops::Range;
 
@@ -12,76 +15,102 @@ pub const FIRST_BLOCK: u64 = 256 * 1024;
 const MIN_BLOCK: u64 = 64 * 1024;
 /// Largest range in bytes: at 90 MB/s a connection, as S3 gives, long enough to hide the round trip.
 const MAX_BLOCK: u64 = 4 * 1024 * 1024;
-/// The window never reaches further ahead, in bytes: eight ranges in flight.
+/// Limit on the distance ahead, in bytes: eight ranges in flight.
 const MAX_AHEAD: u64 = 32 * 1024 * 1024;
 /// Kept behind the last READ, in bytes: the kernel of an sshfs client asks a little out of order.
 const BEHIND: u64 = 256 * 1024;
 
 /// See the module.
 pub struct ReadAhead {
+    /// Of the object, in bytes.
     size: u64,
-    /// What is fetched or being fetched. The caller moves the end when it fetches what is
-    /// [`wanted`](ReadAhead::wanted), or less, and the start when it drops what the window no more
-    /// [`keeps`](ReadAhead::keeps).
-    pub have: Range<u64>,
-    /// Bytes read in sequence since the last seek.
-    run: u64,
+    /// What is here or on its way. The caller moves the end when it fetches
+    /// [`next_fetch`](ReadAhead::next_fetch), or less, and the start when it drops what is no longer
+    /// [`covered`](ReadAhead::covers).
+    pub fetched: Range<u64>,
+    /// Bytes read in sequence since the last jump.
+    sequential: u64,
     /// Where the sequence goes on.
     next: u64,
 }
 
 impl ReadAhead {
-    /// For an object of this size in bytes.
-    pub fn new(size: u64) -> ReadAhead {
+    /// For an object of this size in bytes, of which this much of its beginning was fetched already.
+    pub fn new(size: u64, fetched: u64) -> ReadAhead {
         ReadAhead {
             size,
-            have: 0..0,
-            run: 0,
+            fetched: 0..fetched,
+            sequential: 0,
             next: 0,
         }
     }
 
-    /// Nothing that was fetched is there any more. Where the sequence goes on stays known.
+    /// Records that everything fetched was dropped. Where the sequence goes on stays known.
     pub fn forget(&mut self) {
-        self.have = self.next..self.next;
+        self.fetched = self.next..self.next;
     }
 
-    /// Notes a READ of `range`, which lies inside the object. After a jump all that was fetched is void.
-    pub fn seek(&mut self, range: &Range<u64>) {
-        if range.start < self.have.start || range.start > self.have.end {
-            *self = ReadAhead {
-                size: self.size,
-                have: range.start..range.start,
-                run: 0,
-                next: range.end,
-            };
+    /// Records a READ of `range`, which lies inside the object. After a jump everything fetched is
+    /// void.
+    pub fn record_read(&mut self, range: &Range<u64>) {
+        let is_jump = range.start < self.fetched.start || range.start > self.fetched.end;
+        if is_jump {
+            self.fetched = range.start..range.start;
+            self.sequential = 0;
+            self.next = range.end;
         } else if range.end > self.next {
-            self.run += range.end - self.next.max(range.start);
+            self.sequential += range.end - self.next.max(range.start);
             self.next = range.end;
         }
     }
 
-    /// The next range to fetch for a READ that ends at `end`, or ahead of it; `None` when enough is under way.
-    pub fn wanted(&self, end: u64) -> Option<Range<u64>> {
-        let least = if self.have.start == 0 { FIRST_BLOCK } else { 0 };
-        let ahead = self.run.max(least).min(MAX_AHEAD);
-        let block = if ahead == 0 {
-            0
+    /// The next range to fetch for a READ that ends at `needed`, or ahead of it; `None` if enough is
+    /// under way.
+    pub fn next_fetch(&self, needed: u64) -> Option<Range<u64>> {
+        let start = self.fetched.end;
+        if start >= self.size {
+            return None;
+        }
+        let ahead = self.distance_ahead();
+        let block_end = start.saturating_add(self.block_len(ahead));
+        let end = block_end.max(needed).min(self.size);
+        let target = needed.saturating_add(ahead).min(self.size);
+        let is_needed = start < needed;
+        let is_whole_block = start < target && (end <= target || target == self.size);
+        if is_needed || is_whole_block {
+            Some(start..end)
         } else {
-            (ahead / 2).max(least).clamp(MIN_BLOCK, MAX_BLOCK)
-        };
-        let from = self.have.end;
-        let target = end.saturating_add(ahead).min(self.size);
-        let to = from.saturating_add(block).max(end).min(self.size);
-        let worth_it = from < target && (to <= target || target == self.size);
-        (from < self.size && (from < end || worth_it)).then_some(from..to)
+            None
+        }
+    }
+
+    /// How far ahead of need to fetch, in bytes.
+    fn distance_ahead(&self) -> u64 {
+        self.sequential.max(self.first_block()).min(MAX_AHEAD)
+    }
+
+    /// Length of the blocks in which this much is fetched, in bytes.
+    fn block_len(&self, ahead: u64) -> u64 {
+        match ahead {
+            0 => 0,
+            _ => (ahead / 2)
+                .max(self.first_block())
+                .clamp(MIN_BLOCK, MAX_BLOCK),
+        }
+    }
+
+    /// [`FIRST_BLOCK`] as long as reading began at the beginning of the object, else 0.
+    fn first_block(&self) -> u64 {
+        match self.fetched.start {
+            0 => FIRST_BLOCK,
+            _ => 0,
+        }
     }
 
     /// Is what was fetched as `range` still of use?
-    pub fn keeps(&self, range: &Range<u64>) -> bool {
-        self.have.start <= range.start
-            && range.end <= self.have.end
-            && range.end + BEHIND > self.next
+    pub fn covers(&self, range: &Range<u64>) -> bool {
+        let is_fetched = self.fetched.start <= range.start && range.end <= self.fetched.end;
+        is_fetched && range.end + BEHIND > self.next
     }
 }
 
@@ -93,20 +122,20 @@ mod tests {
 
     /// Plays READs and returns what was fetched, checking that each READ was covered.
     fn play(size: u64, reads: impl IntoIterator<Item = Range<u64>>) -> Vec<Range<u64>> {
-        let mut window = ReadAhead::new(size);
+        let mut read_ahead = ReadAhead::new(size, 0);
         let mut fetched = Vec::new();
         for read in reads {
-            window.seek(&read);
-            while let Some(range) = window.wanted(read.end) {
+            read_ahead.record_read(&read);
+            while let Some(range) = read_ahead.next_fetch(read.end) {
                 assert!(range.start < range.end && range.end <= size, "{range:?}");
-                window.have.end = range.end;
+                read_ahead.fetched.end = range.end;
                 fetched.push(range);
             }
             assert!(
-                window.have.start <= read.start && read.end <= window.have.end,
+                read_ahead.fetched.start <= read.start && read.end <= read_ahead.fetched.end,
                 "{read:?} is not covered"
             );
-            assert!(window.have.end - read.end <= MAX_AHEAD + MAX_BLOCK);
+            assert!(read_ahead.fetched.end - read.end <= MAX_AHEAD + MAX_BLOCK);
         }
         fetched
     }

@@ -1,11 +1,11 @@
 //! READ requests that wait for their data. paramiko asks for a whole file at once, 32 KiB at a time:
-//! consecutive requests become one entry, so that 10 GiB of them still cost a few bytes.
+//! consecutive requests become one entry, so that 10 GiB of them cost a few bytes.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// Entries a client can have waiting, after folding; one more READ is refused.
+/// Limit on the entries of one file, after folding; one more READ is refused.
 const MAX_RUNS: usize = 4096;
 
 /// One READ request.
@@ -15,19 +15,17 @@ pub struct Read {
     pub id: u32,
     /// First byte wanted.
     pub offset: u64,
-    /// How many, at most.
+    /// Limit on the bytes in the answer.
     pub len: u32,
 }
 
 impl Read {
     /// The n-th of those that may follow, with rising ids and adjoining ranges.
     fn after(self, n: u32) -> Read {
-        let offset = self
-            .offset
-            .saturating_add(u64::from(n) * u64::from(self.len));
+        let skipped = u64::from(n) * u64::from(self.len);
         Read {
             id: self.id.wrapping_add(n),
-            offset,
+            offset: self.offset.saturating_add(skipped),
             len: self.len,
         }
     }
@@ -40,16 +38,47 @@ struct Run {
     _place: OwnedSemaphorePermit,
 }
 
-#[derive(Default)]
+/// Whether the file is still open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// No READ comes any more; those that wait get their data.
+    Closed,
+    /// Nobody wants the data any more.
+    Cancelled,
+}
+
 struct State {
     runs: VecDeque<Run>,
-    closed: bool,
-    cancelled: bool,
+    phase: Phase,
+}
+
+impl State {
+    /// READs that wait.
+    fn waiting(&self) -> u32 {
+        let counts = self.runs.iter().map(|run| run.count);
+        counts.fold(0, u32::saturating_add)
+    }
+
+    fn take_first(&mut self) -> Option<Read> {
+        let run = self.runs.front_mut()?;
+        let read = run.first;
+        if run.count > 1 {
+            run.first = read.after(1);
+            run.count -= 1;
+        } else {
+            self.runs.pop_front();
+        }
+        Some(read)
+    }
 }
 
 /// Filled by the session, emptied by the download's task.
 pub struct ReadQueue {
-    state: watch::Sender<State>,
+    // A std lock: never held across an await.
+    state: Mutex<State>,
+    /// Notified on every change, for the one task that waits.
+    changed: Notify,
     /// For the runs of all files of a session.
     places: Arc<Semaphore>,
 }
@@ -57,83 +86,86 @@ pub struct ReadQueue {
 impl ReadQueue {
     /// Each run of READs takes one of these places.
     pub fn new(places: Arc<Semaphore>) -> ReadQueue {
+        let state = State {
+            runs: VecDeque::new(),
+            phase: Phase::Open,
+        };
         ReadQueue {
-            state: watch::Sender::default(),
+            state: Mutex::new(state),
+            changed: Notify::new(),
             places,
         }
     }
 
-    /// False when too many wait already.
+    /// Returns false if too many READs wait already.
     pub fn push(&self, read: Read) -> bool {
-        self.state.send_if_modified(|state| {
-            if let Some(last) = state.runs.back_mut()
-                && last.first.after(last.count) == read
-            {
-                last.count += 1;
-                return true;
+        let mut state = self.state();
+        match state.runs.back_mut() {
+            Some(last) if last.first.after(last.count) == read => last.count += 1,
+            Some(_) | None => {
+                if state.runs.len() >= MAX_RUNS {
+                    return false;
+                }
+                let Ok(place) = self.places.clone().try_acquire_owned() else {
+                    return false;
+                };
+                state.runs.push_back(Run {
+                    first: read,
+                    count: 1,
+                    _place: place,
+                });
             }
-            if state.runs.len() >= MAX_RUNS {
-                return false;
-            }
-            let Ok(place) = self.places.clone().try_acquire_owned() else {
-                return false;
-            };
-            state.runs.push_back(Run {
-                first: read,
-                count: 1,
-                _place: place,
-            });
-            true
-        })
+        }
+        drop(state);
+        self.changed.notify_one();
+        true
     }
 
-    /// What is queued is still handed out, then comes the end.
+    /// The READs that wait are still handed out, then comes the end.
     pub fn close(&self) {
-        self.state.send_modify(|state| state.closed = true);
+        self.end(Phase::Closed);
     }
 
-    /// As [`ReadQueue::close`], unless that came before, and nobody wants the data any more.
+    /// As [`ReadQueue::close`], and nobody wants the data any more. Changes nothing after that call.
     pub fn cancel(&self) {
-        self.state.send_modify(|state| {
-            (state.cancelled, state.closed) = (!state.closed || state.cancelled, true)
-        });
+        self.end(Phase::Cancelled);
+    }
+
+    fn end(&self, phase: Phase) {
+        let mut state = self.state();
+        if state.phase == Phase::Open {
+            state.phase = phase;
+        }
+        drop(state);
+        self.changed.notify_one();
     }
 
     /// See [`ReadQueue::cancel`].
     pub fn is_cancelled(&self) -> bool {
-        self.state.borrow().cancelled
+        self.state().phase == Phase::Cancelled
     }
 
-    /// Waits until so many READs wait, or the file is closed.
-    pub async fn fill(&self, count: u32) {
-        let waiting = |state: &State| {
-            state
-                .runs
-                .iter()
-                .map(|run| run.count)
-                .fold(0, u32::saturating_add)
-        };
-        let _ = self
-            .state
-            .subscribe()
-            .wait_for(|state| state.closed || waiting(state) >= count)
-            .await;
-    }
-
-    /// Waits for the next READ; `None` after [`ReadQueue::close`].
-    pub async fn pop(&self) -> Option<Read> {
-        self.fill(1).await;
-        let mut next = None;
-        self.state.send_if_modified(|state| {
-            if let Some(run) = state.runs.front_mut() {
-                next = Some(run.first);
-                run.first = run.first.after(1);
-                run.count -= 1;
+    /// Waits until this many READs wait, or the file is closed.
+    pub async fn wait_for(&self, count: u32) {
+        loop {
+            {
+                let state = self.state();
+                if state.phase != Phase::Open || state.waiting() >= count {
+                    return;
+                }
             }
-            state.runs.pop_front_if(|run| run.count == 0);
-            false
-        });
-        next
+            self.changed.notified().await;
+        }
+    }
+
+    /// Waits for the next READ; `None` once the file is closed and no READ waits.
+    pub async fn pop(&self) -> Option<Read> {
+        self.wait_for(1).await;
+        self.state().take_first()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,7 +196,7 @@ mod tests {
             ])
             .collect();
         assert!(reads.iter().all(|read| queue.push(*read)));
-        assert_eq!(queue.state.borrow().runs.len(), 3);
+        assert_eq!(queue.state().runs.len(), 3);
         queue.close();
         let mut out = Vec::new();
         while let Some(read) = queue.pop().await {

@@ -1,57 +1,69 @@
-//! Aborts what a server that was killed left in the store: multipart uploads that nobody will complete, invisible and
-//! billed. Called by `server`, at the start and every hour.
+//! The reaper: aborts incomplete uploads that a killed server left in the store, invisible and billed.
+//! Called by `server`, at the start and every hour.
 //!
-//! S3 keeps no mark on an upload in progress that could be read back. What is aborted lies below our prefix, was begun
-//! with our credentials, got nothing for a long time, and has parts cut as this server cuts them; in doubt it stays.
+//! S3 keeps no mark on an upload in progress that could be read back. What is aborted lies below our
+//! prefix, was begun with our credentials, has received nothing for a long time, and has parts of
+//! the sizes that this server sends. In doubt it stays.
 
-use super::multipart::COPY_PART_SIZE;
+use super::multipart::{COPY_PART_SIZE, abort};
 use super::{PartSizes, Transfers};
-use crate::store::{self, Key, MIN_PART, Part};
+use crate::path::Key;
+use crate::store::{self, MIN_PART, Part};
 use std::time::{Duration, SystemTime};
 
 impl Transfers {
-    /// Looks once.
+    /// Looks for incomplete uploads once, and aborts those that have received nothing for this long.
     pub async fn sweep(&self, prefix: &Key, abandoned_after: Duration) {
-        if let Err(error) = self.abort_abandoned(prefix, abandoned_after).await {
+        if let Err(error) = self.abort_incomplete_uploads(prefix, abandoned_after).await {
             log::warn!(
                 "can't look for abandoned multipart uploads (a lifecycle rule of the bucket can): {error}"
             );
         }
     }
 
-    async fn abort_abandoned(&self, prefix: &Key, abandoned_after: Duration) -> store::Result<()> {
+    async fn abort_incomplete_uploads(
+        &self,
+        prefix: &Key,
+        abandoned_after: Duration,
+    ) -> store::Result<()> {
         let before = SystemTime::now()
             .checked_sub(abandoned_after)
             .unwrap_or(SystemTime::UNIX_EPOCH);
         for upload in self.store.stale_uploads(prefix, before).await? {
-            let (key, id, parts) = (&upload.key, &upload.id, upload.parts.len());
-            let is_ours = store::is_probe(key) || cuts(&self.sizes, &upload.parts);
-            if is_ours && super::abort(self.store.as_ref(), key, id).await {
-                log::info!(
-                    "aborted the abandoned multipart upload {id} of {:?}, {parts} parts",
-                    key.as_str()
-                );
+            let is_ours = store::is_probe(&upload.key) || have_sizes(&upload.parts, &self.sizes);
+            if !is_ours {
+                continue;
+            }
+            if abort(self.store.as_ref(), &upload.key, &upload.id).await {
+                let id = &upload.id;
+                let key = upload.key.as_str();
+                let parts = upload.parts.len();
+                log::info!("aborted the abandoned multipart upload {id} of {key:?}, {parts} parts");
             }
         }
         Ok(())
     }
 }
 
-/// Are these parts, of which some may never have arrived, cut in these sizes? Parts that left early are multiples of
-/// [`MIN_PART`], and a rename copies in large pieces.
-fn cuts(sizes: &PartSizes, parts: &[Part]) -> bool {
-    let last = parts.iter().map(|part| part.number).max();
-    let fits = |part: &Part| {
-        let size = sizes.of(part.number);
-        let is_last = Some(part.number) == last;
-        let is_short =
-            sizes.double_every != 0 && part.size < size && part.size.is_multiple_of(MIN_PART);
-        part.size == size
-            || part.size == COPY_PART_SIZE
-            || is_short
-            || (is_last && part.size < size)
+/// Do these parts, of which some may never have arrived, have the sizes that this server sends?
+fn have_sizes(parts: &[Part], sizes: &PartSizes) -> bool {
+    let Some(last) = parts.iter().map(|part| part.number).max() else {
+        return false;
     };
-    last.is_some() && parts.iter().all(fits)
+    parts
+        .iter()
+        .all(|part| has_size(part, part.number == last, sizes))
+}
+
+/// A part that left early is a multiple of [`MIN_PART`], the last one may be any shorter, and a
+/// rename copies in parts of [`COPY_PART_SIZE`].
+fn has_size(part: &Part, is_last: bool, sizes: &PartSizes) -> bool {
+    let full = sizes.of(part.number);
+    if part.size == full || part.size == COPY_PART_SIZE {
+        return true;
+    }
+    let left_early = !sizes.are_equal() && part.size.is_multiple_of(MIN_PART);
+    part.size < full && (is_last || left_early)
 }
 
 #[cfg(test)]
@@ -72,7 +84,7 @@ mod tests {
                 etag: String::new(),
                 checksum: None,
             };
-            cuts(&sizes, &parts.iter().map(part).collect::<Vec<_>>())
+            have_sizes(&parts.iter().map(part).collect::<Vec<_>>(), &sizes)
         };
         assert!(ours(&[(1, 10)]) && ours(&[(1, 3)]) && ours(&[(1, 10), (3, 20), (4, 7)]));
         assert!(
