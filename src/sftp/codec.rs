@@ -1,45 +1,91 @@
-//! Bytes from the channel become requests: framing, and the one request whose data must not be copied.
+//! Bytes from the channel become requests: framing and decoding. WRITE is decoded here, because its
+//! data must not be copied; the others by `russh_sftp`.
 //!
 //! SFTP version 3, [draft-ietf-secsh-filexfer-02](https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02);
-//! sizes as OpenSSH's `sftp-common.h` has them.
+//! sizes as in OpenSSH's `sftp-common.h`.
 
+use super::table::{EXTENSIONS, Extension};
 use bytes::{Buf, Bytes, BytesMut};
-use russh_sftp::protocol::Packet;
+use russh_sftp::protocol::{
+    Close, FSetStat, Fstat, Lstat, MkDir, Open, OpenDir, Packet, Read, ReadDir, RealPath, Remove,
+    Rename, RmDir, SetStat, Stat,
+};
 use std::collections::VecDeque;
 
 /// Longest packet in bytes, its length field not counted.
 pub const MAX_PACKET: usize = 256 * 1024;
-/// Most bytes in one READ or WRITE: a packet less its header.
+/// Longest data of one READ or WRITE in bytes: a packet without its header.
 pub const MAX_DATA: u32 = (MAX_PACKET - 1024) as u32;
 
 /// Pieces are joined up to this size, in bytes.
-const SMALL: usize = 4 * 1024;
-/// All that is in a WRITE but its data, in bytes: a handle has 256 at most.
+const MAX_JOINED: usize = 4 * 1024;
+/// Longest part of a WRITE before its data, in bytes: a handle has at most 256.
 const WRITE_HEADER: usize = 5 + 4 + 256 + 8 + 4;
 
 const INIT: u8 = 1;
 const WRITE: u8 = 6;
+const EXTENDED: u8 = 200;
 
 /// One request. All but [`Request::Init`] are answered exactly once, with their id.
 #[derive(Debug)]
 pub enum Request {
-    /// The client's version stands where others have an id.
+    /// The client's version stands in place of an id.
     Init,
-    /// WRITE.
+    Open(Open),
+    Close(Close),
+    Read(Read),
     Write {
         /// Of the file.
         handle: String,
         /// Where the data belongs.
         offset: u64,
-        /// As it came, uncopied.
+        /// As it arrived, uncopied.
         data: SegmentedBuf,
     },
-    /// Every other request, decoded.
-    Packet(Packet),
-    /// Not of the form its type asks for.
+    Lstat(Lstat),
+    Fstat(Fstat),
+    SetStat(SetStat),
+    FSetStat(FSetStat),
+    OpenDir(OpenDir),
+    ReadDir(ReadDir),
+    Remove(Remove),
+    MkDir(MkDir),
+    RmDir(RmDir),
+    RealPath(RealPath),
+    Stat(Stat),
+    Rename(Rename),
+    ReadLink,
+    Symlink,
+    Extended(ExtendedRequest),
+    /// An extension that is not offered.
+    UnknownExtension,
+    /// A type that version 3 does not have.
+    UnknownType(u8),
+    /// Not of the form that its type asks for.
     Malformed,
-    /// A type that version 3 doesn't have.
-    Unknown(u8),
+}
+
+/// A request of an extension, see [`Extension`].
+#[derive(Debug)]
+pub enum ExtendedRequest {
+    Limits,
+    PosixRename { from: String, to: String },
+    Statvfs,
+    Fstatvfs { handle: String },
+    ExpandPath { path: String },
+}
+
+impl ExtendedRequest {
+    #[cfg(test)]
+    fn extension(&self) -> Extension {
+        match self {
+            ExtendedRequest::Limits => Extension::Limits,
+            ExtendedRequest::PosixRename { .. } => Extension::PosixRename,
+            ExtendedRequest::Statvfs => Extension::Statvfs,
+            ExtendedRequest::Fstatvfs { .. } => Extension::Fstatvfs,
+            ExtendedRequest::ExpandPath { .. } => Extension::ExpandPath,
+        }
+    }
 }
 
 /// The stream can't be followed any further: the session must end.
@@ -48,55 +94,64 @@ pub enum Fatal {
     /// It may hold anything; its payload must not be taken for requests.
     #[error("a packet of {0} bytes, more than {MAX_PACKET}")]
     TooLong(usize),
-    /// No id to answer to.
+    /// There is no id to answer.
     #[error("a packet of {0} bytes, too short for a request")]
     TooShort(usize),
 }
 
-/// Bytes in the pieces in which they came.
+/// Bytes in the pieces in which they arrived.
 #[derive(Debug, Default)]
 pub struct SegmentedBuf {
     pieces: VecDeque<Bytes>,
+    /// Of all pieces together, in bytes.
     len: usize,
 }
 
 impl SegmentedBuf {
-    /// How many bytes.
+    /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    fn push(&mut self, mut piece: Bytes) {
+    /// Adds bytes at the end. Small pieces are joined, so that the memory of a client that sends byte
+    /// by byte is little more than its bytes.
+    fn push(&mut self, piece: Bytes) {
         self.len += piece.len();
-        // A client that sends byte by byte shall not cost a hundred times that.
-        if let Some(last) = self
-            .pieces
-            .pop_back_if(|last| last.len() + piece.len() <= SMALL)
+        let joins = |last: &mut Bytes| last.len() + piece.len() <= MAX_JOINED;
+        match self.pieces.pop_back_if(joins) {
+            Some(last) => self.pieces.push_back([last, piece].concat().into()),
+            None => self.pieces.push_back(piece),
+        }
+    }
+
+    /// A copy of the first bytes, at most `len`.
+    fn peek(&self, len: usize) -> BytesMut {
+        let mut copy = BytesMut::new();
+        for piece in &self.pieces {
+            let missing = len - copy.len();
+            if piece.len() >= missing {
+                copy.extend_from_slice(piece.get(..missing).unwrap_or_default());
+                break;
+            }
+            copy.extend_from_slice(piece);
+        }
+        copy
+    }
+
+    /// Splits off the first bytes, at most `len`.
+    fn split_to(&mut self, len: usize) -> SegmentedBuf {
+        let mut taken = SegmentedBuf::default();
+        while taken.len < len
+            && let Some(mut first) = self.pieces.pop_front()
         {
-            piece = [last, piece].concat().into();
-        }
-        self.pieces.push_back(piece);
-    }
-
-    /// The first bytes, that many at most.
-    fn start(&self, len: usize) -> BytesMut {
-        self.pieces.iter().flatten().take(len).collect()
-    }
-
-    /// Splits off the first bytes, that many at most.
-    fn take(&mut self, len: usize) -> SegmentedBuf {
-        let mut taken = SegmentedBuf {
-            pieces: VecDeque::new(),
-            len: len.min(self.len),
-        };
-        self.len -= taken.len;
-        let mut left = taken.len;
-        while let Some(first) = self.pieces.front_mut().filter(|_| left > 0) {
-            let piece = first.split_to(left.min(first.len()));
-            left -= piece.len();
+            let piece = first.split_to(first.len().min(len - taken.len));
+            taken.len += piece.len();
             taken.pieces.push_back(piece);
-            self.pieces.pop_front_if(|first| first.is_empty());
+            if !first.is_empty() {
+                self.pieces.push_front(first);
+            }
         }
+        self.len -= taken.len;
         taken
     }
 }
@@ -109,75 +164,145 @@ impl IntoIterator for SegmentedBuf {
     }
 }
 
-/// Collects the channel's bytes until a packet is whole. Holds at most one packet and one channel message.
+/// A request as it was framed.
+#[derive(Debug)]
+pub struct Framed {
+    pub id: u32,
+    pub request: Request,
+    /// Length of the packet in bytes.
+    pub len: usize,
+}
+
+/// Collects the channel's bytes until a packet is whole. Holds at most one packet and one channel
+/// message.
 #[derive(Default)]
 pub struct PacketDecoder {
     bytes: SegmentedBuf,
 }
 
 impl PacketDecoder {
-    /// More bytes came.
+    /// Adds bytes from the channel.
     pub fn push(&mut self, chunk: Bytes) {
         self.bytes.push(chunk);
     }
 
-    /// The next whole request, if there is one: its id, what it asks for, and its length in bytes.
-    pub fn next(&mut self) -> Result<Option<(u32, Request, usize)>, Fatal> {
-        let Ok(length) = self.bytes.start(4).try_get_u32() else {
+    /// The next whole request, if there is one.
+    pub fn next(&mut self) -> Result<Option<Framed>, Fatal> {
+        let Ok(length) = self.bytes.peek(4).try_get_u32() else {
             return Ok(None);
         };
-        let length = match length as usize {
-            length @ ..5 => return Err(Fatal::TooShort(length)),
-            length @ 5..=MAX_PACKET => length,
-            length => return Err(Fatal::TooLong(length)),
+        let len = match length as usize {
+            len @ ..5 => return Err(Fatal::TooShort(len)),
+            len @ 5..=MAX_PACKET => len,
+            len => return Err(Fatal::TooLong(len)),
         };
-        if self.bytes.len() < 4 + length {
+        if self.bytes.len() < 4 + len {
             return Ok(None);
         }
-        self.bytes.take(4);
-        let (id, request) = decode(self.bytes.take(length));
-        Ok(Some((id, request, length)))
+        self.bytes.split_to(4);
+        let packet = self.bytes.split_to(len);
+        let mut start = packet.peek(5);
+        let kind = start.get_u8();
+        let id = start.get_u32();
+        let request = decode(kind, packet);
+        Ok(Some(Framed { id, request, len }))
     }
 }
 
-fn decode(packet: SegmentedBuf) -> (u32, Request) {
-    let mut start = packet.start(5);
-    let (kind, id) = (start.get_u8(), start.get_u32());
-    let request = match kind {
+fn decode(kind: u8, packet: SegmentedBuf) -> Request {
+    let decoded = match kind {
         INIT => Some(Request::Init),
-        WRITE => write(packet),
-        3..=20 | 200 => Packet::try_from(&mut packet.start(MAX_PACKET).freeze())
-            .ok()
-            .map(Request::Packet),
-        other => Some(Request::Unknown(other)),
+        WRITE => decode_write(packet),
+        3..=20 | EXTENDED => decode_packet(&packet),
+        other => Some(Request::UnknownType(other)),
     };
-    (id, request.unwrap_or(Request::Malformed))
+    match decoded {
+        Some(request) => request,
+        None => Request::Malformed,
+    }
 }
 
-/// By hand, because the crate would copy the data.
-fn write(mut packet: SegmentedBuf) -> Option<Request> {
-    let mut header = packet.start(WRITE_HEADER).freeze();
-    let length = header.len();
+/// Decodes WRITE here, because `russh_sftp` would copy the data.
+fn decode_write(mut packet: SegmentedBuf) -> Option<Request> {
+    let mut header = packet.peek(WRITE_HEADER).freeze();
+    let peeked = header.len();
     header.advance(5);
-    let (handle, offset) = (string(&mut header)?, header.try_get_u64().ok()?);
-    let data = header.try_get_u32().ok()? as usize;
-    packet.take(length - header.len());
-    (data <= packet.len()).then(|| Request::Write {
+    let handle = decode_string(&mut header)?;
+    let offset = header.try_get_u64().ok()?;
+    let data_len = header.try_get_u32().ok()? as usize;
+    packet.split_to(peeked - header.len());
+    if data_len > packet.len() {
+        return None;
+    }
+    Some(Request::Write {
         handle,
         offset,
-        data: packet.take(data),
+        data: packet.split_to(data_len),
     })
 }
 
-/// A length and so many bytes.
-fn counted(bytes: &mut Bytes) -> Option<Bytes> {
-    let length = bytes.try_get_u32().ok()? as usize;
-    (length <= bytes.len()).then(|| bytes.split_to(length))
+/// Decodes every other request; `None` if it is malformed, or no request but a reply.
+fn decode_packet(packet: &SegmentedBuf) -> Option<Request> {
+    let mut bytes = packet.peek(MAX_PACKET).freeze();
+    match Packet::try_from(&mut bytes).ok()? {
+        Packet::Open(open) => Some(Request::Open(open)),
+        Packet::Close(close) => Some(Request::Close(close)),
+        Packet::Read(read) => Some(Request::Read(read)),
+        Packet::Lstat(lstat) => Some(Request::Lstat(lstat)),
+        Packet::Fstat(fstat) => Some(Request::Fstat(fstat)),
+        Packet::SetStat(set_stat) => Some(Request::SetStat(set_stat)),
+        Packet::FSetStat(set_stat) => Some(Request::FSetStat(set_stat)),
+        Packet::OpenDir(open_dir) => Some(Request::OpenDir(open_dir)),
+        Packet::ReadDir(read_dir) => Some(Request::ReadDir(read_dir)),
+        Packet::Remove(remove) => Some(Request::Remove(remove)),
+        Packet::MkDir(mk_dir) => Some(Request::MkDir(mk_dir)),
+        Packet::RmDir(rm_dir) => Some(Request::RmDir(rm_dir)),
+        Packet::RealPath(real_path) => Some(Request::RealPath(real_path)),
+        Packet::Stat(stat) => Some(Request::Stat(stat)),
+        Packet::Rename(rename) => Some(Request::Rename(rename)),
+        Packet::ReadLink(_) => Some(Request::ReadLink),
+        Packet::Symlink(_) => Some(Request::Symlink),
+        Packet::Extended(extended) => decode_extended(&extended.request, extended.data.into()),
+        Packet::Init(_)
+        | Packet::Write(_)
+        | Packet::Version(_)
+        | Packet::Status(_)
+        | Packet::Handle(_)
+        | Packet::Data(_)
+        | Packet::Name(_)
+        | Packet::Attrs(_)
+        | Packet::ExtendedReply(_) => None,
+    }
 }
 
-/// A length and so many bytes of UTF-8.
-pub fn string(bytes: &mut Bytes) -> Option<String> {
-    String::from_utf8(counted(bytes)?.into()).ok()
+fn decode_extended(name: &str, mut data: Bytes) -> Option<Request> {
+    let Some(row) = EXTENSIONS.iter().find(|row| row.name == name) else {
+        return Some(Request::UnknownExtension);
+    };
+    let request = match row.extension {
+        Extension::Limits => ExtendedRequest::Limits,
+        Extension::PosixRename => ExtendedRequest::PosixRename {
+            from: decode_string(&mut data)?,
+            to: decode_string(&mut data)?,
+        },
+        Extension::Statvfs => ExtendedRequest::Statvfs,
+        Extension::Fstatvfs => ExtendedRequest::Fstatvfs {
+            handle: decode_string(&mut data)?,
+        },
+        Extension::ExpandPath => ExtendedRequest::ExpandPath {
+            path: decode_string(&mut data)?,
+        },
+    };
+    Some(Request::Extended(request))
+}
+
+/// Decodes a length and that many bytes of UTF-8.
+fn decode_string(bytes: &mut Bytes) -> Option<String> {
+    let len = bytes.try_get_u32().ok()? as usize;
+    if len > bytes.len() {
+        return None;
+    }
+    String::from_utf8(bytes.split_to(len).into()).ok()
 }
 
 #[cfg(test)]
@@ -204,9 +329,9 @@ mod tests {
         packet(WRITE, id, &rest)
     }
 
-    fn all(inbox: &mut PacketDecoder) -> Vec<(u32, Request)> {
-        std::iter::from_fn(|| inbox.next().unwrap())
-            .map(|(id, request, _)| (id, request))
+    fn all(decoder: &mut PacketDecoder) -> Vec<(u32, Request)> {
+        std::iter::from_fn(|| decoder.next().unwrap())
+            .map(|framed| (framed.id, framed.request))
             .collect()
     }
 
@@ -220,11 +345,11 @@ mod tests {
         ]
         .concat();
         for cut in [1, 2, 3, 7, 100, stream.len()] {
-            let mut inbox = PacketDecoder::default();
+            let mut decoder = PacketDecoder::default();
             let mut found = Vec::new();
             for chunk in stream.chunks(cut) {
-                inbox.push(Bytes::copy_from_slice(chunk));
-                found.extend(all(&mut inbox));
+                decoder.push(Bytes::copy_from_slice(chunk));
+                found.extend(all(&mut decoder));
             }
             let [first, second, third] = &found[..] else {
                 panic!("{found:?}")
@@ -241,11 +366,29 @@ mod tests {
                 panic!("{first:?}")
             };
             assert_eq!(
-                (handle.as_str(), &got.start(MAX_PACKET)[..]),
+                (handle.as_str(), &got.peek(MAX_PACKET)[..]),
                 ("h1", &data[..])
             );
-            assert!(matches!(second, (8, Request::Unknown(99))));
-            assert!(matches!(third, (9, Request::Packet(Packet::Close(_)))));
+            assert!(matches!(second, (8, Request::UnknownType(99))));
+            assert!(matches!(third, (9, Request::Close(_))));
+        }
+    }
+
+    #[test]
+    fn extensions_are_known_by_their_names() {
+        for row in EXTENSIONS {
+            let mut rest = BytesMut::new();
+            for text in [row.name, "/a", "/b"] {
+                rest.put_u32(text.len() as u32);
+                rest.put_slice(text.as_bytes());
+            }
+            let mut decoder = PacketDecoder::default();
+            decoder.push(packet(EXTENDED, 1, &rest).into());
+            let found = all(&mut decoder);
+            let [(1, Request::Extended(request))] = &found[..] else {
+                panic!("{found:?}")
+            };
+            assert_eq!(request.extension(), row.extension);
         }
     }
 
@@ -254,7 +397,7 @@ mod tests {
         let mut pieces = SegmentedBuf::default();
         (0..100_000u32).for_each(|n| pieces.push(Bytes::copy_from_slice(&[n as u8])));
         assert!(
-            pieces.pieces.len() <= 2 + 2 * 100_000 / SMALL,
+            pieces.pieces.len() <= 2 + 2 * 100_000 / MAX_JOINED,
             "{}",
             pieces.pieces.len()
         );
@@ -271,9 +414,9 @@ mod tests {
         let end = short.len();
         short[end - 5] = 200;
         for bytes in [short, packet(4, 3, &[0, 0, 1, 0]), packet(11, 3, b"")] {
-            let mut inbox = PacketDecoder::default();
-            inbox.push(bytes.into());
-            assert!(matches!(all(&mut inbox)[..], [(3, Request::Malformed)]));
+            let mut decoder = PacketDecoder::default();
+            decoder.push(bytes.into());
+            assert!(matches!(all(&mut decoder)[..], [(3, Request::Malformed)]));
         }
     }
 
@@ -284,9 +427,9 @@ mod tests {
             (4, Fatal::TooShort(4)),
             (0, Fatal::TooShort(0)),
         ] {
-            let mut inbox = PacketDecoder::default();
-            inbox.push(Bytes::copy_from_slice(&(length as u32).to_be_bytes()));
-            assert_eq!(inbox.next().unwrap_err(), error);
+            let mut decoder = PacketDecoder::default();
+            decoder.push(Bytes::copy_from_slice(&(length as u32).to_be_bytes()));
+            assert_eq!(decoder.next().unwrap_err(), error);
         }
     }
 }

@@ -7,8 +7,34 @@ use crate::transfer::UploadError;
 use crate::vfs::VfsError;
 use russh_sftp::protocol::{Packet, StatusCode};
 
-/// What the session answers to a request; `None` where another task does.
-pub(super) type Outcome = Result<Option<Packet>, Failure>;
+/// A reply that carries no file data.
+pub(super) type SmallReply = Result<Packet, Failure>;
+
+/// What a request comes to.
+pub(super) type Outcome = Result<Answer, Failure>;
+
+/// The answer to a request that did not fail.
+pub(super) enum Answer {
+    Now(Packet),
+    /// Another task answers.
+    Later,
+}
+
+impl Answer {
+    pub fn now(packet: impl Into<Packet>) -> Answer {
+        Answer::Now(packet.into())
+    }
+
+    /// The status OK.
+    pub fn ok(id: u32) -> Answer {
+        Answer::Now(ok_status(id))
+    }
+}
+
+/// SSH_FXP_STATUS with the code OK.
+pub(super) fn ok_status(id: u32) -> Packet {
+    Packet::status(id, StatusCode::Ok, status_words(StatusCode::Ok), "en")
+}
 
 /// A failed request.
 pub(super) struct Failure {
@@ -30,6 +56,16 @@ impl Failure {
         Failure::new(code, "")
     }
 
+    /// What the user's access, or the way the file was opened, does not allow.
+    pub fn denied(why: &str) -> Failure {
+        Failure::new(StatusCode::PermissionDenied, why)
+    }
+
+    /// A handle that is not open, or of the wrong kind.
+    pub fn bad_handle() -> Failure {
+        Failure::new(StatusCode::Failure, "no such handle is open")
+    }
+
     /// What the client reads: first the words of OpenSSH's `sftp-server.c`, which programs look for, then the reason.
     pub fn text(&self) -> String {
         let words = status_words(self.code);
@@ -41,7 +77,7 @@ impl Failure {
 }
 
 /// The words of a status, as OpenSSH's server has them.
-pub(super) fn status_words(code: StatusCode) -> &'static str {
+fn status_words(code: StatusCode) -> &'static str {
     match code {
         StatusCode::Ok => "Success",
         StatusCode::Eof => "End of file",
@@ -106,7 +142,8 @@ impl From<UploadError> for Failure {
     }
 }
 
-/// The code for a store's failure in the middle of something: that a key is missing is not what the client asked.
+/// The code for a failure of the store in the middle of an operation. The client did not ask for the
+/// key that may be missing there.
 fn status_of_store(error: &StoreError) -> StatusCode {
     match error {
         StoreError::Forbidden(_) => StatusCode::PermissionDenied,

@@ -5,11 +5,11 @@
 //! session's own and then in the pool. Only when neither has any left is the channel read no further. Clients bound
 //! what they send without an answer: OpenSSH 64 WRITEs of 255 KiB, most others 64 of 32 KiB.
 
-use super::codec::{Fatal, PacketDecoder, Request};
+use super::codec::{Fatal, Framed, PacketDecoder, Request};
+use super::table::find_row;
 use super::{Received, Source};
 use crate::transfer::{BufferPool, Reservation, Share};
 use bytes::Bytes;
-use russh_sftp::protocol::Packet;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -109,13 +109,13 @@ impl RequestQueue {
 
     /// Drains the channel until it is closed.
     pub async fn fill(&self, mut source: impl Source) {
-        let mut inbox = PacketDecoder::default();
+        let mut decoder = PacketDecoder::default();
         loop {
             match source.next().await {
                 Received::Data(_) if self.is_over() => {}
                 Received::Data(bytes) => {
-                    inbox.push(bytes);
-                    if let Err(fatal) = self.take_requests(&mut inbox).await {
+                    decoder.push(bytes);
+                    if let Err(fatal) = self.take_requests(&mut decoder).await {
                         self.end(Ending::Fatal(fatal));
                     }
                 }
@@ -125,8 +125,8 @@ impl RequestQueue {
         }
     }
 
-    async fn take_requests(&self, inbox: &mut PacketDecoder) -> Result<(), Fatal> {
-        while let Some((id, request, len)) = inbox.next()? {
+    async fn take_requests(&self, decoder: &mut PacketDecoder) -> Result<(), Fatal> {
+        while let Some(Framed { id, request, len }) = decoder.next()? {
             let memory = self.reserve(len + REQUEST_OVERHEAD).await;
             let Some(memory) = memory else { return Ok(()) };
             self.state().requests.push_back(Incoming {
@@ -139,7 +139,7 @@ impl RequestQueue {
         Ok(())
     }
 
-    /// Waits for room once there is none. `None` never comes: nobody closes the semaphores.
+    /// Waits for room if there is none. Never `None`, because the semaphores are never closed.
     async fn reserve(&self, bytes: usize) -> Option<RequestMemory> {
         let permits = u32::try_from(bytes).ok()?;
         if let Ok(room) = self.own_room.clone().try_acquire_many_owned(permits) {
@@ -185,16 +185,20 @@ impl RequestQueue {
 
     /// Resolves once the channel is closed.
     pub async fn closed(&self) {
-        self.wait_for(|state| (state.end == Some(Ending::Closed)).then_some(()))
-            .await;
+        self.wait_for(|state| match state.end {
+            Some(Ending::Closed) => Some(()),
+            Some(Ending::Eof | Ending::Fatal(_)) | None => None,
+        })
+        .await;
     }
 
     /// Resolves once the channel is closed, and no request waits that still has an effect.
     pub async fn abandoned(&self) {
-        let is_abandoned =
-            |state: &mut State| state.end == Some(Ending::Closed) && state.requests.is_empty();
-        self.wait_for(|state| is_abandoned(state).then_some(()))
-            .await;
+        self.wait_for(|state| match state.end {
+            Some(Ending::Closed) if state.requests.is_empty() => Some(()),
+            Some(Ending::Closed | Ending::Eof | Ending::Fatal(_)) | None => None,
+        })
+        .await;
     }
 
     async fn wait_for<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
@@ -219,15 +223,17 @@ impl RequestQueue {
         self.changed.notify_waiters();
     }
 
-    /// What came before is still carried out, as nobody says that a client waits for its answers. Only WRITEs of a file that
-    /// is not closed behind them, and all that only an answer makes sense of, are for nothing.
+    /// Requests that arrived before are still carried out, as clients need not wait for the answers.
+    /// WRITEs of a file that is not closed behind them, and requests that only make sense with their
+    /// answer, are dropped.
     fn close(&self) {
         let mut state = self.state();
-        while state
-            .requests
-            .pop_back_if(|last| !has_effect(&last.request))
-            .is_some()
-        {}
+        while let Some(last) = state.requests.back() {
+            if find_row(&last.request).has_effect {
+                break;
+            }
+            state.requests.pop_back();
+        }
         state.end = Some(Ending::Closed);
         drop(state);
         self.changed.notify_waiters();
@@ -235,42 +241,6 @@ impl RequestQueue {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Does a request change anything by itself, if nothing comes after it and nobody hears its answer?
-pub fn has_effect(request: &Request) -> bool {
-    match request {
-        Request::Init | Request::Write { .. } | Request::Malformed | Request::Unknown(_) => false,
-        Request::Packet(packet) => match packet {
-            Packet::Close(_)
-            | Packet::SetStat(_)
-            | Packet::Remove(_)
-            | Packet::MkDir(_)
-            | Packet::RmDir(_)
-            | Packet::Rename(_)
-            | Packet::Extended(_) => true,
-            Packet::Open(_)
-            | Packet::Read(_)
-            | Packet::Lstat(_)
-            | Packet::Fstat(_)
-            | Packet::FSetStat(_)
-            | Packet::OpenDir(_)
-            | Packet::ReadDir(_)
-            | Packet::RealPath(_)
-            | Packet::Stat(_)
-            | Packet::ReadLink(_)
-            | Packet::Symlink(_)
-            | Packet::Init(_)
-            | Packet::Version(_)
-            | Packet::Write(_)
-            | Packet::Status(_)
-            | Packet::Handle(_)
-            | Packet::Data(_)
-            | Packet::Name(_)
-            | Packet::Attrs(_)
-            | Packet::ExtendedReply(_) => false,
-        },
     }
 }
 

@@ -12,6 +12,7 @@ mod attrs;
 mod codec;
 mod early_renames;
 mod failure;
+mod files;
 mod inbound;
 mod reads;
 mod recent;
@@ -19,10 +20,11 @@ mod replies;
 mod request_log;
 mod requests;
 mod session;
+mod table;
+mod transfer_log;
 
 pub use replies::Sink;
 pub use session::{End, MAX_HANDLES, Received, SessionParams, Source, serve};
 
-use failure::{Failure, Outcome};
+use failure::{Failure, SmallReply};
 use replies::Replies;
-use session::Clock;

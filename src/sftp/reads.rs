@@ -1,15 +1,13 @@
-//! READs of a file that is open for writing too, where more came than there is room for: they wait here for the client,
-//! so that the session need not.
+//! READs of a file that is open for writing too, of which more arrived than there is room for: they
+//! wait here for the client, so that the session need not.
 
 use super::{Failure, Replies};
-use crate::transfer::SessionLimits;
-use crate::transfer::{Read, ReadQueue};
-use crate::transfer::{Reader, Upload};
+use crate::transfer::{Read, ReadQueue, Reader, SessionLimits, Upload};
 use russh_sftp::protocol::StatusCode;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// A queue and the task that empties it. Dropped, what still waits is answered with an error.
+/// A queue and the task that empties it. Dropped, it answers READs that still wait with an error.
 pub struct QueuedReads(Arc<ReadQueue>);
 
 impl QueuedReads {
@@ -20,7 +18,7 @@ impl QueuedReads {
         QueuedReads(queue)
     }
 
-    /// Queues a READ; false when too many wait.
+    /// Queues a READ. Returns false if too many wait.
     pub fn push(&self, read: Read) -> bool {
         self.0.push(read)
     }
@@ -35,23 +33,19 @@ impl Drop for QueuedReads {
 /// Answers one READ after the other, each once there is room for its data.
 async fn answer_reads(queue: Arc<ReadQueue>, reader: Reader, replies: Replies) {
     while let Some(read) = queue.pop().await {
-        let Some(room) = replies.upload_room(read.len).await else {
+        let Some(room) = replies.wait_for_room(read.len).await else {
             return;
         };
+        let pending = replies.reply_later(read.id);
         let (sender, receiver) = oneshot::channel();
         let reply = Box::new(move |result| drop(sender.send(result)));
         reader.read(read.offset, read.len as usize, reply).await;
         match receiver.await {
-            Ok(Ok(data)) => {
-                replies.data(read.id, vec![data], room);
-            }
-            Ok(Err(error)) => replies.reply(read.id, Err(error.into())),
+            Ok(Ok(data)) => pending.send_data(data, room),
+            Ok(Err(error)) => pending.send(Err(error.into())),
             Err(_dropped) => {
-                let closed = Failure::new(
-                    StatusCode::Failure,
-                    "the file was closed before its data came",
-                );
-                replies.reply(read.id, Err(closed));
+                let why = "the file was closed before its data came";
+                pending.send(Err(Failure::new(StatusCode::Failure, why)));
             }
         }
     }

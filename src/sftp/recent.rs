@@ -1,4 +1,4 @@
-//! What listings told a moment ago. Many clients ask for the attributes of each name that they have just listed, which
+//! What listings said a moment ago. Many clients ask for the attributes of each name that they have just listed, which
 //! would be a request to the store for each.
 //!
 //! Invariant: nothing here is older than [`KEEP_TIME`], or than the beginning or the end of any change through this server.
@@ -24,7 +24,7 @@ pub struct ListingAge {
 }
 
 impl ListingAge {
-    /// Now, after so many changes. To be taken before the store is asked.
+    /// Now, after this many changes. To be taken before the store is asked.
     pub fn start(changes: u64) -> ListingAge {
         ListingAge {
             opened: Instant::now(),
@@ -38,7 +38,7 @@ impl ListingAge {
 pub struct RecentStats {
     entries: HashMap<String, Entry>,
     bytes: usize,
-    /// How many changes there had been when the first entry was noted.
+    /// How many changes there had been when the first entry was recorded.
     changes: u64,
 }
 
@@ -48,8 +48,8 @@ struct Entry {
 }
 
 impl RecentStats {
-    /// Notes what a listing of this directory tells, unless there were changes since it began.
-    pub fn note(&mut self, directory: &Path, items: &[Item], age: ListingAge, changes: u64) {
+    /// Records what a listing of this directory says, unless there were changes since it began.
+    pub fn record(&mut self, directory: &Path, items: &[Item], age: ListingAge, changes: u64) {
         self.forget_if_changed(changes);
         if age.changes != changes {
             return;
@@ -107,19 +107,19 @@ mod tests {
         let path = |text| Path::parse(text).unwrap();
         let mut recent = RecentStats::default();
         let age = ListingAge::start(1);
-        recent.note(&path("/"), &[item("a")], age, 1);
-        recent.note(&path("/d"), &[item("b")], age, 1);
+        recent.record(&path("/"), &[item("a")], age, 1);
+        recent.record(&path("/d"), &[item("b")], age, 1);
         assert_eq!(recent.find(&path("/a"), 1), Some(Stat::Directory));
         assert_eq!(recent.find(&path("/d/b"), 1), Some(Stat::Directory));
         assert_eq!(recent.find(&path("/b"), 1), None);
         tokio::time::advance(KEEP_TIME + Duration::from_millis(1)).await;
         assert_eq!(recent.find(&path("/a"), 1), None);
-        recent.note(&path("/"), &[item("a")], age, 1);
+        recent.record(&path("/"), &[item("a")], age, 1);
         assert_eq!(recent.find(&path("/a"), 1), None);
-        recent.note(&path("/"), &[item("a")], ListingAge::start(1), 1);
+        recent.record(&path("/"), &[item("a")], ListingAge::start(1), 1);
         assert_eq!(recent.find(&path("/a"), 1), Some(Stat::Directory));
         assert_eq!(recent.find(&path("/a"), 2), None);
-        recent.note(&path("/"), &[item("a")], ListingAge::start(1), 2);
+        recent.record(&path("/"), &[item("a")], ListingAge::start(1), 2);
         assert_eq!(recent.find(&path("/a"), 2), None);
         assert_eq!(recent.bytes, 0);
     }
@@ -129,7 +129,7 @@ mod tests {
         let root = Path::parse("/").unwrap();
         let mut recent = RecentStats::default();
         for n in 0..100_000 {
-            recent.note(&root, &[item(&format!("{n:06}"))], ListingAge::start(0), 0);
+            recent.record(&root, &[item(&format!("{n:06}"))], ListingAge::start(0), 0);
             assert!(recent.bytes <= MAX_BYTES && recent.entries.len() <= MAX_BYTES / ENTRY_BYTES);
         }
     }

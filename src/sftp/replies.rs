@@ -1,10 +1,12 @@
 //! Replies on their way to the client: a queue and the task that empties it.
 //!
-//! Invariant: the session's reader never waits here, because the client may be waiting for the reader.
-//! File data waits for room; everything else is small, and a client that never fetches it is cut off.
+//! Invariant: the session's loop never waits here, because the client may be waiting for it. File
+//! data waits for room; everything else is small, and a client that never reads it is disconnected.
 
-use super::{Clock, Failure, Outcome};
-use crate::store::StoreError;
+use super::failure::ok_status;
+use super::session::Clock;
+use super::{Failure, SmallReply};
+use crate::store;
 use crate::transfer::ReadSink;
 use crate::vfs::VfsError;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -13,131 +15,137 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
-/// File data in the queue, in bytes: a few replies of 255 KiB.
-const DATA_ROOM: usize = 1024 * 1024;
-/// The same for files that are being written. Their READs wait in a queue of the file's once there is no room.
-const UPLOAD_DATA_ROOM: usize = 1024 * 1024;
-/// Other replies in the queue, in bytes. paramiko leaves those to a long series of WRITEs unread for a while.
-const UNREAD_LIMIT: usize = 2 * 1024 * 1024;
-/// What a reply takes in the queue beside its bytes.
+/// Limit on file data in the queue, in bytes: a few replies of 255 KiB.
+const MAX_DATA_QUEUED: usize = 1024 * 1024;
+/// The same for files that are being written. Their READs wait in a queue of the file once there is
+/// no room.
+const MAX_UPLOAD_DATA_QUEUED: usize = 1024 * 1024;
+/// Limit on other replies in the queue, in bytes. paramiko leaves those to a long series of WRITEs
+/// unread for a while.
+const MAX_UNREAD: usize = 2 * 1024 * 1024;
+/// Memory of a reply in the queue beside its bytes, in bytes.
 const REPLY_OVERHEAD: usize = 192;
 /// Small replies are sent together up to this many bytes.
-const BATCH: usize = 32 * 1024;
+const MAX_BATCH: usize = 32 * 1024;
 /// Data up to this many bytes goes with its header; more is not copied.
-const SMALL_DATA: usize = 8 * 1024;
+const MAX_COPIED_DATA: usize = 8 * 1024;
 const DATA: u8 = 103;
 
 /// Where a session's bytes go, in order.
 pub trait Sink: Send + 'static {
-    /// Waits until the client takes them; false when it is gone.
+    /// Waits until the client takes them. Returns false if the client is gone.
     fn send(&mut self, bytes: Bytes) -> impl Future<Output = bool> + Send;
 }
 
-/// A reply.
-struct Queued {
+/// A reply in the queue.
+struct QueuedReply {
     packet: BytesMut,
-    /// Comes after `packet`, and is part of it.
+    /// Follows `packet`, and is part of it.
     data: Vec<Bytes>,
-    /// What it takes until it is sent.
+    /// Its memory until it is sent.
     room: OwnedSemaphorePermit,
 }
 
 /// See the module. The queue ends when the last clone is dropped.
 #[derive(Clone)]
 pub struct Replies {
-    queue: mpsc::UnboundedSender<Queued>,
+    queue: mpsc::UnboundedSender<QueuedReply>,
     /// For file data.
-    room: Arc<Semaphore>,
+    data_room: Arc<Semaphore>,
     /// For data of files that are being written.
-    upload_room: Arc<Semaphore>,
+    upload_data_room: Arc<Semaphore>,
     /// For all other replies; closed once there was none.
     small_room: Arc<Semaphore>,
 }
 
 impl Replies {
-    /// The queue, and the task that empties it, to be spawned. `last` is set whenever the client took something.
+    /// Returns the queue, and the task that empties it, to be spawned. `last` is set whenever the
+    /// client has taken something.
     pub fn new(sink: impl Sink, last: Clock) -> (Replies, impl Future<Output = ()> + Send) {
         let (queue, outgoing) = mpsc::unbounded_channel();
-        let [room, upload_room, small_room] = [DATA_ROOM, UPLOAD_DATA_ROOM, UNREAD_LIMIT]
-            .map(|bytes| Arc::new(Semaphore::new(bytes)));
-        (
-            Replies {
-                queue,
-                room,
-                upload_room,
-                small_room,
-            },
-            send_all(outgoing, sink, last),
-        )
+        let replies = Replies {
+            queue,
+            data_room: Arc::new(Semaphore::new(MAX_DATA_QUEUED)),
+            upload_data_room: Arc::new(Semaphore::new(MAX_UPLOAD_DATA_QUEUED)),
+            small_room: Arc::new(Semaphore::new(MAX_UNREAD)),
+        };
+        (replies, send_all(outgoing, sink, last))
     }
 
-    /// Queues the reply to a request, unless another task has it.
-    pub fn reply(&self, id: u32, answer: Outcome) {
-        let Some(result) = answer.transpose() else {
-            return;
-        };
+    /// Queues the reply to a request.
+    pub fn reply(&self, id: u32, result: SmallReply) {
         let packet = encode(id, result);
-        match self
-            .small_room
-            .clone()
-            .try_acquire_many_owned((packet.len() + REPLY_OVERHEAD) as u32)
-        {
-            Ok(room) => drop(self.queue.send(Queued {
-                packet,
-                data: Vec::new(),
-                room,
-            })),
-            Err(_) => self.small_room.close(),
+        let cost = packet.len() + REPLY_OVERHEAD;
+        match try_acquire(&self.small_room, cost) {
+            Some(room) => {
+                // The queue is closed if the client is gone.
+                let _ = self.queue.send(QueuedReply {
+                    packet,
+                    data: Vec::new(),
+                    room,
+                });
+            }
+            None => self.small_room.close(),
         }
     }
 
-    /// True when the client asks and asks and never listens.
+    /// A reply that another task sends.
+    pub fn reply_later(&self, id: u32) -> PendingReply {
+        PendingReply {
+            id,
+            replies: Some(self.clone()),
+        }
+    }
+
+    /// Has the client sent request after request without reading the replies?
     pub fn are_ignored(&self) -> bool {
         self.small_room.is_closed()
     }
 
-    /// Room for the data of a file that is being written, to be passed to [`Replies::data`].
+    /// Room for the data of a file that is being written.
     pub fn try_room(&self, len: u32) -> Option<OwnedSemaphorePermit> {
-        self.upload_room
-            .clone()
-            .try_acquire_many_owned(len + REPLY_OVERHEAD as u32)
-            .ok()
+        try_acquire(&self.upload_data_room, len as usize + REPLY_OVERHEAD)
     }
 
-    /// As [`Replies::try_room`], but waits for it. `None` when the client is gone.
-    pub async fn upload_room(&self, len: u32) -> Option<OwnedSemaphorePermit> {
-        let room = self
-            .upload_room
-            .clone()
-            .acquire_many_owned(len + REPLY_OVERHEAD as u32)
-            .await
-            .ok();
-        room.filter(|_| !self.queue.is_closed())
-    }
-
-    /// Queues file data for which there is room; none is the end of the file. False when the client is gone.
-    pub fn data(&self, id: u32, mut data: Vec<Bytes>, room: OwnedSemaphorePermit) -> bool {
-        let length: usize = data.iter().map(Bytes::len).sum();
-        let mut packet = match length {
-            0 => encode(id, Err(Failure::bare(StatusCode::Eof))),
-            _ => data_header(id, length),
-        };
-        if length <= SMALL_DATA {
-            data.drain(..)
-                .for_each(|piece| packet.extend_from_slice(&piece));
+    /// As [`Replies::try_room`], but waits for it. `None` if the client is gone.
+    pub async fn wait_for_room(&self, len: u32) -> Option<OwnedSemaphorePermit> {
+        let permits = len + REPLY_OVERHEAD as u32;
+        let room = self.upload_data_room.clone();
+        let room = room.acquire_many_owned(permits).await.ok()?;
+        match self.queue.is_closed() {
+            true => None,
+            false => Some(room),
         }
-        self.queue.send(Queued { packet, data, room }).is_ok()
+    }
+
+    /// Queues file data for which there is room; no bytes are the end of the file. Returns false if
+    /// the client is gone.
+    fn queue_data(&self, id: u32, mut data: Vec<Bytes>, room: OwnedSemaphorePermit) -> bool {
+        let len = length_of(&data);
+        let mut packet = match len {
+            0 => encode(id, Err(Failure::bare(StatusCode::Eof))),
+            _ => encode_data_header(id, len),
+        };
+        if len <= MAX_COPIED_DATA {
+            for piece in data.drain(..) {
+                packet.extend_from_slice(&piece);
+            }
+        }
+        let reply = QueuedReply { packet, data, room };
+        self.queue.send(reply).is_ok()
     }
 }
 
 impl ReadSink for Replies {
-    async fn answer(&self, id: u32, result: Result<Vec<Bytes>, StoreError>) -> bool {
+    async fn answer(&self, id: u32, result: store::Result<Vec<Bytes>>) -> bool {
         match result {
             Ok(data) => {
-                let length = data.iter().map(Bytes::len).sum::<usize>();
-                let cost = (length + REPLY_OVERHEAD).min(DATA_ROOM);
-                let room = self.room.clone().acquire_many_owned(cost as u32).await;
-                room.is_ok_and(|room| self.data(id, data, room))
+                let cost = (length_of(&data) + REPLY_OVERHEAD).min(MAX_DATA_QUEUED);
+                let room = self.data_room.clone();
+                match room.acquire_many_owned(cost as u32).await {
+                    Ok(room) => self.queue_data(id, data, room),
+                    Err(_closed) => false,
+                }
             }
             Err(error) => {
                 self.reply(id, Err(VfsError::Store(error).into()));
@@ -147,52 +155,143 @@ impl ReadSink for Replies {
     }
 }
 
-/// SSH_FXP_DATA: length, type, id, length of the data.
-fn data_header(id: u32, length: usize) -> BytesMut {
+/// A reply that another task sends. Dropped without having been sent it reports an internal error, so
+/// that every request is answered exactly once.
+pub struct PendingReply {
+    id: u32,
+    /// `None` once it was sent.
+    replies: Option<Replies>,
+}
+
+impl PendingReply {
+    /// Sends a packet, or a failure.
+    pub fn send(mut self, result: SmallReply) {
+        if let Some(replies) = self.replies.take() {
+            replies.reply(self.id, result);
+        }
+    }
+
+    /// Sends OK, or a failure.
+    pub fn send_status<E: Into<Failure>>(self, result: Result<(), E>) {
+        let id = self.id;
+        match result {
+            Ok(()) => self.send(Ok(ok_status(id))),
+            Err(error) => self.send(Err(error.into())),
+        }
+    }
+
+    /// Sends data for which there is room; no bytes are the end of the file.
+    pub fn send_data(mut self, data: Bytes, room: OwnedSemaphorePermit) {
+        if let Some(replies) = self.replies.take() {
+            replies.queue_data(self.id, vec![data], room);
+        }
+    }
+}
+
+impl Drop for PendingReply {
+    fn drop(&mut self) {
+        if let Some(replies) = self.replies.take() {
+            let why = "internal server error, see the server's log";
+            replies.reply(self.id, Err(Failure::new(StatusCode::Failure, why)));
+        }
+    }
+}
+
+fn try_acquire(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    let permits = u32::try_from(bytes).ok()?;
+    room.clone().try_acquire_many_owned(permits).ok()
+}
+
+fn length_of(data: &[Bytes]) -> usize {
+    data.iter().map(Bytes::len).sum()
+}
+
+/// SSH_FXP_DATA without its data: length, type, id, length of the data.
+fn encode_data_header(id: u32, len: usize) -> BytesMut {
     let mut header = BytesMut::with_capacity(13);
-    header.put_u32(length as u32 + 9);
+    header.put_u32(len as u32 + 9);
     header.put_u8(DATA);
     header.put_u32(id);
-    header.put_u32(length as u32);
+    header.put_u32(len as u32);
     header
 }
 
-fn encode(id: u32, result: Result<Packet, Failure>) -> BytesMut {
-    let packet =
-        result.unwrap_or_else(|failure| Packet::status(id, failure.code, &failure.text(), "en"));
-    let bytes = Bytes::try_from(packet)
-        .inspect_err(|error| log::error!("a reply can't be encoded: {error}"));
-    bytes.unwrap_or_default().into()
+fn encode(id: u32, result: SmallReply) -> BytesMut {
+    let packet = match result {
+        Ok(packet) => packet,
+        Err(failure) => Packet::status(id, failure.code, &failure.text(), "en"),
+    };
+    match Bytes::try_from(packet) {
+        Ok(bytes) => bytes.into(),
+        Err(error) => {
+            log::error!("a reply can't be encoded: {error}");
+            BytesMut::new()
+        }
+    }
 }
 
-/// Ends with the queue or with the client. Whoever waits for room then gets it, and sees that the queue is gone.
-async fn send_all(mut outgoing: mpsc::UnboundedReceiver<Queued>, mut sink: impl Sink, last: Clock) {
+/// Sends the replies until the queue ends or the client is gone. A task that waits for room gets it
+/// then, and sees that the queue is closed.
+async fn send_all(
+    mut outgoing: mpsc::UnboundedReceiver<QueuedReply>,
+    mut sink: impl Sink,
+    last: Clock,
+) {
     let mut next = outgoing.recv().await;
-    while let Some(Queued {
-        mut packet,
-        mut data,
-        room,
-    }) = next
-    {
-        let mut rooms = vec![room];
+    while let Some(first) = next {
+        let mut batch = Batch::new(first);
         next = outgoing.try_recv().ok();
-        while let Some(more) =
-            next.take_if(|next| data.is_empty() && packet.len() + next.packet.len() <= BATCH)
-        {
-            packet.extend_from_slice(&more.packet);
-            data = more.data;
-            rooms.push(more.room);
+        while let Some(reply) = next.take_if(|reply| batch.fits(reply)) {
+            batch.add(reply);
             next = outgoing.try_recv().ok();
         }
-        for bytes in std::iter::once(packet.freeze()).chain(data) {
-            if !sink.send(bytes).await {
-                return;
-            }
+        if !batch.send(&mut sink).await {
+            return;
         }
-        drop(rooms);
         last.send_replace(Instant::now());
         if next.is_none() {
             next = outgoing.recv().await;
         }
+    }
+}
+
+/// Replies that are sent together. Only the last one may have data that is not copied.
+struct Batch {
+    packets: BytesMut,
+    data: Vec<Bytes>,
+    rooms: Vec<OwnedSemaphorePermit>,
+}
+
+impl Batch {
+    fn new(first: QueuedReply) -> Batch {
+        Batch {
+            packets: first.packet,
+            data: first.data,
+            rooms: vec![first.room],
+        }
+    }
+
+    fn fits(&self, reply: &QueuedReply) -> bool {
+        self.data.is_empty() && self.packets.len() + reply.packet.len() <= MAX_BATCH
+    }
+
+    fn add(&mut self, reply: QueuedReply) {
+        self.packets.extend_from_slice(&reply.packet);
+        self.data = reply.data;
+        self.rooms.push(reply.room);
+    }
+
+    /// Returns false if the client is gone. The room is given back once everything is sent.
+    async fn send(self, sink: &mut impl Sink) -> bool {
+        if !sink.send(self.packets.freeze()).await {
+            return false;
+        }
+        for bytes in self.data {
+            if !sink.send(bytes).await {
+                return false;
+            }
+        }
+        drop(self.rooms);
+        true
     }
 }

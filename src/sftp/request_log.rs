@@ -1,14 +1,12 @@
-//! The log's line for a request that names a file or a directory: who did what, and how it ended. Transfers have a line of
-//! their own once they are over.
+//! The line of the log for a request that names a file or a directory: who did what, and how it
+//! ended. Transfers have a line of their own once they are over.
 
-use super::codec::string;
-use super::requests::POSIX_RENAME;
-use super::{Failure, Outcome};
-use crate::store::MAX_KEY;
-use bytes::Bytes;
-use russh_sftp::protocol::{Packet, StatusCode};
+use super::codec::{ExtendedRequest, Request};
+use super::failure::{Answer, Failure, Outcome};
+use crate::path::MAX_KEY;
+use russh_sftp::protocol::StatusCode;
 
-/// The line of a request; `None` if it has none, or if that is its transfer's.
+/// The line of a request; `None` if it has none, or its transfer has.
 pub struct RequestLine(Option<Description>);
 
 struct Description {
@@ -19,110 +17,124 @@ struct Description {
 /// Which outcomes have a line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lines {
-    /// Something changes: success too.
+    /// The request changes something: successes too.
     All,
     Failures,
     /// Clients ask all the time whether a name is free.
     FailuresButMissing,
 }
 
-impl RequestLine {
-    /// Describes a request that is not carried out yet. `directory` tells the path of an open directory.
-    pub fn of<'a>(packet: &Packet, directory: impl FnOnce(&str) -> Option<&'a str>) -> RequestLine {
-        let named = |verb: &str, path: &str, lines| {
-            Some(Description {
-                text: format!("{verb} {}", shown(path)),
-                lines,
-            })
+impl Description {
+    fn new(verb: &str, path: &str, lines: Lines) -> Description {
+        Description {
+            text: format!("{verb} {}", quote(path)),
+            lines,
+        }
+    }
+
+    fn rename(from: &str, to: &str) -> Description {
+        Description {
+            text: format!("rename {} to {}", quote(from), quote(to)),
+            lines: Lines::All,
+        }
+    }
+
+    /// `find_directory` returns the path of an open directory.
+    fn of<'a>(
+        request: &Request,
+        find_directory: impl FnOnce(&str) -> Option<&'a str>,
+    ) -> Option<Description> {
+        let (verb, path, lines) = match request {
+            Request::Remove(remove) => ("remove", &remove.filename, Lines::All),
+            Request::MkDir(mk_dir) => ("mkdir", &mk_dir.path, Lines::All),
+            Request::RmDir(rm_dir) => ("rmdir", &rm_dir.path, Lines::All),
+            Request::Open(open) => ("open", &open.filename, Lines::Failures),
+            Request::OpenDir(open_dir) => ("list", &open_dir.path, Lines::Failures),
+            Request::Lstat(lstat) => ("stat", &lstat.path, Lines::FailuresButMissing),
+            Request::Stat(stat) => ("stat", &stat.path, Lines::FailuresButMissing),
+            Request::SetStat(set_stat) => {
+                let path = &set_stat.path;
+                return Some(match set_stat.attrs.size {
+                    Some(size) => {
+                        Description::new(&format!("set size {size} of"), path, Lines::All)
+                    }
+                    None => Description::new("setstat", path, Lines::Failures),
+                });
+            }
+            Request::Rename(rename) => {
+                return Some(Description::rename(&rename.oldpath, &rename.newpath));
+            }
+            Request::Extended(ExtendedRequest::PosixRename { from, to }) => {
+                return Some(Description::rename(from, to));
+            }
+            Request::ReadDir(read_dir) => {
+                let path = find_directory(&read_dir.handle)?;
+                return Some(Description::new("list", path, Lines::Failures));
+            }
+            // A failure on a handle is in the line of its transfer.
+            Request::Close(_)
+            | Request::Read(_)
+            | Request::Write { .. }
+            | Request::Fstat(_)
+            | Request::FSetStat(_) => return None,
+            Request::Init
+            | Request::RealPath(_)
+            | Request::ReadLink
+            | Request::Symlink
+            | Request::Extended(
+                ExtendedRequest::Limits
+                | ExtendedRequest::Statvfs
+                | ExtendedRequest::Fstatvfs { .. }
+                | ExtendedRequest::ExpandPath { .. },
+            )
+            | Request::UnknownExtension
+            | Request::UnknownType(_)
+            | Request::Malformed => return None,
         };
-        RequestLine(match packet {
-            Packet::Remove(remove) => named("remove", &remove.filename, Lines::All),
-            Packet::MkDir(mkdir) => named("mkdir", &mkdir.path, Lines::All),
-            Packet::RmDir(rmdir) => named("rmdir", &rmdir.path, Lines::All),
-            Packet::Rename(rename) => renaming(&rename.oldpath, &rename.newpath),
-            Packet::Extended(extended) if extended.request == POSIX_RENAME => {
-                let mut data = Bytes::copy_from_slice(&extended.data);
-                let from = string(&mut data).unwrap_or_default();
-                let to = string(&mut data).unwrap_or_default();
-                renaming(&from, &to)
-            }
-            Packet::SetStat(set) => match set.attrs.size {
-                Some(size) => named(&format!("set size {size} of"), &set.path, Lines::All),
-                None => named("setstat", &set.path, Lines::Failures),
-            },
-            Packet::Open(open) => named("open", &open.filename, Lines::Failures),
-            Packet::OpenDir(open) => named("list", &open.path, Lines::Failures),
-            Packet::Lstat(stat) => named("stat", &stat.path, Lines::FailuresButMissing),
-            Packet::Stat(stat) => named("stat", &stat.path, Lines::FailuresButMissing),
-            Packet::Symlink(_)
-            | Packet::ReadLink(_)
-            | Packet::RealPath(_)
-            | Packet::Extended(_) => None,
-            Packet::ReadDir(read) => {
-                directory(&read.handle).and_then(|path| named("list", path, Lines::Failures))
-            }
-            // What fails on a handle, its transfer's line tells.
-            Packet::Close(_)
-            | Packet::Read(_)
-            | Packet::Write(_)
-            | Packet::Fstat(_)
-            | Packet::FSetStat(_) => None,
-            Packet::Init(_)
-            | Packet::Version(_)
-            | Packet::Status(_)
-            | Packet::Handle(_)
-            | Packet::Data(_)
-            | Packet::Name(_)
-            | Packet::Attrs(_)
-            | Packet::ExtendedReply(_) => None,
-        })
+        Some(Description::new(verb, path, lines))
+    }
+}
+
+impl RequestLine {
+    /// Describes a request before it is carried out. `find_directory` returns the path of an open
+    /// directory.
+    pub fn of<'a>(
+        request: &Request,
+        find_directory: impl FnOnce(&str) -> Option<&'a str>,
+    ) -> RequestLine {
+        RequestLine(Description::of(request, find_directory))
     }
 
     /// Describes a rename.
     pub fn of_rename(from: &str, to: &str) -> RequestLine {
-        RequestLine(renaming(from, to))
+        RequestLine(Some(Description::rename(from, to)))
     }
 
-    /// Logs the request with its outcome.
-    pub fn log(&self, who: &str, answer: &Outcome) {
+    /// Logs the request with its outcome, as far as that is known.
+    pub fn log(&self, who: &str, outcome: &Outcome) {
         let RequestLine(Some(Description { text, lines })) = self else {
             return;
         };
-        match answer {
-            Ok(Some(_)) if *lines == Lines::All => log::info!("{who}: {text}"),
-            // Nothing to say, or nothing known yet.
-            Ok(_) => {}
-            Err(Failure {
-                code: StatusCode::Eof,
-                ..
-            }) => {}
-            Err(Failure {
-                code: StatusCode::NoSuchFile,
-                ..
-            }) if *lines == Lines::FailuresButMissing => {}
-            // The client's own affair, and no reason for an operator to look.
-            Err(
-                failure @ Failure {
-                    code: StatusCode::NoSuchFile,
-                    ..
-                },
-            ) => {
-                log::info!("{who}: {text} failed: {}", failure.text());
-            }
-            Err(failure) => log::warn!("{who}: {text} failed: {}", failure.text()),
+        match outcome {
+            Ok(Answer::Now(_)) if *lines == Lines::All => log::info!("{who}: {text}"),
+            Ok(Answer::Now(_) | Answer::Later) => {}
+            Err(failure) => log_failure(who, text, *lines, failure),
         }
     }
 }
 
-fn renaming(from: &str, to: &str) -> Option<Description> {
-    Some(Description {
-        text: format!("rename {} to {}", shown(from), shown(to)),
-        lines: Lines::All,
-    })
+fn log_failure(who: &str, text: &str, lines: Lines, failure: &Failure) {
+    match failure.code {
+        StatusCode::Eof => {}
+        StatusCode::NoSuchFile if lines == Lines::FailuresButMissing => {}
+        // A name that is missing is the client's own affair, and no reason for an operator to look.
+        StatusCode::NoSuchFile => log::info!("{who}: {text} failed: {}", failure.text()),
+        _ => log::warn!("{who}: {text} failed: {}", failure.text()),
+    }
 }
 
-/// A path in quotes, cut where no key could go on: a client may send one of 256 KiB.
-fn shown(path: &str) -> String {
+/// A path in quotes, cut at the longest key: a client may send one of 256 KiB.
+fn quote(path: &str) -> String {
     let start: String = path.chars().take(MAX_KEY).collect();
     format!("{start:?}")
 }

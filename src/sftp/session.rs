@@ -3,10 +3,11 @@
 use super::Sink;
 use super::attrs::View;
 use super::early_renames::EarlyRenames;
-use super::inbound::{Next, RequestQueue, has_effect};
+use super::inbound::{Next, RequestQueue};
 use super::reads::QueuedReads;
 use super::recent::{ListingAge, RecentStats};
 use super::replies::Replies;
+use super::table::find_row;
 use crate::path::Path;
 use crate::transfer::{BufferPool, Download, SessionLimits, Upload, UserLimits};
 use crate::users::Access;
@@ -219,7 +220,7 @@ impl Session {
                 Next::Closed => return Err(End::Closed),
                 Next::Fatal(fatal) => return Err(End::Protocol(fatal)),
             };
-            if has_effect(&incoming.request) {
+            if find_row(&incoming.request).has_effect {
                 self.handle(incoming).await?;
             } else {
                 tokio::select! {
