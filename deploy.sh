@@ -1,23 +1,26 @@
 #!/bin/sh
-# Puts sftpd on a host as a systemd service; run again, it upgrades it.
+# Installs sftpd on a host as a systemd service. Run again, it upgrades it.
 #
-#   ./deploy.sh HOST                 install or upgrade; if the new sftpd doesn't answer, the old one is put back
-#   ./deploy.sh --port 22 HOST       listen there from now on; at first it is 2222. The host's own sshd is on 22
-#                                    as a rule, and has to move to another port before
-#   ./deploy.sh --rollback HOST      back to what was there before the last deploy
-#   ./deploy.sh --dry-run HOST       show what would be done; on the host, only look
+#   ./deploy.sh HOST                 install or upgrade; if the new sftpd does not answer, the old one is put back
+#   ./deploy.sh --port 22 HOST       listen on this port from now on (default: 2222). The host's own sshd usually has
+#                                    port 22 and must move to another port first
+#   ./deploy.sh --rollback HOST      put back what the last deploy replaced
+#   ./deploy.sh --dry-run HOST       show what would be done; change nothing on the host
 #   ./deploy.sh --unit [--port 22]   show the systemd unit
 #   ./deploy.sh --help               show this
 #
-# HOST is whatever ssh takes; it needs systemd, bash, tar, and root or sudo behind ssh. What is deployed is built here for
-# its CPU and C library, or is the file that SFTPD names. SFTPD_SSH is another ssh command, "ssh -F FILE" for example.
+# HOST is any destination that ssh accepts. It needs systemd, bash, tar, and root or sudo. The binary is built here for
+# the host's CPU and C library; if SFTPD names a file, that binary is deployed instead. SFTPD_SSH is another ssh
+# command, "ssh -F FILE" for example. The unit, its settings file and the script for the host are in contrib/.
 set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
 
 help() {
 	sed -n '/^#$/,/^set/s/^# \{0,1\}//p' "$0"
 }
 
-# For what was typed wrong.
+# Ends with a usage error.
 refuse() {
 	printf 'deploy.sh: %s\n' "$*" >&2
 	help >&2
@@ -33,199 +36,21 @@ show() {
 	printf '+ %s\n' "$*" >&2
 }
 
+# Prints the unit for this port.
 unit() {
-	# A capability for ports below 1024 counts in the host's user namespace only.
-	if [ "$port" -lt 1024 ]; then capability=CAP_NET_BIND_SERVICE own_users=no; else capability='' own_users=yes; fi
-	cat <<UNIT
-# Each deploy replaces this file: configuration belongs into /etc/sftpd/sftpd.env, anything else into
-# \`systemctl edit sftpd\`.
-[Unit]
-Description=SFTP server that streams uploads into S3
-Wants=network-online.target
-After=network-online.target
-# Never give up: S3 or the network may be away for long.
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-Environment=SFTPD_LISTEN=0.0.0.0:$port
-Environment=SFTPD_USERS=/etc/sftpd/users.json
-Environment=SFTPD_HOST_KEYS=/var/lib/sftpd/host_keys
-EnvironmentFile=/etc/sftpd/sftpd.env
-ExecStart=/usr/local/bin/sftpd serve
-TimeoutStartSec=30
-WatchdogSec=30
-Restart=on-failure
-RestartSec=2
-# A mistake in the configuration: another try would end the same.
-RestartPreventExitStatus=2
-# More than SFTPD_DRAIN_TIMEOUT (60 s) and the 20 s that aborting the rest may take.
-TimeoutStopSec=90
-LimitNOFILE=65536
-# 34 MiB, SFTPD_BUFFER_MEMORY (256 MiB), and 10.25 MiB for each of 64 uploads at once: 946 MiB. For more, write
-# [Service] and MemoryMax=2G into \`systemctl edit sftpd\`.
-MemoryMax=1G
-
-User=sftpd
-StateDirectory=sftpd
-StateDirectoryMode=0700
-UMask=0077
-ProtectSystem=strict
-ProtectHome=yes
-PrivateTmp=yes
-PrivateMounts=yes
-PrivateDevices=yes
-DevicePolicy=closed
-PrivateUsers=$own_users
-CapabilityBoundingSet=$capability
-AmbientCapabilities=$capability
-NoNewPrivileges=yes
-ProtectProc=invisible
-ProcSubset=pid
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-ProtectClock=yes
-ProtectHostname=yes
-PrivateIPC=yes
-RemoveIPC=yes
-KeyringMode=private
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-# AF_UNIX carries readiness and the watchdog's signs of life to systemd.
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
-
-[Install]
-WantedBy=multi-user.target
-UNIT
-}
-
-settings() {
-	cat <<'SETTINGS'
-# Configuration of sftpd, NAME=VALUE: every SFTPD_ variable in its README, and those of the AWS SDK.
-# Changes count after `sudo systemctl restart sftpd`.
-
-#SFTPD_STORE=s3://BUCKET/PREFIX
-#AWS_REGION=eu-central-1
-
-# Not needed where the host has a role.
-#AWS_ACCESS_KEY_ID=
-#AWS_SECRET_ACCESS_KEY=
-
-# An S3 server other than Amazon's.
-#AWS_ENDPOINT_URL=https://s3.example.com
-
-# Whoever raises it has to raise MemoryMax too: `systemctl cat sftpd` says how.
-#SFTPD_BUFFER_MEMORY=256MiB
-SETTINGS
-}
-
-# Run by root on the host, beside the files to install.
-install_script() {
-	cat <<'SCRIPT'
-set -eu
-action=$1 port=$2 host=$3
-here=$(dirname "$0")
-binary=/usr/local/bin/sftpd unit=/etc/systemd/system/sftpd.service settings=/etc/sftpd/sftpd.env
-
-trap 'rm -f $binary.new $unit.new' EXIT
-
-fail() {
-	printf 'deploy.sh: %s: %s\n' "$host" "$*" >&2
-	exit 1
-}
-
-# Of the running process: the unit and the settings together.
-variable() {
-	tr '\0' '\n' <"/proc/$(systemctl show --property MainPID --value sftpd)/environ" | sed -n "s/^$1=//p"
-}
-
-# Restarts it, and reads what it says to clients; shows the log if that isn't SSH.
-answers() {
-	began=$(date +%s)
-	if systemctl restart sftpd; then
-		address=$(variable SFTPD_LISTEN)
-		# An empty variable counts as unset.
-		address=${address:-0.0.0.0:2222}
-		# A port alone, with or without a colon, is that port of all addresses.
-		case $address in
-		:*) reachable=127.0.0.1$address ;;
-		*:*) reachable=$(printf %s "$address" | tr -d '[]') ;;
-		*) reachable=127.0.0.1:$address ;;
-		esac
-		# A server that takes its host for a load balancer says nothing before this.
-		header=''
-		[ -z "$(variable SFTPD_PROXY_PROTOCOL)" ] || header='PROXY UNKNOWN\r\n'
-		greet='exec 3<>"/dev/tcp/${1%:*}/${1##*:}" && printf "$2" >&3 && read -r line <&3 && echo "$line"'
-		case $(timeout 10 bash -c "$greet" - "$reachable" "$header") in SSH-2.0-sftpd*) return 0 ;; esac
+	set -- -e "s/^\(Environment=SFTPD_LISTEN=.*:\).*/\1$port/"
+	if [ "$port" -lt 1024 ]; then
+		# A capability to bind the port counts only in the host's own user namespace.
+		set -- "$@" -e 's/^PrivateUsers=.*/PrivateUsers=no/' \
+			-e 's/^CapabilityBoundingSet=.*/CapabilityBoundingSet=CAP_NET_BIND_SERVICE/' \
+			-e 's/^AmbientCapabilities=.*/AmbientCapabilities=CAP_NET_BIND_SERVICE/'
 	fi
-	journalctl --unit sftpd --since "@$began" --lines 20 --output cat --no-pager >&2
-	return 1
+	sed "$@" "$here/contrib/sftpd.service"
 }
 
-if [ "$action" = rollback ]; then
-	if [ ! -e $binary.previous ] || [ ! -e $unit.previous ]; then fail 'there is nothing to go back to'; fi
-	cp -p $binary.previous $binary.new
-	cp -p $unit.previous $unit.new
-else
-	if [ -n "$port" ] && grep -qs '^SFTPD_LISTEN=' $settings; then fail "SFTPD_LISTEN in $settings has the last word: remove it first"; fi
-	install -m 755 "$here/sftpd" $binary.new
-	timeout 10 $binary.new --version >/dev/null || fail 'this binary does not run here; nothing has changed'
-	install -m 644 "$here/sftpd.service" $unit.new
-	id sftpd >/dev/null 2>&1 ||
-		useradd --system --user-group --home-dir /var/lib/sftpd --no-create-home --shell /usr/sbin/nologin sftpd
-	[ -e /etc/sftpd ] || install -d -m 750 -g sftpd /etc/sftpd
-	[ -e $settings ] || install -m 600 "$here/sftpd.env" $settings
-	[ -e /etc/sftpd/users.json ] || install -m 600 -o sftpd -g sftpd "$here/users.json" /etc/sftpd/users.json
-fi
-
-# The two belong together. The same once more leaves alone what there is to go back to.
-changed=
-if ! cmp -s $binary.new $binary || ! cmp -s $unit.new $unit; then
-	for file in $binary $unit; do
-		[ ! -e $file ] || ln -f $file $file.previous
-		mv -f $file.new $file
-	done
-	changed=yes
-fi
-systemctl daemon-reload
-
-if ! grep -q '^SFTPD_STORE=.' $settings; then
-	cat <<NEXT
-sftpd is installed on $host, and not started: it has no bucket yet. What is left to do:
-  1. there, write SFTPD_STORE and what AWS needs into $settings (as root)
-  2. here, add a user:  ./manage-users --host $host add alice "ssh-ed25519 AAAA..."
-  3. here, start it:    ./deploy.sh $host
-NEXT
-	exit
-fi
-systemctl --quiet enable sftpd
-if answers; then
-	echo "$($binary --version) answers on $host at $address"
-	exit
-fi
-if [ -z "$changed" ] || [ ! -e $binary.previous ] || [ ! -e $unit.previous ]; then
-	fail "sftpd does not answer, its log is above: correct $settings, then deploy again"
-fi
-for file in $binary $unit; do
-	mv -f $file.previous $file
-done
-systemctl daemon-reload
-answers || fail "neither the new nor the old sftpd answers, their log is above: correct $settings, then deploy again"
-fail 'the new sftpd does not answer, its log is above; the old one is back and answers'
-SCRIPT
-}
-
-# Sets binary to one for the host.
+# Sets `binary` to one that runs on the host.
 build() {
+	[ -e "$here/Cargo.toml" ] || fail 'there is no source here to build from: let SFTPD name a binary from a release'
 	ours=$(getconf GNU_LIBC_VERSION 2>/dev/null | sed 's/.*\.//')
 	target=$cpu-unknown-linux-gnu
 	if [ "$(uname -sm)" = "Linux $cpu" ] && [ "$glibc" -ge "${ours:-999}" ]; then
@@ -279,10 +104,9 @@ if [ "$action" = unit ]; then
 fi
 [ -n "$host" ] || refuse 'the host is missing'
 if [ "$action" = rollback ] && [ -n "$asked_port" ]; then
-	refuse '--rollback takes back the port too, so --port has no place beside it'
+	refuse '--rollback takes back the port too: leave --port out'
 fi
 
-here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
@@ -290,26 +114,26 @@ tty=
 if [ -t 0 ]; then tty=-t; fi
 ssh=${SFTPD_SSH:-ssh}
 
-# What a deploy has to know of the host. The port of the last one stays.
+# Asks the host for CPU, user id, C library, and the port of the last deploy, which stays.
 # shellcheck disable=SC2016 # for the host's shell
 look='port=$(sed -n "s/^Environment=SFTPD_LISTEN=.*://p" /etc/systemd/system/sftpd.service 2>/dev/null)
 	echo "$(uname -sm) $(id -u) ${port:-2222} $(getconf GNU_LIBC_VERSION)"'
 show "$ssh -- $host '$look'"
 # shellcheck disable=SC2046,SC2086 # words
 set -- $($ssh -- "$host" "$look" | tail -n 1)
-[ "${5-}" = glibc ] || fail "$host can't be asked over ssh, or is not a Linux with glibc (it says: $*)"
+[ "${5-}" = glibc ] || fail "can't reach $host over ssh, or it is not a Linux with glibc (it answered: $*)"
 cpu=$2 port=${asked_port:-$4} glibc=${6#*.}
 sudo=sudo
 if [ "$3" = 0 ]; then sudo=; fi
 
 set -- install
-install_script >"$work/install"
+cp "$here/contrib/install" "$work/install"
 if [ "$action" = deploy ]; then
 	binary=${SFTPD:-}
 	[ -n "$binary" ] || build
 	set -- install sftpd sftpd.service sftpd.env users.json
 	unit >"$work/sftpd.service"
-	settings >"$work/sftpd.env"
+	cp "$here/contrib/sftpd.env" "$work/sftpd.env"
 	echo '{"users": {}}' >"$work/users.json"
 	[ -n "$dry" ] || cp "$binary" "$work/sftpd"
 fi

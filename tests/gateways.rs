@@ -19,14 +19,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// The example of the README, with the addresses of this test.
+/// The configuration in contrib/, with the addresses of this test.
 fn balance(gateway: &mut Gateway, servers: [String; 2]) -> Running {
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()
         .port();
-    let mut config = include_str!("../examples/haproxy.cfg").to_owned();
+    let mut config = include_str!("../contrib/haproxy.cfg").to_owned();
     for (theirs, ours) in [
         ("bind :22", format!("bind 127.0.0.1:{port}")),
         ("10.0.0.11:2222", servers[0].clone()),

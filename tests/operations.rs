@@ -424,10 +424,10 @@ fn promtool(args: &[&str], input: &str) {
 /// Each alert fires when it should, and none on a normal day.
 #[test]
 fn alerts_are_rules_that_fire() {
-    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
-    promtool(&["check", "rules", &format!("{examples}/alerts.yml")], "");
+    let contrib = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib");
+    promtool(&["check", "rules", &format!("{contrib}/alerts.yml")], "");
     promtool(
-        &["test", "rules", &format!("{examples}/alerts_test.yml")],
+        &["test", "rules", &format!("{contrib}/alerts_test.yml")],
         "",
     );
 }
@@ -475,7 +475,7 @@ async fn a_server_that_drains_is_unhealthy_and_a_broken_users_file_shows() {
 
 /// What alerts and dashboard ask for must exist: a typing error there is an alarm that never comes.
 #[tokio::test(flavor = "multi_thread")]
-async fn examples_ask_for_metrics_that_there_are() {
+async fn alerts_and_dashboard_ask_for_metrics_that_exist() {
     let source = include_str!("../src/metrics.rs");
     let names: Vec<_> = source
         .split('"')
@@ -483,8 +483,8 @@ async fn examples_ask_for_metrics_that_there_are() {
         .collect();
     assert!(names.len() > 10);
     for (file, text) in [
-        ("alerts.yml", include_str!("../examples/alerts.yml")),
-        ("dashboard.json", include_str!("../examples/dashboard.json")),
+        ("alerts.yml", include_str!("../contrib/alerts.yml")),
+        ("dashboard.json", include_str!("../contrib/dashboard.json")),
     ] {
         let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
         let asked: Vec<_> = text
