@@ -1,4 +1,4 @@
-//! The memory promise of the README, measured on the real binary: peak RSS against the formula.
+//! The memory promise of docs/requests.md, measured on the real binary: peak RSS against the formula.
 
 // A panic is how a test fails.
 #![allow(

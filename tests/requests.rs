@@ -1,4 +1,5 @@
-//! The README's request table, row by row: what each SFTP request does, and exactly which S3 requests it costs.
+//! The request table of README.md and docs/requests.md, row by row: what each SFTP request does, and
+//! exactly which S3 requests it costs.
 
 // A panic is how a test fails.
 #![allow(

@@ -19,7 +19,7 @@ use std::{ops::Range, time::Duration};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// Longest packet in bytes, as README says.
+/// Longest packet in bytes, as docs/requests.md says.
 const MAX_PACKET: usize = 256 * 1024;
 /// Longest message of an SSH channel in bytes: a chunk that the session is given is never longer.
 const MAX_MESSAGE: usize = 32 * 1024;
