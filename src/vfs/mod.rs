@@ -1,6 +1,6 @@
 //! What a user sees: a file system made of keys, of directories that S3 lacks, and of uploads in progress.
 //!
-//! Called by `sftp`, one [`Vfs`] a session. Every rule of the README's request table that is not about
+//! Called by `sftp`, one [`Vfs`] a session. Every rule of docs/requests.md that is not about
 //! bytes lives here; each function says which S3 requests it sends.
 
 mod listing;

@@ -40,7 +40,8 @@ pub enum Command {
     },
     /// List the users: status, access, home and ways to log in.
     List {
-        /// One JSON array instead; its fields are in README.md.
+        /// One JSON array instead, of objects with name, home, access, disabled, password, keys and
+        /// public_keys.
         #[arg(long)]
         json: bool,
     },
