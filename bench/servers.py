@@ -213,6 +213,9 @@ class Garage(S3Server):
         garage("bucket", "create", BUCKET)
         garage("bucket", "allow", "--read", "--write", "--owner", BUCKET, "--key", self.access_key)
 
+    def version_command(self):
+        return [self.program, "--version"]
+
     def requests(self):
         """Garage logs a line for each, and another one if it failed."""
         with open(self.log) as log:
@@ -248,6 +251,9 @@ class SeaweedFs(S3Server):
         with contextlib.suppress(botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError):
             self.client.create_bucket(Bucket=BUCKET)
         return super().is_ready()
+
+    def version_command(self):
+        return ["weed", "version"]
 
     def requests(self):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics") as answer:
@@ -320,6 +326,11 @@ class Server:
         run(command, seconds, text=commands + "\n", cwd=self.place)
 
 
+def sshd_program():
+    """The full path of sshd, which refuses to run without it."""
+    return shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
+
+
 class OpenSsh(Server):
     key, name, uses_s3 = "openssh", "OpenSSH sftp-server on tmpfs", False
     user = pwd.getpwuid(os.getuid()).pw_name
@@ -333,9 +344,7 @@ class OpenSsh(Server):
         )
         if os.getuid() == 0:
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
-        # sshd wants its own path in full.
-        program = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
-        process = start([program, "-D", "-e", "-f", self.folder / "sshd_config"], self.log)
+        process = start([sshd_program(), "-D", "-e", "-f", self.folder / "sshd_config"], self.log)
         self.most = 0
         threading.Thread(target=self.watch, args=(process,), daemon=True).start()
         return process
