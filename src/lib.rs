@@ -29,9 +29,9 @@ use std::panic::AssertUnwindSafe;
 #[error("internal server error, see the server's log")]
 pub struct Panicked;
 
-/// Resolves to what the future returns, or to an error if it panics: a bug, or one of a store, costs
-/// one request. What the future was working on must be thrown away, or be whole at each of its
-/// awaits.
+/// Resolves to what the future returns, or to an error if it panics: a bug, or one of a store,
+/// costs one request. What the future was working on must be thrown away, or be whole at each of
+/// its awaits.
 pub(crate) async fn catch_panic<T>(future: impl Future<Output = T>) -> Result<T, Panicked> {
     let outcome = AssertUnwindSafe(future).catch_unwind().await;
     outcome.map_err(|_| Panicked)

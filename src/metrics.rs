@@ -1,9 +1,9 @@
 //! Names of the metrics, and a guard for gauges.
 //!
 //! Metrics are recorded where an outcome is known, with the macros of the crate `metrics`. They do
-//! nothing until the process installs a recorder: the binary brings Prometheus', an application that
-//! embeds the server its own. Names follow
-//! [Prometheus' conventions](https://prometheus.io/docs/practices/naming/).
+//! nothing until the process installs a recorder: the binary brings Prometheus', an application
+//! that embeds the server its own. Names follow [Prometheus'
+//! conventions](https://prometheus.io/docs/practices/naming/).
 
 use metrics::gauge;
 

@@ -1,4 +1,4 @@
-//! What S3 knows of a file, in the words of SFTP: attributes, and the line that `ls -l` shows.
+//! SFTP attributes of a file, and the line that `ls -l` shows.
 
 use crate::users::Access;
 use crate::vfs::{Item, Stat};
@@ -18,7 +18,8 @@ pub struct View {
     pub access: Access,
 }
 
-/// The time of every directory, which has none in S3: the same in each session, or tools that compare would see changes.
+/// Time of every directory, which has none in S3. It is the same in each session, or tools that
+/// compare would see changes.
 const DIRECTORY_TIME: SystemTime = UNIX_EPOCH;
 
 impl View {
@@ -33,32 +34,32 @@ impl View {
             Access::ReadOnly => 0o444,
             Access::WriteOnly => 0o200,
         };
-        let seconds = modified
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        let (permissions, mtime) = (
-            Some(kind | bits),
-            Some(seconds.try_into().unwrap_or(u32::MAX)),
-        );
+        let seconds = match modified.duration_since(UNIX_EPOCH) {
+            Ok(since) => since.as_secs(),
+            Err(_before_1970) => 0,
+        };
+        let mtime = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
         // The rest, owner and group, is 0.
         FileAttributes {
             size: Some(size),
-            permissions,
+            permissions: Some(kind | bits),
             atime: mtime,
             mtime,
             ..FileAttributes::dummy()
         }
     }
 
-    /// An entry of a NAME reply. Its long name is a line as `ls -l` prints it, and as OpenSSH's server does:
-    /// some clients have nothing else to parse.
+    /// An entry of a NAME reply. Its long name is a line of `ls -l`, as OpenSSH's server sends it:
+    /// some clients parse nothing else.
     pub fn file(&self, Item { name, stat }: Item) -> File {
         let attrs = self.attributes(&stat);
         let kind = if attrs.is_dir() { 'd' } else { '-' };
         let modified = DateTime::<Utc>::from(attrs.modified().unwrap_or(UNIX_EPOCH));
         let recent = (0..182).contains(&(Utc::now() - modified).num_days());
         let date = modified.format(if recent { "%b %e %H:%M" } else { "%b %e  %Y" });
-        let (mode, size, user) = (attrs.permissions(), attrs.len(), &self.user);
+        let mode = attrs.permissions();
+        let size = attrs.len();
+        let user = &self.user;
         let longname = format!("{kind}{mode}    1 {user:<8} {user:<8} {size:>8} {date} {name}");
         File {
             filename: name,

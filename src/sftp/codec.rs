@@ -1,7 +1,8 @@
 //! Bytes from the channel become requests: framing and decoding. WRITE is decoded here, because its
 //! data must not be copied; the others by `russh_sftp`.
 //!
-//! SFTP version 3, [draft-ietf-secsh-filexfer-02](https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02);
+//! SFTP version 3,
+//! [draft-ietf-secsh-filexfer-02](https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02);
 //! sizes as in OpenSSH's `sftp-common.h`.
 
 use super::table::{EXTENSIONS, Extension};
@@ -113,8 +114,8 @@ impl SegmentedBuf {
         self.len
     }
 
-    /// Adds bytes at the end. Small pieces are joined, so that the memory of a client that sends byte
-    /// by byte is little more than its bytes.
+    /// Adds bytes at the end. Small pieces are joined, so that the memory of a client that sends
+    /// byte by byte is little more than its bytes.
     fn push(&mut self, piece: Bytes) {
         self.len += piece.len();
         let joins = |last: &mut Bytes| last.len() + piece.len() <= MAX_JOINED;

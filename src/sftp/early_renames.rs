@@ -1,14 +1,16 @@
 //! Renames that came before the CLOSE of a file they concern.
 //!
-//! Called by the session. FUSE tells sshfs of a `close()` in the background, so the RENAME of a program that writes a
-//! temporary file and moves it into place may overtake its CLOSE. Such a rename is kept until the CLOSE is there; it
-//! would be refused, or the CLOSE would replace what it has moved. The session goes on with other requests meanwhile.
+//! Called by the session. FUSE tells sshfs of a `close()` in the background, so the RENAME of a
+//! program that writes a temporary file and moves it into place may overtake its CLOSE. Such a
+//! rename is kept until the CLOSE is there; it would be refused, or the CLOSE would replace what it
+//! has moved. The session goes on with other requests meanwhile.
 
 use crate::path::Path;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// How long a rename waits for a CLOSE. A client that keeps the file open on purpose gets its refusal then.
+/// How long a rename waits for a CLOSE. A client that keeps the file open on purpose gets its
+/// refusal then.
 const MAX_WAIT: Duration = Duration::from_secs(3);
 
 /// Renames of one session that wait; one more is carried out at once.
@@ -23,7 +25,7 @@ pub struct Rename {
 }
 
 impl Rename {
-    /// Is a file with this path moved or replaced, by itself or with its directory?
+    /// Does it move or replace the file with this path, alone or with its directory?
     pub fn concerns(&self, path: &Path) -> bool {
         path.is_inside_or_at(&self.from) || path.is_inside_or_at(&self.to)
     }
@@ -43,7 +45,8 @@ impl EarlyRenames {
         Ok(())
     }
 
-    /// Takes the first rename that has waited long enough, or that none of the files that are still open concerns.
+    /// Takes the first rename that has waited long enough, or that none of the files that are still
+    /// open concerns.
     pub fn take_due<'a>(&mut self, open: impl Iterator<Item = &'a Path> + Clone) -> Option<Rename> {
         let now = Instant::now();
         let is_due = |(deadline, rename): &(Instant, Rename)| {

@@ -66,7 +66,8 @@ impl Failure {
         Failure::new(StatusCode::Failure, "no such handle is open")
     }
 
-    /// What the client reads: first the words of OpenSSH's `sftp-server.c`, which programs look for, then the reason.
+    /// What the client reads: first the words of OpenSSH's `sftp-server.c`, which programs look
+    /// for, then the reason.
     pub fn text(&self) -> String {
         let words = status_words(self.code);
         match self.reason.as_str() {
@@ -142,8 +143,8 @@ impl From<UploadError> for Failure {
     }
 }
 
-/// The code for a failure of the store in the middle of an operation. The client did not ask for the
-/// key that may be missing there.
+/// The code for a failure of the store in the middle of an operation. The client did not ask for
+/// the key that may be missing there.
 fn status_of_store(error: &StoreError) -> StatusCode {
     match error {
         StoreError::Forbidden(_) => StatusCode::PermissionDenied,

@@ -1,9 +1,10 @@
-//! Requests that have come and are not carried out yet: a queue and the task that fills it.
+//! Requests that arrived and are not carried out yet: a queue and the task that fills it.
 //!
-//! Invariant: the channel is drained while the session waits for the store, so that SSH stays alive: keep-alives are
-//! answered, other channels go on, and the end of the channel is seen. What is drained is counted, in room of the
-//! session's own and then in the pool. Only when neither has any left is the channel read no further. Clients bound
-//! what they send without an answer: OpenSSH 64 WRITEs of 255 KiB, most others 64 of 32 KiB.
+//! Invariant: the channel is drained while the session waits for the store, so that SSH stays
+//! alive: keep-alives are answered, other channels go on, and the end of the channel is seen. The
+//! memory of drained requests is counted, first in the session's own room and then in the pool.
+//! Once neither has any left, the channel is read no further. Clients limit what they send without
+//! an answer: OpenSSH 64 WRITEs of 255 KiB, most others 64 of 32 KiB.
 
 use super::codec::{Fatal, Framed, PacketDecoder, Request};
 use super::table::find_row;
@@ -14,14 +15,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// Requests that a session can have waiting without the pool, in bytes.
+/// Limit on the waiting requests of a session without the pool, in bytes.
 const OWN_ROOM: usize = 1024 * 1024;
-/// The same in the pool, in bytes: what OpenSSH sends without an answer, and room for the packets' headers.
+/// The same in the pool, in bytes: what OpenSSH sends without an answer, and the packets' headers.
 const POOL_ROOM: usize = 17 * 1024 * 1024;
-/// What a request takes beside its bytes.
+/// Memory of a request beside its bytes, in bytes.
 const REQUEST_OVERHEAD: usize = 256;
 
-/// A request, and the memory that it takes until it is carried out.
+/// A request, and its memory until it is carried out.
 pub struct Incoming {
     /// SFTP request id.
     pub id: u32,
@@ -37,7 +38,7 @@ pub struct RequestMemory {
 }
 
 impl RequestMemory {
-    /// The same bytes, which hold this memory until they are part of the upload: the answer may come later.
+    /// Ties the memory to the bytes, until they are part of the upload. The answer may come later.
     pub fn hold(self, mut data: Vec<Bytes>) -> Vec<Bytes> {
         if let Some(last) = data.pop() {
             data.push(Bytes::from_owner(HeldBytes {
@@ -60,7 +61,7 @@ impl AsRef<[u8]> for HeldBytes {
     }
 }
 
-/// What comes next.
+/// The next event of the stream.
 pub enum Next {
     Request(Incoming),
     /// The client sends nothing more, and may still read.
@@ -223,9 +224,9 @@ impl RequestQueue {
         self.changed.notify_waiters();
     }
 
-    /// Requests that arrived before are still carried out, as clients need not wait for the answers.
-    /// WRITEs of a file that is not closed behind them, and requests that only make sense with their
-    /// answer, are dropped.
+    /// Requests that arrived before are still carried out, as clients need not wait for the
+    /// answers. WRITEs of a file that is not closed behind them, and requests that only make sense
+    /// with their answer, are dropped.
     fn close(&self) {
         let mut state = self.state();
         while let Some(last) = state.requests.back() {

@@ -1,9 +1,9 @@
 //! SFTP sessions: requests in, replies out, files open in between.
 //!
 //! Called by `server` with a channel of bytes; the only room that names `russh_sftp`. Requests are
-//! carried out in the order in which they arrive, as OpenSSH's server does, with two exceptions that
-//! may take long and that a client has many of: READs are answered by the file's own task, and the
-//! end of an upload is awaited beside other requests.
+//! carried out in the order in which they arrive, as OpenSSH's server does, with two exceptions
+//! that may take long and that a client has many of: READs are answered by the file's own task, and
+//! the end of an upload is awaited beside other requests.
 //!
 //! The rule that keeps every client moving: the session's loop waits for the store, never for the
 //! client. Beside it, one task drains the channel and one sends the replies.

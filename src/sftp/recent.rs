@@ -1,7 +1,8 @@
-//! What listings said a moment ago. Many clients ask for the attributes of each name that they have just listed, which
-//! would be a request to the store for each.
+//! What listings said a moment ago. Many clients ask for the attributes of each name that they have
+//! just listed, which would be a request to the store for each.
 //!
-//! Invariant: nothing here is older than [`KEEP_TIME`], or than the beginning or the end of any change through this server.
+//! Invariant: nothing here is older than [`KEEP_TIME`], or than the beginning or the end of any
+//! change through this server.
 
 use crate::path::Path;
 use crate::vfs::{Item, Stat};
@@ -9,14 +10,15 @@ use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Other gateways and programs may change a file; what a client has before it since its listing can't be newer than this.
+/// Other gateways and programs may change a file. The attributes that a listing shows to a client
+/// are older than this too.
 const KEEP_TIME: Duration = Duration::from_secs(3);
-/// What is remembered may take this many bytes in a session.
+/// Limit on the memory of what is remembered in one session, in bytes.
 const MAX_BYTES: usize = 256 * 1024;
-/// What an entry takes beside its path, in bytes.
+/// Memory of an entry beside its path, in bytes.
 const ENTRY_BYTES: usize = 128;
 
-/// When a directory was opened: what is listed of it is no older.
+/// When a directory was opened: its listing is no older.
 #[derive(Clone, Copy)]
 pub struct ListingAge {
     opened: Instant,

@@ -155,8 +155,8 @@ impl ReadSink for Replies {
     }
 }
 
-/// A reply that another task sends. Dropped without having been sent it reports an internal error, so
-/// that every request is answered exactly once.
+/// A reply that another task sends. Dropped without having been sent it reports an internal error,
+/// so that every request is answered exactly once.
 pub struct PendingReply {
     id: u32,
     /// `None` once it was sent.

@@ -303,8 +303,8 @@ impl Session {
         }
     }
 
-    /// Reports a size that no client takes for a full disk, as S3 has no end; in blocks of 1 MiB, so
-    /// that it fits everyone's integers.
+    /// Reports a size that no client takes for a full disk, as S3 has no end; in blocks of 1 MiB,
+    /// so that it fits everyone's integers.
     fn statvfs(&self, id: u32) -> Answer {
         const BLOCK: u64 = 1 << 20;
         const MANY: u64 = 1 << 40;

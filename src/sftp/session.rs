@@ -21,10 +21,10 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Files and directories one session can have open at once; told to clients by `limits@openssh.com`.
+/// Limit on the open files and directories of one session, which `limits@openssh.com` reports.
 pub const MAX_HANDLES: usize = 256;
 
-/// Uploads of one session that can be on their way from CLOSE to its reply; the next CLOSE waits.
+/// Limit on the uploads of one session between CLOSE and its reply; the next CLOSE waits.
 const MAX_CLOSING: usize = 16;
 
 /// What comes from the client.
@@ -34,7 +34,7 @@ pub enum Received {
     Data(Bytes),
     /// The client sends nothing more, and still reads.
     Eof,
-    /// The channel is closed or the connection gone: nobody reads any more.
+    /// The channel is closed or the connection gone: replies are no longer read.
     Closed,
 }
 
@@ -44,11 +44,11 @@ pub trait Source: Send + 'static {
     fn next(&mut self) -> impl Future<Output = Received> + Send;
 }
 
-/// What a session is told of its surroundings.
+/// What a session gets from the server.
 pub struct SessionParams {
     /// The server's memory.
     pub pool: BufferPool,
-    /// What all sessions of the user may have together.
+    /// Limits on all sessions of the user together.
     pub limits: Arc<UserLimits>,
     /// Places for files that are open for writing, for the whole server.
     pub uploads: Arc<Semaphore>,
@@ -60,7 +60,7 @@ pub struct SessionParams {
     pub who: Arc<str>,
     /// The owner that listings show.
     pub user: Arc<str>,
-    /// The session ends after so long without a request or an answer.
+    /// The session ends after this time without a request or a reply.
     pub idle_timeout: Duration,
     /// Once cancelled: finish what is open, then end.
     pub drain: CancellationToken,
@@ -69,10 +69,10 @@ pub struct SessionParams {
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub enum End {
-    /// The client said so, or hung up.
+    /// The client closed the channel or the connection.
     #[error("closed by the client")]
     Closed,
-    /// Nothing happened for too long.
+    /// No request and no reply for too long.
     #[error("idle for {}", humantime::format_duration(*.0))]
     Idle(Duration),
     /// The server stops.
@@ -81,10 +81,10 @@ pub enum End {
     /// The client sends what can't be SFTP.
     #[error("not SFTP: {0}")]
     Protocol(#[from] super::codec::Fatal),
-    /// Requests came before the version was after_pending_closes.
+    /// Requests arrived before INIT.
     #[error("not SFTP: a request before INIT")]
     NoInit,
-    /// Megabytes of replies were never read.
+    /// The client did not read megabytes of replies.
     #[error("the client does not read its replies")]
     Ignored,
 }
@@ -108,7 +108,7 @@ pub(super) enum Handle {
         path: Path,
         append: bool,
         place: UploadPlace,
-        /// READs that found no room at once; `None` before there was one.
+        /// READs that found no room at once; `None` until there is one.
         queued_reads: Option<QueuedReads>,
     },
 }
@@ -125,7 +125,7 @@ pub(super) struct Session {
     pub replies: Replies,
     pub handles: HashMap<String, OpenHandle>,
     pub next_handle: u64,
-    /// What the files of this session may have together.
+    /// Limits on the files of this session together.
     pub limits: SessionLimits,
     pub recent: RecentStats,
     pub early_renames: EarlyRenames,
@@ -134,7 +134,8 @@ pub(super) struct Session {
     pub initialized: bool,
 }
 
-/// Serves one session until it ends; every reply is sent, or given up with the client, before this returns.
+/// Serves one session until it ends. Every reply is sent, or dropped with the client, before this
+/// returns.
 pub async fn serve(source: impl Source, sink: impl Sink, settings: SessionParams) -> End {
     let last = Clock::new(watch::Sender::new(Instant::now()));
     let (replies, sending) = Replies::new(sink, last.clone());
@@ -165,7 +166,7 @@ pub async fn serve(source: impl Source, sink: impl Sink, settings: SessionParams
     tokio::select! {
         biased;
         _ = sending => end,
-        // Nobody reads the replies that are left. Uploads that are being closed are, all the same.
+        // The replies that are left are not read. Uploads that are being closed go on all the same.
         () = requests.closed() => end,
         () = wait_until_idle(&last, idle_timeout) => End::Idle(idle_timeout),
     }
@@ -236,7 +237,7 @@ impl Session {
     }
 }
 
-/// When something last happened, for the reader and the sender.
+/// When the client last sent a request or took a reply.
 pub(super) type Clock = Arc<watch::Sender<Instant>>;
 
 /// Resolves once nothing has happened for this long.

@@ -17,11 +17,12 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-/// paramiko's `get` asks for a whole file from one thread and, if the answers ever catch up with its
-/// questions, takes the file for finished and goes on READ by READ, at a tenth of the speed. So the
-/// first answer waits until this many more READs are there …
+/// paramiko's `get` asks for a whole file from one thread and, if the answers ever catch up with
+/// its questions, takes the file for finished and goes on READ by READ, at a tenth of the speed. So
+/// the first answer waits until this many more READs are there …
 const HEAD_START: u32 = 8;
-/// … but no longer than this, counted from the question: S3 takes most of that time, or all, anyway.
+/// … but no longer than this, counted from the question: S3 takes most of that time, or all,
+/// anyway.
 const HEAD_START_TIME: Duration = Duration::from_millis(5);
 
 /// A range is fetched for a READ in no less than this many bytes, as long as there is memory.
@@ -69,7 +70,8 @@ impl From<Object> for OpenedObject {
 }
 
 impl OpenedObject {
-    /// Sends one GET, which is all that a small file needs; or a HEAD if there is no memory for more.
+    /// Sends one GET, which is all that a small file needs; or a HEAD if there is no memory for
+    /// more.
     pub async fn ask(
         transfers: &Transfers,
         key: &Key,
@@ -100,8 +102,8 @@ pub struct Download {
 }
 
 impl Download {
-    /// Starts the task. Nothing more is fetched before the first READ. `on_end` is called with how it
-    /// went.
+    /// Starts the task. Nothing more is fetched before the first READ. `on_end` is called with how
+    /// it went.
     pub fn open(
         transfers: Arc<Transfers>,
         key: Key,
@@ -290,8 +292,8 @@ impl DownloadTask {
         self.read_ahead.forget();
     }
 
-    /// The bytes of a READ. rclone, libssh2 and psftp always ask past the end of the file: that needs
-    /// no request.
+    /// The bytes of a READ. rclone, libssh2 and psftp always ask past the end of the file: that
+    /// needs no request.
     async fn answer(&mut self, range: Range<u64>, queue: &ReadQueue) -> store::Result<Vec<Bytes>> {
         if queue.is_cancelled() {
             let why = "the file was closed before its data came";
@@ -345,8 +347,8 @@ impl DownloadTask {
         }
     }
 
-    /// Starts the requests for a READ that ends at `needed`. Ahead of need only with memory from the
-    /// pool; what a READ needs is fetched anyway, but then little more than that.
+    /// Starts the requests for a READ that ends at `needed`. Ahead of need only with memory from
+    /// the pool; what a READ needs is fetched anyway, but then little more than that.
     fn fetch(&mut self, needed: u64) {
         while let Some(wanted) = self.read_ahead.next_fetch(needed) {
             let (range, memory) = match self.reserve(&wanted, needed) {

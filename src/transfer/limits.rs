@@ -1,21 +1,22 @@
-//! What one user, and one session, may pile up: counted while it lasts, over all sessions of the user.
+//! Limits on what one user and one session may pile up.
 //!
-//! Made by `server`, one [`UserLimits`] a user and one [`SessionLimits`] a session; asked by `sftp` and `download`.
+//! Made by `server`, one [`UserLimits`] for all sessions of a user, and by `sftp`, one
+//! [`SessionLimits`] a session; asked by `sftp` and by downloads.
 
-use crate::transfer::{BufferPool, Reservation, Share};
+use super::{BufferPool, Reservation, Share};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Files and directories that one user can have open at once, in all sessions: four sessions' worth.
+/// Limit on the open files and directories of one user in all sessions: four sessions' worth.
 pub const MAX_USER_HANDLES: usize = 1024;
-/// READs that can wait in one session, after runs of them that follow each other are folded into one.
+/// Limit on the READs that wait in one session, after runs of consecutive ones are folded.
 pub const MAX_WAITING_READS: usize = 8192;
-/// Memory of a session's own for blocks that READs need while the pool has none, in KiB.
+/// Memory of a session's own, in KiB, for blocks that READs need while the pool has none.
 const OWN_BLOCKS: usize = 1024;
-/// Semaphores count KiB, as they hold `u32::MAX` at most.
+/// Semaphores count KiB: one request for permits is at most `u32::MAX`.
 const UNIT: u64 = 1024;
 
-/// What the sessions of one user share.
+/// Limits that the sessions of one user share.
 pub struct UserLimits {
     handles: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
@@ -23,7 +24,7 @@ pub struct UserLimits {
 }
 
 impl UserLimits {
-    /// One user may take three quarters of the uploads that the server has room for, and of the read-ahead.
+    /// One user may take three quarters of the server's uploads, and of its read-ahead.
     pub fn new(max_uploads: usize, pool: &BufferPool) -> UserLimits {
         let share = |all: usize| Arc::new(Semaphore::new((all * 3 / 4).max(1)));
         let read_ahead = pool.size_of(Share::ReadAhead) / UNIT;
@@ -34,18 +35,18 @@ impl UserLimits {
         }
     }
 
-    /// A place for an open file or directory; `None` if the user has no more.
+    /// A place for an open file or directory; `None` if the user has none left.
     pub fn open_handle(&self) -> Option<OwnedSemaphorePermit> {
         self.handles.clone().try_acquire_owned().ok()
     }
 
-    /// A place for a file that is open for writing; `None` if the user has no more.
+    /// A place for a file that is open for writing; `None` if the user has none left.
     pub fn open_upload(&self) -> Option<OwnedSemaphorePermit> {
         self.uploads.clone().try_acquire_owned().ok()
     }
 }
 
-/// What the files of one session share. Clones are of the same session.
+/// Limits that the files of one session share. Clones share them.
 #[derive(Clone)]
 pub struct SessionLimits {
     pool: BufferPool,
@@ -57,7 +58,7 @@ pub struct SessionLimits {
 /// Memory of a block; given back when dropped.
 pub struct BlockMemory {
     _permit: OwnedSemaphorePermit,
-    /// `None` within the session's own.
+    /// `None` if it is the session's own.
     _pool: Option<Reservation>,
 }
 
@@ -72,7 +73,8 @@ impl SessionLimits {
         }
     }
 
-    /// Memory of the pool for a block that is fetched ahead, if it is free and within the user's share.
+    /// Memory of the pool for a block that is fetched ahead, if it is free and within the user's
+    /// share.
     pub fn try_read_ahead(&self, bytes: u64) -> Option<BlockMemory> {
         let permit = try_acquire(&self.user_read_ahead, bytes)?;
         let pool = self.pool.try_take_share(Share::ReadAhead, bytes)?;

@@ -1,8 +1,8 @@
 //! Transfers: how the bytes of one file move between a session and the store, in both directions.
 //!
-//! Called by `vfs`, which changes names, and by `sftp`, which opens, writes, reads and closes. Knows
-//! keys and bytes, and neither paths nor SFTP. Everything that a transfer holds is counted here:
-//! memory in the [`BufferPool`], open files in the [`UserLimits`].
+//! Called by `vfs`, which changes names, and by `sftp`, which opens, writes, reads and closes.
+//! Knows keys and bytes, and neither paths nor SFTP. Everything that a transfer holds is counted
+//! here: memory in the [`BufferPool`], open files in the [`UserLimits`].
 
 mod download;
 mod limits;
@@ -35,8 +35,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Time for requests under way to end once the server has to stop. S3 may have carried out a request
-/// that is cancelled, or not.
+/// Time for requests under way to end once the server has to stop. S3 may have carried out a
+/// request that is cancelled, or not.
 const LAST_REQUESTS_TIME: Duration = Duration::from_secs(5);
 
 /// What every transfer needs of the server.

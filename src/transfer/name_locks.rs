@@ -1,20 +1,21 @@
 //! Locks on names, in one process: what makes looking at a key and then changing it one step.
 //!
-//! Called by `tree` and `upload`. A CLOSE, remove, rename, mkdir, rmdir or exclusive OPEN holds its names while it works.
-//! Invariants: who asks first is first, so nobody starves; all names of one operation are asked for at once, so no two
-//! operations wait for each other; and only the store is waited for with a lock in hand, never a client.
+//! Called by `vfs` and by uploads. A CLOSE, remove, rename, mkdir, rmdir or exclusive OPEN holds
+//! its names while it works. Invariants: the queue is first come, first served, so no operation
+//! starves; all names of one operation are asked for at once, so no two operations wait for each
+//! other; and an operation that holds a lock waits for the store only, never for a client.
 
 use crate::store::Key;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 
-/// What one operation needs for itself.
+/// A name that one operation needs for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockedName {
     /// The key with a slash at its end, as a file and a directory share one name.
     path: String,
-    /// Everything below it too.
+    /// Is everything below it included?
     subtree: bool,
 }
 
@@ -47,12 +48,12 @@ pub struct NameLocks {
     queue: Arc<Mutex<Queue>>,
 }
 
-/// All operations that have or wait for a name.
+/// All operations that hold or wait for a name.
 #[derive(Default)]
 struct Queue {
     next_number: u64,
     ended: u64,
-    /// By path and by the number of the operation, which rises with time.
+    /// By path and by the number of the operation; numbers rise with time.
     entries: BTreeMap<(String, u64), Entry>,
 }
 
@@ -71,8 +72,8 @@ pub struct NameLock {
 }
 
 impl NameLocks {
-    /// Takes a place in the queue: operations that ask from now on wait for this one. [`NameLock::wait`] tells when it is
-    /// its turn.
+    /// Takes a place in the queue: operations that ask from now on wait for this one.
+    /// [`NameLock::wait`] resolves when it is its turn.
     pub fn enqueue(&self, names: Vec<LockedName>) -> NameLock {
         let ended = CancellationToken::new();
         let mut queue = self.queue();
@@ -102,8 +103,8 @@ impl NameLocks {
         lock
     }
 
-    /// How many operations have begun and ended so far: what was looked at under one count and is used under the same one
-    /// was changed by none of them in between.
+    /// How many operations have begun and ended so far. No operation has changed anything between
+    /// two calls that return the same count.
     pub fn count(&self) -> u64 {
         let queue = self.queue();
         queue.next_number + queue.ended
@@ -126,10 +127,12 @@ impl NameLocks {
 
     fn find_earlier(&self, names: &[LockedName], number: u64) -> Option<Entry> {
         let queue = self.queue();
-        names
-            .iter()
-            .find_map(|name| queue.find_earlier(name, number))
-            .cloned()
+        for name in names {
+            if let Some(entry) = queue.find_earlier(name, number) {
+                return Some(entry.clone());
+            }
+        }
+        None
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {

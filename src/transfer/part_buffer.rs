@@ -1,8 +1,9 @@
-//! Writes at offsets become parts in order: the pure half of an upload, without clock, task or store.
+//! Writes at offsets become parts in order: the pure half of an upload, without clock, task or
+//! store.
 //!
-//! Invariants: the parts taken so far are exactly the bytes `0..start`; `buffer` holds the part that
-//! begins at `start`, `early` the bytes that arrived for later parts; a byte that left in a part is
-//! never changed. A refused write leaves the state as it was.
+//! Invariants: the parts taken so far are exactly the bytes `0..start`; `buffer` holds the part
+//! that begins at `start`, `early` the bytes that arrived for later parts; a byte that left in a
+//! part is never changed. A refused write leaves the state as it was.
 
 use super::{Buffer, BufferPool};
 use crate::store::{MAX_PARTS, MIN_PART};
@@ -198,8 +199,8 @@ impl PartBuffer {
         self.contiguous_len().max(added).min(self.part_size)
     }
 
-    /// Where the first gap ends: the next offset behind [`PartBuffer::end`] that was written. `None`
-    /// if there is no gap.
+    /// Where the first gap ends: the next offset behind [`PartBuffer::end`] that was written.
+    /// `None` if there is no gap.
     pub fn gap_end(&self) -> Option<u64> {
         let end = self.end();
         if self.written_end <= end {
@@ -299,8 +300,8 @@ impl PartBuffer {
         Ok(data.len())
     }
 
-    /// How many of `len` bytes at this offset belong to the part being filled. The others lie behind
-    /// it.
+    /// How many of `len` bytes at this offset belong to the part being filled. The others lie
+    /// behind it.
     fn len_inside(&self, offset: u64, len: usize) -> usize {
         let room = (self.start + self.part_size).saturating_sub(offset);
         len.min(usize::try_from(room).unwrap_or(usize::MAX))
@@ -406,8 +407,8 @@ impl PartBuffer {
         }
     }
 
-    /// Passes over a part of this many bytes that the store copies, and that never come through RAM.
-    /// Nothing may be buffered at its beginning.
+    /// Passes over a part of this many bytes that the store copies, and that never come through
+    /// RAM. Nothing may be buffered at its beginning.
     pub fn skip_part(&mut self, len: u64) -> Result<()> {
         self.buffer = None;
         self.start_next_part(len)
@@ -429,8 +430,8 @@ impl PartBuffer {
         Ok(())
     }
 
-    /// Drops what lies beyond `size`. Returns false, and does nothing, if that left in a part or was
-    /// never written.
+    /// Drops what lies beyond `size`. Returns false, and does nothing, if that left in a part or
+    /// was never written.
     pub fn truncate(&mut self, size: u64) -> bool {
         if !(self.start..=self.end()).contains(&size) {
             return false;

@@ -27,8 +27,8 @@ pub enum Share {
     ReadAhead,
     /// Requests that arrived and are not carried out yet: an eighth.
     Requests,
-    /// Parts beyond their upload's own 5 MiB that can't leave early, because the store demands equal
-    /// parts: a quarter.
+    /// Parts beyond their upload's own 5 MiB that can't leave early, because the store demands
+    /// equal parts: a quarter.
     GrownParts,
     /// Names in directories that are being renamed: an eighth. A rename waits for the store only.
     Renames,
@@ -90,8 +90,8 @@ impl BufferPool {
         }
     }
 
-    /// Reserves the bytes of one part, which must go to the store at once; waits its turn. `None` if
-    /// they are more than the pool holds.
+    /// Reserves the bytes of one part, which must go to the store at once; waits its turn. `None`
+    /// if they are more than the pool holds.
     pub async fn take(&self, bytes: u64) -> Option<Reservation> {
         let units = to_units(bytes)?;
         if units as usize > self.units {

@@ -9,11 +9,13 @@
 
 use std::ops::Range;
 
-/// A READ at the very beginning is taken for the start of a stream of at least this length in bytes.
+/// A READ at the very beginning is taken for the start of a stream of at least this length in
+/// bytes.
 pub const FIRST_BLOCK: u64 = 256 * 1024;
 /// Smallest range worth a request of its own once reading is sequential, in bytes.
 const MIN_BLOCK: u64 = 64 * 1024;
-/// Largest range in bytes: at 90 MB/s a connection, as S3 gives, long enough to hide the round trip.
+/// Largest range in bytes: at 90 MB/s a connection, as S3 gives, long enough to hide the round
+/// trip.
 const MAX_BLOCK: u64 = 4 * 1024 * 1024;
 /// Limit on the distance ahead, in bytes: eight ranges in flight.
 const MAX_AHEAD: u64 = 32 * 1024 * 1024;
@@ -25,8 +27,8 @@ pub struct ReadAhead {
     /// Of the object, in bytes.
     size: u64,
     /// What is here or on its way. The caller moves the end when it fetches
-    /// [`next_fetch`](ReadAhead::next_fetch), or less, and the start when it drops what is no longer
-    /// [`covered`](ReadAhead::covers).
+    /// [`next_fetch`](ReadAhead::next_fetch), or less, and the start when it drops what is no
+    /// longer [`covered`](ReadAhead::covers).
     pub fetched: Range<u64>,
     /// Bytes read in sequence since the last jump.
     sequential: u64,
@@ -35,7 +37,8 @@ pub struct ReadAhead {
 }
 
 impl ReadAhead {
-    /// For an object of this size in bytes, of which this much of its beginning was fetched already.
+    /// For an object of this size in bytes, of which this much of its beginning was fetched
+    /// already.
     pub fn new(size: u64, fetched: u64) -> ReadAhead {
         ReadAhead {
             size,
@@ -64,8 +67,8 @@ impl ReadAhead {
         }
     }
 
-    /// The next range to fetch for a READ that ends at `needed`, or ahead of it; `None` if enough is
-    /// under way.
+    /// The next range to fetch for a READ that ends at `needed`, or ahead of it; `None` if enough
+    /// is under way.
     pub fn next_fetch(&self, needed: u64) -> Option<Range<u64>> {
         let start = self.fetched.end;
         if start >= self.size {

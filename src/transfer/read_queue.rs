@@ -1,5 +1,5 @@
-//! READ requests that wait for their data. paramiko asks for a whole file at once, 32 KiB at a time:
-//! consecutive requests become one entry, so that 10 GiB of them cost a few bytes.
+//! READ requests that wait for their data. paramiko asks for a whole file at once, 32 KiB at a
+//! time: consecutive requests become one entry, so that 10 GiB of them cost a few bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -126,7 +126,8 @@ impl ReadQueue {
         self.end(Phase::Closed);
     }
 
-    /// As [`ReadQueue::close`], and nobody wants the data any more. Changes nothing after that call.
+    /// As [`ReadQueue::close`], and nobody wants the data any more. Changes nothing after that
+    /// call.
     pub fn cancel(&self) {
         self.end(Phase::Cancelled);
     }

@@ -1,9 +1,9 @@
-//! The reaper: aborts incomplete uploads that a killed server left in the store, invisible and billed.
-//! Called by `server`, at the start and every hour.
+//! The reaper: aborts incomplete uploads that a killed server left in the store, invisible and
+//! billed. Called by `server`, at the start and every hour.
 //!
-//! S3 keeps no mark on an upload in progress that could be read back. What is aborted lies below our
-//! prefix, was begun with our credentials, has received nothing for a long time, and has parts of
-//! the sizes that this server sends. In doubt it stays.
+//! S3 keeps no mark on an upload in progress that could be read back. What is aborted lies below
+//! our prefix, was begun with our credentials, has received nothing for a long time, and has parts
+//! of the sizes that this server sends. In doubt it stays.
 
 use super::multipart::{COPY_PART_SIZE, abort};
 use super::{PartSizes, Transfers};
@@ -12,7 +12,8 @@ use crate::store::{self, MIN_PART, Part};
 use std::time::{Duration, SystemTime};
 
 impl Transfers {
-    /// Looks for incomplete uploads once, and aborts those that have received nothing for this long.
+    /// Looks for incomplete uploads once, and aborts those that have received nothing for this
+    /// long.
     pub async fn sweep(&self, prefix: &Key, abandoned_after: Duration) {
         if let Err(error) = self.abort_incomplete_uploads(prefix, abandoned_after).await {
             log::warn!(

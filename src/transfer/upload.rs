@@ -1,8 +1,8 @@
 //! A file that is open for writing: the handle that a session holds, and what others see of it.
 //!
-//! Called by `vfs` (which opens) and `sftp` (which writes and closes). The work is done by a task of
-//! its own ([`UploadTask`]), which gets one command at a time. Nothing appears in the store before
-//! CLOSE, and when every [`Upload`] is dropped without one the task aborts.
+//! Called by `vfs` (which opens) and `sftp` (which writes and closes). The work is done by a task
+//! of its own ([`UploadTask`]), which gets one command at a time. Nothing appears in the store
+//! before CLOSE, and when every [`Upload`] is dropped without one the task aborts.
 
 use super::upload_task::UploadTask;
 use super::{LockedName, NameLock, NameLocks, PartBufferError, Transfers};

@@ -1,8 +1,8 @@
 //! The task behind an open file: turns writes into S3 parts, and CLOSE into an object.
 //!
-//! Started by [`Upload::open`](super::Upload::open). It owns everything: once every handle is dropped
-//! without CLOSE it lets the parts in flight end and aborts, so that disconnect and shutdown need no
-//! code of their own. A panic is one more way for a request to fail.
+//! Started by [`Upload::open`](super::Upload::open). It owns everything: once every handle is
+//! dropped without CLOSE it lets the parts in flight end and aborts, so that disconnect and
+//! shutdown need no code of their own. A panic is one more way for a request to fail.
 
 use super::upload::{Command, Result};
 use super::{
@@ -28,8 +28,8 @@ const PARTS_IN_FLIGHT: u64 = 8;
 const BYTES_IN_FLIGHT: u64 = 40 * 1024 * 1024;
 /// Old bytes are copied inside the store in ranges of this size in bytes, side by side.
 const COPY_RANGE: u64 = 512 * 1024 * 1024;
-/// Limit on held replies to early writes; beyond it the oldest is sent. A client keeps at most a few
-/// hundred requests under way.
+/// Limit on held replies to early writes; beyond it the oldest is sent. A client keeps at most a
+/// few hundred requests under way.
 const MAX_HELD: usize = 1024;
 /// A client that has sent nothing for this long, while replies are held, may be waiting for them
 /// before it goes on.
@@ -352,7 +352,8 @@ impl UploadTask {
             self.fill_holes(offset - ANSWERED_AHEAD).await?;
         }
         let is_early = offset > self.buffer.end();
-        // The beginning of an early write decides whether it is too early, so it stays in one piece.
+        // The beginning of an early write decides whether it is too early, so it stays in one
+        // piece.
         let pieces = if is_early {
             vec![data.concat().into()]
         } else {
@@ -410,15 +411,15 @@ impl UploadTask {
         Ok(())
     }
 
-    /// May a part leave before it is full? Not if the store demands equal parts, or most of the part
-    /// numbers are used up.
+    /// May a part leave before it is full? Not if the store demands equal parts, or most of the
+    /// part numbers are used up.
     fn may_send_early(&self) -> bool {
         !self.transfers.sizes.are_equal() && self.buffer.parts() < MAX_SHORT_PARTS
     }
 
     /// Reserves memory for the whole part before it holds more than [`MIN_PART`] contiguous bytes.
-    /// Nothing waits for a client with a reservation that others need: without memory, or when others
-    /// ask for it, the part leaves as it is.
+    /// Nothing waits for a client with a reservation that others need: without memory, or when
+    /// others ask for it, the part leaves as it is.
     async fn reserve_part(&mut self, contiguous_len: u64) -> Result<()> {
         let size = self.buffer.part_size();
         if self.part_memory.is_some() || contiguous_len <= MIN_PART || size <= MIN_PART {
@@ -567,8 +568,8 @@ impl UploadTask {
     }
 
     /// Brings in the old object's bytes from the contiguous end up to `to`. Whole parts are copied
-    /// inside the store; bytes that are too few for a part, or must be joined with buffered ones, are
-    /// loaded.
+    /// inside the store; bytes that are too few for a part, or must be joined with buffered ones,
+    /// are loaded.
     async fn fill_from_base(&mut self, to: u64) -> Result<()> {
         let Some(Object { size, etag, .. }) = self.target.base.clone() else {
             return Ok(());
@@ -743,8 +744,8 @@ impl UploadTask {
     }
 }
 
-/// Size in bytes of a part that leaves early: a multiple of [`MIN_PART`], by which the parts of this
-/// server are known.
+/// Size in bytes of a part that leaves early: a multiple of [`MIN_PART`], by which the parts of
+/// this server are known.
 fn short_part_size(contiguous_len: u64) -> u64 {
     (contiguous_len / MIN_PART).max(1) * MIN_PART
 }
