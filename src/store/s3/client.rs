@@ -30,6 +30,8 @@ use std::time::Duration;
 const DEFAULTS: fn() -> BehaviorVersion = BehaviorVersion::v2026_01_12;
 /// First try included; the SDK waits longer each time, and slows down on SlowDown.
 pub(super) const ATTEMPTS: u32 = 5;
+/// The pause before the second attempt where the SDK can't retry; each further one is twice as long.
+const FIRST_RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// A dead address is given up after this and tried again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For one try of a request that has nothing to send and that S3 answers from its index: HEAD, DELETE, the first byte
@@ -51,6 +53,14 @@ const NO_REGION: Region = Region::from_static("us-east-1");
 /// In bytes, the lengths of bucket names: S3 has at most 63, older buckets and other stores up to 255
 /// ([S3: bucket naming rules](https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html)).
 const BUCKET_NAME_LENGTH: std::ops::RangeInclusive<usize> = 3..=255;
+
+/// The pause before this attempt, counted from 0, of a request that the SDK does not retry.
+pub(super) fn retry_pause(attempt: u32) -> Duration {
+    match attempt {
+        0 => Duration::ZERO,
+        attempt => FIRST_RETRY_PAUSE * (1 << (attempt - 1)),
+    }
+}
 
 impl S3Store {
     /// Opens a bucket with the AWS settings of the environment. Asks the source of the credentials, not yet the store.

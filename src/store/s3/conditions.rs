@@ -1,10 +1,19 @@
-//! Conditional requests: which of them the store keeps, and a DELETE that says whether it was the one.
+//! Conditional requests: which of them the store keeps, and a DELETE that knows whether it was the
+//! one that deleted.
 //!
-//! Stores differ, and one that doesn't know a condition says nothing about it: it does as if the header was not there.
-//! So they are tried out, on objects that nobody else knows.
+//! Stores differ, and one that doesn't know a condition says nothing about it: it ignores the header.
+//! So the conditions are tried out, on objects of our own.
 
-use super::*;
+use super::super::{
+    Attributes, Condition, CopySource, KeptConditions, Key, Result, Store, StoreError, probe_key,
+};
+use super::S3Store;
+use super::client::{ATTEMPTS, retry_pause};
+use super::errors::{status, uncertain};
 use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use bytes::Bytes;
+use tokio::time::sleep;
 
 const CONTENT: &[u8] = b"sftpd\n";
 /// No object has it.
@@ -108,7 +117,7 @@ impl S3Store {
         completed
     }
 
-    /// DELETE of whatever is there.
+    /// DELETE of any version.
     pub(super) async fn delete_any(&self, key: &Key) -> Result<()> {
         let request = self
             .client
@@ -126,15 +135,17 @@ impl S3Store {
         }
     }
 
-    /// DELETE of this version. Each try is sent once, so that it is known whether it was this request that deleted the
-    /// object: after a try without a clear answer, an object that is gone counts as deleted by that one.
+    /// DELETE of this version. The SDK sends each attempt once, so that it is known whether it was this
+    /// request that deleted the object: after an attempt without a clear answer, an object that is
+    /// gone counts as deleted by it.
     pub(super) async fn delete_version(&self, key: &Key, etag: &str) -> Result<()> {
         if !self.conditions.delete_unchanged {
             return self.delete_any(key).await;
         }
         let mut in_doubt = false;
-        let mut pauses = (0..ATTEMPTS - 1).map(|attempt| Duration::from_millis(200 << attempt));
-        loop {
+        let mut last_failure = String::new();
+        for attempt in 0..ATTEMPTS {
+            sleep(retry_pause(attempt)).await;
             let once = aws_sdk_s3::config::Builder::new().retry_config(RetryConfig::disabled());
             let request = self
                 .client
@@ -146,27 +157,25 @@ impl S3Store {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };
-            // S3 did not begin with it.
+            // A throttled request was not begun.
             let is_throttled = matches!(status(&error), Some(429 | 503));
             match delete_refusal(error) {
                 StoreError::NotFound if in_doubt => return Ok(()),
                 StoreError::Unknown(why) => {
                     in_doubt |= !is_throttled;
-                    match pauses.next() {
-                        Some(pause) => tokio::time::sleep(pause).await,
-                        None if in_doubt && self.head(key).await == Err(StoreError::NotFound) => {
-                            return Ok(());
-                        }
-                        None => return Err(StoreError::Unknown(why)),
-                    }
+                    last_failure = why;
                 }
                 refusal => return Err(refusal),
             }
         }
+        if in_doubt && self.head(key).await == Err(StoreError::NotFound) {
+            return Ok(());
+        }
+        Err(StoreError::Unknown(last_failure))
     }
 }
 
-/// What a DELETE under a condition came to.
+/// The error of a DELETE under a condition.
 fn delete_refusal<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -177,7 +186,8 @@ where
     }
 }
 
-/// Whether a condition that does not hold was refused. A store that refuses the header itself does not keep it.
+/// Was a condition that does not hold refused? A store that refuses the header itself does not keep
+/// it.
 fn is_kept<T>(tried: Result<T>) -> Result<bool> {
     match tried {
         Err(StoreError::Precondition | StoreError::NotFound) => Ok(true),

@@ -1,30 +1,30 @@
-//! The SDK's errors in the words of [`StoreError`].
+//! Errors of the SDK as [`StoreError`]s.
 
-use super::StoreError;
+use super::super::StoreError;
 use super::answers::NotFromS3;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
-/// What went wrong and why, for people: the SDK's own way to say it comes with a dump of its structures.
+/// An error with its causes, for people: the SDK's own text comes with a dump of its structures.
 pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes: Vec<_> = std::iter::successors(Some(error), |error| error.source()).collect();
-    if let Some(doubt) = causes
-        .iter()
-        .find_map(|cause| cause.downcast_ref::<NotFromS3>())
-    {
-        return doubt.to_string();
+    let mut texts = Vec::new();
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(doubt) = cause.downcast_ref::<NotFromS3>() {
+            return doubt.to_string();
+        }
+        texts.push(cause.to_string());
+        next = cause.source();
     }
-    let texts: Vec<_> = causes.iter().map(|cause| cause.to_string()).collect();
     texts.join(": ")
 }
 
-/// The HTTP status of the answer, if one came.
+/// The HTTP status of the answer, if there is one.
 pub fn status<E>(error: &SdkError<E>) -> Option<u16> {
-    error
-        .raw_response()
-        .map(|response| response.status().as_u16())
+    let answer = error.raw_response()?;
+    Some(answer.status().as_u16())
 }
 
-/// An error of a request that is safe to repeat: what the store answered, or why it didn't.
+/// The error of a request that is safe to repeat: what the store answered, or why it didn't.
 pub fn failed<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -42,7 +42,8 @@ where
     }
 }
 
-/// An error of a request that makes an object, or removes one: unless the store clearly refused, it may have done so.
+/// The error of a request that makes or removes an object: unless the store clearly refused, it may
+/// have done so.
 ///
 /// A repeated request can be refused because the first one succeeded: `NoSuchUpload`, or 412 under `If-None-Match`.
 pub fn uncertain<E>(error: SdkError<E>) -> StoreError
@@ -59,7 +60,7 @@ where
     }
 }
 
-/// The store's own words, or else the best that can be said.
+/// The store's own words, or what is known without them.
 fn explain<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,

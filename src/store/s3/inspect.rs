@@ -1,29 +1,34 @@
-//! What `sftpd doctor` wants to know of a bucket, beyond what a [`Store`] does.
+//! Facts about a bucket for `sftpd doctor`, beyond what a [`Store`](crate::store::Store) does.
 
-use super::*;
+use super::super::{Key, Result, StoreError};
+use super::S3Store;
+use super::errors::{failed, status};
 use aws_sdk_s3::config::RequestChecksumCalculation;
 use aws_sdk_s3::types::ExpirationStatus;
 
 impl S3Store {
-    /// The region that requests go to, and the one that the bucket is in, where S3 says so (HeadBucket).
+    /// The region that requests go to, and the one that the bucket is in, if S3 says so (HeadBucket).
     pub async fn regions(&self) -> (String, Option<String>) {
-        let ours = self
-            .client
-            .config()
-            .region()
-            .map(|region| region.as_ref().to_owned())
-            .unwrap_or_default();
-        let theirs = match self.client.head_bucket().bucket(&self.bucket).send().await {
-            Ok(bucket) => bucket.bucket_region,
-            // Also with the answer that sends us elsewhere.
-            Err(error) => error
-                .raw_response()
-                .and_then(|answer| Some(answer.headers().get("x-amz-bucket-region")?.to_owned())),
+        let requested = match self.client.config().region() {
+            Some(region) => region.as_ref().to_owned(),
+            None => String::new(),
         };
-        (ours, theirs)
+        let actual = match self.client.head_bucket().bucket(&self.bucket).send().await {
+            Ok(bucket) => bucket.bucket_region,
+            // The answer that redirects to another region has it too.
+            Err(error) => match error.raw_response() {
+                Some(answer) => {
+                    let region = answer.headers().get("x-amz-bucket-region");
+                    region.map(str::to_owned)
+                }
+                None => None,
+            },
+        };
+        (requested, actual)
     }
 
-    /// Does the store refuse a GET for another version than the key has (`If-Match`)? Downloads rely on it.
+    /// Does the store refuse a GET for another version than the key has (`If-Match`)? Downloads rely
+    /// on it.
     pub async fn honours_if_match(&self, key: &Key, outdated: &str) -> Result<bool> {
         let request = self
             .client
@@ -41,26 +46,22 @@ impl S3Store {
 
     /// Does a lifecycle rule remove incomplete multipart uploads (GetBucketLifecycleConfiguration)?
     pub async fn removes_incomplete_uploads(&self) -> Result<bool> {
-        let asked = self
-            .client
-            .get_bucket_lifecycle_configuration()
-            .bucket(&self.bucket)
-            .send()
-            .await
-            .map_err(failed);
-        let rules = match asked {
+        let request = self.client.get_bucket_lifecycle_configuration();
+        let out = match request.bucket(&self.bucket).send().await.map_err(failed) {
+            Ok(out) => out,
             Err(StoreError::NotFound) => return Ok(false),
-            answer => answer?.rules.unwrap_or_default(),
+            Err(error) => return Err(error),
         };
-        let active = rules
-            .iter()
-            .filter(|rule| *rule.status() == ExpirationStatus::Enabled);
-        Ok(active
-            .into_iter()
-            .any(|rule| rule.abort_incomplete_multipart_upload().is_some()))
+        for rule in out.rules() {
+            let is_enabled = *rule.status() == ExpirationStatus::Enabled;
+            if is_enabled && rule.abort_incomplete_multipart_upload().is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
-    /// Do requests carry checksums, as with AWS they do unless its settings say otherwise?
+    /// Do requests carry checksums? With AWS they do unless its settings say otherwise.
     pub fn checksums(&self) -> bool {
         let setting = self.client.config().request_checksum_calculation();
         setting.is_none_or(|setting| *setting == RequestChecksumCalculation::WhenSupported)

@@ -1,0 +1,156 @@
+//! Whole objects: HEAD, PUT and copy.
+
+use super::super::{
+    Attributes, Condition, CopySource, Entry, Key, ListRequest, Object, Result, Store, StoreError,
+};
+use super::S3Store;
+use super::errors::{failed, status, uncertain};
+use super::fields::{
+    etag, if_match, if_none_match, metadata, object, size, storage_class, uncertain_under,
+};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::head_object::{HeadObjectError, HeadObjectOutput};
+use aws_sdk_s3::types::StorageClass;
+use bytes::Bytes;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use std::sync::Arc;
+
+/// All but RFC 3986's unreserved characters and the slash.
+const NOT_IN_A_URL_PATH: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~')
+    .remove(b'/');
+
+impl S3Store {
+    /// HeadObject.
+    pub(super) async fn head_object(&self, key: &Key) -> Result<Object> {
+        let request = self.client.head_object();
+        let request = request.bucket(&self.bucket).key(key.as_str());
+        match request.send().await {
+            Ok(out) => describe(out),
+            Err(error) if is_explained(&error) => Err(failed(error)),
+            Err(_in_doubt) => self.find_in_list(key).await,
+        }
+    }
+
+    /// The object as a list of one has it, if the answer to HEAD is in doubt.
+    async fn find_in_list(&self, key: &Key) -> Result<Object> {
+        let request = ListRequest {
+            prefix: key,
+            folded: false,
+            after: None,
+            limit: 1,
+        };
+        let page = self.list(request).await?;
+        match page.entries.into_iter().next() {
+            Some(Entry::Object(found, object)) if found == key.as_str() => Ok(object),
+            Some(_) | None => Err(StoreError::NotFound),
+        }
+    }
+
+    /// PutObject. Returns the ETag.
+    pub(super) async fn put_object(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<String> {
+        let kept = self.conditions;
+        let request = self.client.put_object();
+        let request = request
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .body(body.into())
+            .set_content_type(attributes.content_type.clone())
+            .set_cache_control(attributes.cache_control.clone())
+            .set_content_disposition(attributes.content_disposition.clone())
+            .set_content_encoding(attributes.content_encoding.clone())
+            .set_content_language(attributes.content_language.clone())
+            .set_storage_class(storage_class(attributes))
+            .set_metadata(metadata(attributes))
+            .set_if_none_match(if_none_match(condition, kept.put_absent))
+            .set_if_match(if_match(condition, kept.put_unchanged))
+            .customize();
+        let request = match self.unsigned_payload {
+            true => request.disable_payload_signing(),
+            false => request,
+        };
+        match request.send().await {
+            Ok(out) => etag(out.e_tag),
+            Err(error) => Err(uncertain_under(condition, error)),
+        }
+    }
+
+    /// CopyObject. Returns the ETag of the copy.
+    pub(super) async fn copy_object(
+        &self,
+        from: CopySource<'_>,
+        to: &Key,
+        condition: &Condition,
+    ) -> Result<String> {
+        let kept = self.conditions;
+        let source_etag = match kept.copy_source {
+            true => Some(from.etag.to_owned()),
+            false => None,
+        };
+        let request = self.client.copy_object();
+        let request = request
+            .bucket(&self.bucket)
+            .key(to.as_str())
+            .copy_source(self.copy_source(from.key))
+            .set_copy_source_if_match(source_etag)
+            .set_if_none_match(if_none_match(condition, kept.copy_absent))
+            .set_storage_class(from.storage_class.map(StorageClass::from));
+        match request.send().await {
+            Ok(out) => etag(out.copy_object_result.and_then(|copy| copy.e_tag)),
+            Err(error) => match error.code() {
+                // AWS says InvalidRequest for a source over 5 GiB, others EntityTooLarge.
+                Some("InvalidRequest" | "EntityTooLarge") => Err(StoreError::TooLarge),
+                Some("NoSuchKey") => Err(StoreError::NotFound),
+                Some(_) | None => Err(uncertain(error)),
+            },
+        }
+    }
+
+    /// `x-amz-copy-source` is a header: URL-encoded, and without a leading slash.
+    pub(super) fn copy_source(&self, key: &Key) -> String {
+        let key = utf8_percent_encode(key.as_str(), NOT_IN_A_URL_PATH);
+        format!("{}/{key}", self.bucket)
+    }
+}
+
+/// Does the answer to a HEAD that failed come from S3? S3 gives no reason for it, so anything in
+/// between could have sent it.
+fn is_explained(error: &SdkError<HeadObjectError>) -> bool {
+    match (status(error), error.raw_response()) {
+        (Some(404), Some(answer)) => {
+            let mut headers = answer.headers().iter();
+            headers.any(|(name, _)| name.starts_with("x-amz-"))
+        }
+        (Some(400), _) => false,
+        (_, _) => true,
+    }
+}
+
+/// What HEAD says of an object.
+fn describe(out: HeadObjectOutput) -> Result<Object> {
+    let mut object = object(
+        size(out.content_length),
+        out.e_tag,
+        out.last_modified,
+        out.storage_class,
+    )?;
+    object.attributes = Some(Arc::new(Attributes {
+        content_type: out.content_type,
+        cache_control: out.cache_control,
+        content_disposition: out.content_disposition,
+        content_encoding: out.content_encoding,
+        content_language: out.content_language,
+        storage_class: object.storage_class.clone(),
+        metadata: out.metadata.unwrap_or_default().into_iter().collect(),
+    }));
+    Ok(object)
+}
