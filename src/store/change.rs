@@ -1,15 +1,21 @@
-//! The one way to change what a key holds: put, complete, copy, delete. Called by `tree` and `upload`.
+//! The one way to change what a key holds: put, complete, copy, delete. Called by `vfs` and
+//! `transfer`.
 //!
-//! Every change says what it expects to find. A store that keeps conditions decides at the moment of the change, also
-//! between several gateways. For one that ignores them the key is looked at just before; the callers hold the key's
-//! lock ([`crate::transfer`]), so that within this process nothing comes in between.
+//! Every change says what it expects to find. A store that keeps conditions decides at the moment
+//! of the change, also between several gateways. For one that ignores them the key is looked at
+//! just before; the callers hold the key's lock ([`crate::transfer`]), so that within this process
+//! nothing comes in between.
 //!
-//! An answer that was lost, or a refusal that may be the echo of an earlier try of our own, is decided by what is there:
-//! a write carries a random id in its metadata. ETags can't decide it: equal contents of others have the same one, and
-//! under SSE-KMS the same content has different ones
-//! ([S3: object integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html)).
+//! An answer that was lost, or a refusal that may be the echo of an earlier try of our own, is
+//! decided by what is there: a write carries a random id in its metadata. ETags can't decide it:
+//! equal contents of others have the same one, and under SSE-KMS the same content has different
+//! ones ([S3: object
+//! integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html)).
 
-use super::*;
+use super::{
+    Attributes, Condition, CopySource, Key, Object, Part, Result, Store, StoreError, WriteId,
+};
+use bytes::Bytes;
 
 /// Puts an object with these attributes. Returns its ETag.
 pub async fn put(
@@ -26,7 +32,8 @@ pub async fn put(
     confirm_write(store, key, made, &id).await
 }
 
-/// Makes an object from the parts of a multipart upload that was created with this write id. Returns its ETag.
+/// Makes an object from the parts of a multipart upload that was created with this write id.
+/// Returns its ETag.
 pub async fn complete(
     store: &dyn Store,
     key: &Key,
@@ -55,13 +62,13 @@ pub struct Copied {
     pub etag: Box<str>,
     /// The write id of the object at the target, as far as it was looked at.
     pub write_id: Option<Box<str>>,
-    /// Whether the store said that this request made it. Otherwise it is a copy of the same version, but it can't be
-    /// known whose.
+    /// Whether the store said that this request made it. Otherwise it is a copy of the same
+    /// version, but it can't be known whose.
     pub is_ours: bool,
 }
 
-/// Copies this version of an object. Errors: `NotFound` and `Precondition` for a source that is not there any more in this
-/// version, or a target that is not as the condition says; `TooLarge`.
+/// Copies this version of an object. Errors: `NotFound` and `Precondition` for a source that is not
+/// there any more in this version, or a target that is not as the condition says; `TooLarge`.
 pub async fn copy(
     store: &dyn Store,
     from: &Key,
@@ -115,7 +122,8 @@ async fn find_copy(store: &dyn Store, from: &Key, version: &Object, to: &Key) ->
     })
 }
 
-/// Whether an object has the content of this version of another one, as far as can be told without reading it.
+/// Whether an object has the content of this version of another one, as far as can be told without
+/// reading it.
 pub fn is_copy(object: &Object, version: &Object) -> bool {
     if object.size != version.size {
         return false;
@@ -127,7 +135,8 @@ pub fn is_copy(object: &Object, version: &Object) -> bool {
     }
 }
 
-/// Deletes the object if it has this ETag. Errors: `NotFound`, or `Precondition` if it is another version by now.
+/// Deletes the object if it has this ETag. Errors: `NotFound`, or `Precondition` if it is another
+/// version by now.
 pub async fn delete_version(store: &dyn Store, key: &Key, etag: &str) -> Result<()> {
     let condition = Condition::Unchanged(etag.to_owned());
     if !store.conditions().delete_unchanged && store.head(key).await?.etag != etag {

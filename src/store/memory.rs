@@ -1,10 +1,19 @@
 //! A store in RAM, for `sftpd demo`, tests and embedders: gone when the process ends.
 //!
-//! Keeps S3's rules where a caller could come to rely on them: minimum part, part order, ETags, conditions.
+//! Keeps S3's rules where a caller could come to rely on them: minimum part, part order, ETags,
+//! conditions.
 
-use super::*;
+use super::{
+    Attributes, Condition, CopySource, Entry, Key, ListRequest, MAX_COPY, MIN_PART, Object, Page,
+    Part, PartSource, Result, Store, StoreError, etag_of, slice_pieces,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 /// See the module.
 #[derive(Default)]
@@ -28,7 +37,8 @@ struct Upload {
 
 impl MemoryStore {
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere can't leave the maps half-changed: every change is one insert or remove.
+        // A panic elsewhere can't leave the maps half-changed: every change is one insert or
+        // remove.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -98,7 +108,7 @@ impl Store for MemoryStore {
             (_, object) if object.size < range.end => {
                 Err(StoreError::Other("range beyond the object".into()))
             }
-            (content, _) => Ok(cut(content, range).collect()),
+            (content, _) => Ok(slice_pieces(content, range)),
         }
     }
 

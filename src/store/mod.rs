@@ -1,8 +1,8 @@
 //! Where files live: the [`Store`] trait, its errors and its plain types.
 //!
-//! Called by `tree`, `upload` and `download`. Nothing here knows of users, paths or SFTP, and nothing
-//! of the S3 SDK shows in a signature, so an application can plug in a store of its own.
-//! One conformance suite (`tests/store.rs`) runs against every store.
+//! Called by `transfer` and `vfs`. Nothing here knows of users, paths or SFTP, and nothing of the
+//! S3 SDK shows in a signature, so an application can plug in a store of its own. One conformance
+//! suite (`tests/store.rs`) runs against every store.
 
 pub mod change;
 pub mod memory;
@@ -17,7 +17,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::{ops::Range, time::SystemTime};
 
-/// Smallest part S3 takes, the last one aside ([S3: multipart limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)).
+/// Smallest part S3 takes, the last one aside ([S3: multipart
+/// limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)).
 pub const MIN_PART: u64 = 5 * 1024 * 1024;
 /// Most parts one upload can have (same page).
 pub const MAX_PARTS: u32 = 10_000;
@@ -49,13 +50,13 @@ impl Object {
     }
 }
 
-/// The key of user metadata (`x-amz-meta-…`) that holds the random id of a write. Whether a write whose answer was lost
-/// took place is decided by it. A copy carries the id of its source.
+/// The key of user metadata (`x-amz-meta-…`) that holds the random id of a write. It decides
+/// whether a write whose answer was lost took place. A copy carries the id of its source.
 pub const WRITE_ID: &str = "sftpd-write-id";
 
-/// What is stored with an object beside its bytes
-/// ([S3: object metadata](https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html)). Tags and access
-/// lists are not among it.
+/// Attributes that are stored with an object ([S3: object
+/// metadata](https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html)). Tags and
+/// access lists are not among it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
     /// `Content-Type`.
@@ -101,7 +102,7 @@ pub enum Condition {
     Unchanged(String),
 }
 
-/// Which conditions a store keeps. One that doesn't know a condition may do as if it was not there.
+/// Which conditions a store keeps. A store that doesn't know a condition may ignore it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeptConditions {
     /// [`Condition::Absent`] on PutObject.
@@ -121,8 +122,8 @@ pub struct KeptConditions {
 }
 
 impl KeptConditions {
-    /// As S3 documents them
-    /// ([S3: conditional requests](https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html)).
+    /// As S3 documents them ([S3: conditional
+    /// requests](https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html)).
     pub const ALL: KeptConditions = KeptConditions::same(true);
     /// A store that ignores them.
     pub const NONE: KeptConditions = KeptConditions::same(false);
@@ -174,20 +175,21 @@ pub struct Page {
 /// What to list.
 #[derive(Clone, Debug)]
 pub struct ListRequest<'a> {
-    /// Only keys that start so.
+    /// Only keys that start with it.
     pub prefix: &'a Key,
     /// Fold keys at the first `/` after the prefix, as a directory shows them.
     pub folded: bool,
     /// [`Page::next`] of the page before.
     pub after: Option<String>,
-    /// At most so many entries, 1 to [`MAX_PAGE`].
+    /// Limit on the entries, 1 to [`MAX_PAGE`].
     pub limit: usize,
 }
 
-/// Why a store said no.
+/// Why a request to a store failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// No such object (404 NoSuchKey). Other things that can be missing, a bucket or an upload, are `Other`.
+    /// No such object (404 NoSuchKey). Other things that can be missing, a bucket or an upload, are
+    /// `Other`.
     #[error("no such object")]
     NotFound,
     /// No such bucket (404 NoSuchBucket).
@@ -205,7 +207,7 @@ pub enum StoreError {
     /// It can't be known whether the request took effect: the answer was lost, or said so.
     #[error("the store did not say clearly whether this was done: {0}")]
     Unknown(String),
-    /// Everything else, in the store's words.
+    /// Any other failure, in the store's words.
     #[error("{0}")]
     Other(String),
 }
@@ -216,16 +218,17 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// An object store. Transient failures are retried inside; an error is final.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// HeadObject. Errors: `NotFound`, `Forbidden` (also for a missing object, where listing is not allowed).
+    /// HeadObject. Errors: `NotFound`, `Forbidden` (also for a missing object, where listing is not
+    /// allowed).
     async fn head(&self, key: &Key) -> Result<Object>;
-    /// GetObject of a non-empty range inside the object, exactly so many bytes, in pieces as they came, of the version
-    /// `etag` only (`Precondition` once there is another).
+    /// GetObject of a non-empty range inside the object: exactly these bytes, in pieces as they
+    /// arrived, of the version `etag` only (`Precondition` once there is another).
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>>;
-    /// GetObject of the first bytes, `most` at most, of whatever version there is: what the store tells of it, and as many
-    /// of these bytes as came. Errors as for [`Store::head`].
-    async fn open(&self, key: &Key, most: u64) -> Result<(Object, Bytes)> {
+    /// GetObject of the first bytes, at most `max`, of whatever version there is. Returns the
+    /// object, and as many of these bytes as arrived. Errors as for [`Store::head`].
+    async fn open(&self, key: &Key, max: u64) -> Result<(Object, Bytes)> {
         let object = self.head(key).await?;
-        let first = 0..object.size.min(most);
+        let first = 0..object.size.min(max);
         let bytes = if first.is_empty() {
             Vec::new()
         } else {
@@ -233,7 +236,8 @@ pub trait Store: Send + Sync + 'static {
         };
         Ok((object, bytes.concat().into()))
     }
-    /// Which conditions hold in this store. Those that don't are looked at before the request by [`change`].
+    /// Which conditions hold in this store. Those that don't are looked at before the request by
+    /// [`change`].
     fn conditions(&self) -> KeptConditions {
         KeptConditions::ALL
     }
@@ -245,11 +249,12 @@ pub trait Store: Send + Sync + 'static {
         attributes: &Attributes,
         condition: &Condition,
     ) -> Result<String>;
-    /// DeleteObject. Without a condition a missing object is no error, whatever became of the answer. Under
-    /// [`Condition::Unchanged`] the errors are `NotFound` and `Precondition`.
+    /// DeleteObject. Without a condition a missing object is no error, whatever became of the
+    /// answer. Under [`Condition::Unchanged`] the errors are `NotFound` and `Precondition`.
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<()>;
-    /// CopyObject of at most [`MAX_COPY`] bytes with its attributes: the copy's ETag. Errors: `NotFound`, `Precondition`
-    /// (of the source's version or of the target), `TooLarge`, `Unknown`.
+    /// CopyObject of at most [`MAX_COPY`] bytes with its attributes: the copy's ETag. Errors:
+    /// `NotFound`, `Precondition` (of the source's version or of the target), `TooLarge`,
+    /// `Unknown`.
     async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String>;
     /// ListObjectsV2.
     async fn list(&self, request: ListRequest<'_>) -> Result<Page>;
@@ -281,16 +286,21 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<String>;
     /// AbortMultipartUpload; an upload that is gone is no error.
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()>;
-    /// ListMultipartUploads and ListParts: multipart uploads to keys below `prefix` that were begun with the
-    /// credentials in use, and to which nothing was added since `before`. A store that ends with the process has none.
-    async fn stale_uploads(&self, _prefix: &Key, _before: SystemTime) -> Result<Vec<StaleUpload>> {
+    /// ListMultipartUploads and ListParts: multipart uploads to keys below `prefix` that were begun
+    /// with the credentials in use, and to which nothing was added since `before`. A store that
+    /// ends with the process has none.
+    async fn incomplete_uploads(
+        &self,
+        _prefix: &Key,
+        _before: SystemTime,
+    ) -> Result<Vec<IncompleteUpload>> {
         Ok(Vec::new())
     }
 }
 
-/// A multipart upload that nobody seems to go on with.
+/// A multipart upload that no client seems to go on with.
 #[derive(Clone, Debug)]
-pub struct StaleUpload {
+pub struct IncompleteUpload {
     /// The key that it would become.
     pub key: Key,
     /// As [`Store::create_upload`] answered.
@@ -321,7 +331,7 @@ pub struct PartSource<'a> {
     pub range: Range<u64>,
 }
 
-/// How the name of a key begins that only serves to try out what a store can do.
+/// Prefix of the names of keys that only serve to try out what a store can do.
 const PROBE_NAME: &str = ".sftpd-probe-";
 
 /// A key below this prefix that nobody else uses, to try something out.
@@ -340,19 +350,24 @@ pub(crate) fn is_probe(key: &Key) -> bool {
 }
 
 /// The bytes of a range, without a copy.
-pub fn cut(pieces: &[Bytes], range: Range<u64>) -> impl Iterator<Item = Bytes> {
-    let (mut skip, mut left) = (range.start as usize, (range.end - range.start) as usize);
-    let cut = pieces.iter().map(move |piece| {
+pub fn slice_pieces(pieces: &[Bytes], range: Range<u64>) -> Vec<Bytes> {
+    let mut skip = range.start as usize;
+    let mut left = (range.end - range.start) as usize;
+    let mut slices = Vec::new();
+    for piece in pieces {
         let from = skip.min(piece.len());
         let to = piece.len().min(from + left);
-        (skip, left) = (skip - from, left - (to - from));
-        piece.slice(from..to)
-    });
-    cut.filter(|piece| !piece.is_empty())
+        skip -= from;
+        left -= to - from;
+        if from < to {
+            slices.push(piece.slice(from..to));
+        }
+    }
+    slices
 }
 
-/// ETag that S3 gives an object sent in one piece: the quoted MD5 of its bytes
-/// ([S3: object integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html)).
+/// ETag that S3 gives an object sent in one piece: the quoted MD5 of its bytes ([S3: object
+/// integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html)).
 /// Not so under SSE-KMS or SSE-C.
 pub fn etag_of(body: &[u8]) -> String {
     format!("\"{}\"", hex(&Md5::digest(body)))

@@ -8,7 +8,7 @@
 
 use super::{BlockMemory, FIRST_BLOCK, Read, ReadAhead, ReadQueue, SessionLimits, Transfers};
 use crate::path::Key;
-use crate::store::{self, Object, StoreError, cut};
+use crate::store::{self, Object, StoreError, slice_pieces};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -339,7 +339,7 @@ impl DownloadTask {
             block.load().await?;
             missing -= end - start;
             let inside = start - block.range.start..end - block.range.start;
-            found.extend(cut(&block.pieces, inside));
+            found.extend(slice_pieces(&block.pieces, inside));
         }
         match missing {
             0 => Ok(found),

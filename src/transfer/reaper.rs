@@ -30,7 +30,7 @@ impl Transfers {
         let before = SystemTime::now()
             .checked_sub(abandoned_after)
             .unwrap_or(SystemTime::UNIX_EPOCH);
-        for upload in self.store.stale_uploads(prefix, before).await? {
+        for upload in self.store.incomplete_uploads(prefix, before).await? {
             let is_ours = store::is_probe(&upload.key) || have_sizes(&upload.parts, &self.sizes);
             if !is_ours {
                 continue;

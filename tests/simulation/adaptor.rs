@@ -12,7 +12,7 @@ use bytes::Bytes;
 use sftpd::sftp::{Received, SessionParams, Sink, Source};
 use sftpd::store::{
     Attributes, Condition, CopySource, Entry, KeptConditions, Key, ListRequest, Object, Page, Part,
-    PartSource, Result, Store, StoreError, cut,
+    PartSource, Result, Store, StoreError, slice_pieces,
 };
 use sftpd::transfer::BufferPool;
 use sftpd::transfer::UserLimits;
@@ -100,7 +100,7 @@ impl Store for SimulatedStore {
         let etag = etag.to_owned();
         let effect = move |bucket: &mut Bucket, _| bucket.get(&name, &etag);
         match self.0.request(Kind::Get, key.as_str(), effect).await {
-            Ok(version) => Ok(cut(&[version.content], range).collect()),
+            Ok(version) => Ok(slice_pieces(&[version.content], range)),
             Err(trouble) => Err(failure_of(trouble)),
         }
     }

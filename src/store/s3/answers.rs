@@ -1,6 +1,6 @@
-//! Was an answer written by S3? A proxy, a captive portal or a broken gateway in between also says 200, and would be
-//! believed. What S3 always sends with a success is looked for here; where it is missing, the request counts as
-//! unanswered: it is tried again, and then its outcome is unknown.
+//! Was an answer written by S3? A proxy, a captive portal or a broken gateway in between also says
+//! 200, and would be believed. What S3 always sends with a success is looked for here; where it is
+//! missing, the request counts as unanswered: it is tried again, and then its outcome is unknown.
 //!
 //! Every client of this store gets these checks from [`S3Store::new`](super::S3Store::new).
 
@@ -55,8 +55,8 @@ enum Proof {
     },
 }
 
-/// By operation; `None` for those whose success decides nothing
-/// ([S3: actions](https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html)).
+/// By operation; `None` for those whose success decides nothing ([S3:
+/// actions](https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html)).
 fn proof_of(operation: &str) -> Option<Proof> {
     Some(match operation {
         "HeadObject" | "PutObject" | "UploadPart" => Proof::Headers(200, &["etag"]),
@@ -95,7 +95,8 @@ fn proof_of(operation: &str) -> Option<Proof> {
     })
 }
 
-/// Looks for the proof in an answer of success. Errors are for the SDK to read, also those that come with status 200.
+/// Looks for the proof in an answer of success. Errors are for the SDK to read, also those that
+/// come with status 200.
 fn check(operation: &str, response: &HttpResponse) -> Result<(), NotFromS3> {
     let status = response.status();
     let Some(proof) = proof_of(operation).filter(|_| status.is_success()) else {
@@ -159,8 +160,9 @@ impl Intercept for CheckAnswers {
     }
 }
 
-/// What is worth another try beside what the SDK takes for that: answers and refusals that S3 did not write, and 429,
-/// which proxies and S3's imitators say where S3 says 503. And credentials that have expired: with new ones.
+/// What is worth another try beside what the SDK takes for that: answers and refusals that S3 did
+/// not write, and 429, which proxies and S3's imitators say where S3 says 503. And credentials that
+/// have expired: with new ones.
 #[derive(Debug)]
 struct RetryDoubtful {
     identities: RenewableIdentities,

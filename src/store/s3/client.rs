@@ -1,8 +1,9 @@
-//! Opens a store: from the AWS settings of the environment to a client of the SDK, and how long each kind of request
-//! may take.
+//! Opens a store: from the AWS settings of the environment to a client of the SDK, and how long
+//! each kind of request may take.
 //!
-//! Called by the binary, once. The endpoint that is found here is handed back to the SDK, so that what follows from it
-//! (signed bodies, path-style addresses, checksums) and where requests go can't disagree.
+//! Called by the binary, once. The endpoint that is found here is handed back to the SDK, so that
+//! what follows from it (signed bodies, path-style addresses, checksums) and where requests go
+//! can't disagree.
 
 use super::answers::check_answers;
 use super::errors::sentence;
@@ -30,28 +31,31 @@ use std::time::Duration;
 const DEFAULTS: fn() -> BehaviorVersion = BehaviorVersion::v2026_01_12;
 /// First try included; the SDK waits longer each time, and slows down on SlowDown.
 pub(super) const ATTEMPTS: u32 = 5;
-/// The pause before the second attempt where the SDK can't retry; each further one is twice as long.
+/// The pause before the second attempt where the SDK can't retry; each further one is twice as
+/// long.
 const FIRST_RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// A dead address is given up after this and tried again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For one try of a request that has nothing to send and that S3 answers from its index: HEAD, DELETE, the first byte
-/// of a GET. S3 takes tens of milliseconds, and advises another try after 2 seconds
-/// ([S3: timeouts and retries](https://docs.aws.amazon.com/whitepapers/latest/s3-optimizing-performance-best-practices/timeouts-and-retries-for-latency-sensitive-applications.html));
+/// For one try of a request that has nothing to send and that S3 answers from its index: HEAD,
+/// DELETE, the first byte of a GET. S3 takes tens of milliseconds, and advises another try after 2
+/// seconds ([S3: timeouts and
+/// retries](https://docs.aws.amazon.com/whitepapers/latest/s3-optimizing-performance-best-practices/timeouts-and-retries-for-latency-sensitive-applications.html));
 /// five times as long leaves room for slower stores.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for a list request: stores walk over deleted keys before they find one to list.
 pub const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-/// From a request, its body included, to the first byte of its answer: enough for a part of 64 MiB at 370 kB/s, and for
-/// one of 5 MiB at 30. S3 sends white space while a long CompleteMultipartUpload or CopyObject is at work, so this
-/// needn't cover them.
+/// From a request, its body included, to the first byte of its answer: enough for a part of 64 MiB
+/// at 370 kB/s, and for one of 5 MiB at 30. S3 sends white space while a long
+/// CompleteMultipartUpload or CopyObject is at work, so this needn't cover them.
 const BODY_TIMEOUT: Duration = Duration::from_secs(3 * 60);
-/// For one try of any other request as a whole, which for a copy is all that ends a connection that dies in the white
-/// space. Parts of 5 GiB that S3 copies inside take minutes.
+/// For one try of any other request as a whole, which for a copy is all that ends a connection that
+/// dies in the white space. Parts of 5 GiB that S3 copies inside take minutes.
 pub const WORK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Where requests to a server without regions are said to go; they are signed with it.
 const NO_REGION: Region = Region::from_static("us-east-1");
-/// In bytes, the lengths of bucket names: S3 has at most 63, older buckets and other stores up to 255
-/// ([S3: bucket naming rules](https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html)).
+/// In bytes, the lengths of bucket names: S3 has at most 63, older buckets and other stores up to
+/// 255 ([S3: bucket naming
+/// rules](https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html)).
 const BUCKET_NAME_LENGTH: std::ops::RangeInclusive<usize> = 3..=255;
 
 /// The pause before this attempt, counted from 0, of a request that the SDK does not retry.
@@ -63,7 +67,8 @@ pub(super) fn retry_pause(attempt: u32) -> Duration {
 }
 
 impl S3Store {
-    /// Opens a bucket with the AWS settings of the environment. Asks the source of the credentials, not yet the store.
+    /// Opens a bucket with the AWS settings of the environment. Asks the source of the credentials,
+    /// not yet the store.
     pub async fn open(bucket: &str) -> Result<S3Store, StartError> {
         check_bucket_name(bucket)?;
         let settings = load_settings().await?;
@@ -86,7 +91,8 @@ impl S3Store {
         config.set_retry_partition(Some(tries.build()));
         config.set_endpoint_url(endpoint.as_ref().map(|endpoint| endpoint.url.clone()));
         if endpoint.is_some() {
-            // Servers other than AWS rarely have a host name per bucket, and not all know the newer checksums.
+            // Servers other than AWS rarely have a host name per bucket, and not all know the newer
+            // checksums.
             config.set_force_path_style(Some(true));
             config.set_region(Some(region.cloned().unwrap_or(NO_REGION)));
             let unset = |variable, key| find_setting(&settings, variable, key).is_none();
@@ -116,8 +122,9 @@ impl S3Store {
         })
     }
 
-    /// Takes a client of the caller's own making, with its timeouts and retries. Bodies are signed, and the store is
-    /// taken to keep all conditions that S3 knows; [`S3Store::find_conditions`] tries them out.
+    /// Takes a client of the caller's own making, with its timeouts and retries. Bodies are signed,
+    /// and the store is taken to keep all conditions that S3 knows; [`S3Store::find_conditions`]
+    /// tries them out.
     pub fn new(client: Client, bucket: &str) -> S3Store {
         S3Store {
             client: check_answers(&client),
@@ -162,8 +169,9 @@ async fn load_settings() -> Result<SdkConfig, StartError> {
     Ok(loader.load().await)
 }
 
-/// A setting from the variable, or else from the profile, as the SDK itself looks for it: first the one for S3
-/// (`AWS_…_S3`, the profile's `services` section), then the one for all services. An empty one counts as unset.
+/// A setting from the variable, or else from the profile, as the SDK itself looks for it: first the
+/// one for S3 (`AWS_…_S3`, the profile's `services` section), then the one for all services. An
+/// empty one counts as unset.
 fn find_setting(settings: &SdkConfig, variable: &str, key: &str) -> Option<String> {
     let key = ServiceConfigKey::builder()
         .service_id("S3")
@@ -200,8 +208,8 @@ fn find_endpoint(settings: &SdkConfig) -> Result<Option<Endpoint>, StartError> {
     }
 }
 
-/// The file with the certificates to trust, if the settings name one. It is needed before the settings can be loaded,
-/// as roles are asked for over TLS too.
+/// The file with the certificates to trust, if the settings name one. It is needed before the
+/// settings can be loaded, as roles are asked for over TLS too.
 async fn find_ca_bundle() -> Option<String> {
     let files = aws_config::defaults(DEFAULTS())
         .region(NO_REGION)
@@ -236,8 +244,8 @@ fn trusting_client(file: &str) -> Result<SharedHttpClient, StartError> {
     )
 }
 
-/// The certificates of the file, instead of the system's. The SDK panics over one that can't be used, so these are left
-/// out here.
+/// The certificates of the file, instead of the system's. The SDK panics over one that can't be
+/// used, so these are left out here.
 fn read_ca_bundle(file: &str) -> Result<tls::TrustStore, StartError> {
     let bytes = std::fs::read(file).map_err(|error| unusable_bundle(file, &error))?;
     let mut trusted = tls::TrustStore::empty();
@@ -308,15 +316,15 @@ pub(super) fn profile_name() -> String {
     }
 }
 
-/// Gives up a try of a request that should have been answered by now, so that the next one is made: without it, each
-/// waits as long as the upload of a large part may take.
+/// Gives up a try of a request that should have been answered by now, so that the next one is made:
+/// without it, each waits as long as the upload of a large part may take.
 ///
 /// Only whole tries are limited here: the SDK keeps a pool of connections for each read timeout.
 #[derive(Debug)]
 pub struct AnswerTimeouts;
 
-/// How long one try of an operation may take; `None` for those that send a body, or that S3 works on for minutes, which
-/// are left to the timeouts of the client.
+/// How long one try of an operation may take; `None` for those that send a body, or that S3 works
+/// on for minutes, which are left to the timeouts of the client.
 fn attempt_timeout(operation: &str) -> Option<Duration> {
     match operation {
         "HeadObject" | "HeadBucket" | "GetObject" | "DeleteObject" => Some(ANSWER_TIMEOUT),

@@ -1,8 +1,8 @@
 //! Conditional requests: which of them the store keeps, and a DELETE that knows whether it was the
 //! one that deleted.
 //!
-//! Stores differ, and one that doesn't know a condition says nothing about it: it ignores the header.
-//! So the conditions are tried out, on objects of our own.
+//! Stores differ, and one that doesn't know a condition says nothing about it: it ignores the
+//! header. So the conditions are tried out, on objects of our own.
 
 use super::super::{
     Attributes, Condition, CopySource, KeptConditions, Key, Result, Store, StoreError, probe_key,
@@ -26,8 +26,9 @@ impl S3Store {
         self
     }
 
-    /// Finds out which conditions the store keeps, by about twenty requests below the prefix; nothing stays there unless
-    /// DELETE is refused. AWS is not asked: it documents that it keeps them all.
+    /// Finds out which conditions the store keeps, by about twenty requests below the prefix;
+    /// nothing stays there unless DELETE is refused. AWS is not asked: it documents that it keeps
+    /// them all.
     pub async fn find_conditions(&self, prefix: &Key) -> Result<KeptConditions> {
         match self.is_aws {
             true => Ok(KeptConditions::ALL),
@@ -135,9 +136,9 @@ impl S3Store {
         }
     }
 
-    /// DELETE of this version. The SDK sends each attempt once, so that it is known whether it was this
-    /// request that deleted the object: after an attempt without a clear answer, an object that is
-    /// gone counts as deleted by it.
+    /// DELETE of this version. The SDK sends each attempt once, so that it is known whether it was
+    /// this request that deleted the object: after an attempt without a clear answer, an object
+    /// that is gone counts as deleted by it.
     pub(super) async fn delete_version(&self, key: &Key, etag: &str) -> Result<()> {
         if !self.conditions.delete_unchanged {
             return self.delete_any(key).await;

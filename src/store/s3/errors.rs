@@ -45,7 +45,8 @@ where
 /// The error of a request that makes or removes an object: unless the store clearly refused, it may
 /// have done so.
 ///
-/// A repeated request can be refused because the first one succeeded: `NoSuchUpload`, or 412 under `If-None-Match`.
+/// A repeated request can be refused because the first one succeeded: `NoSuchUpload`, or 412 under
+/// `If-None-Match`.
 pub fn uncertain<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,

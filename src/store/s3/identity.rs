@@ -1,5 +1,5 @@
-//! Credentials that S3 says have expired are asked for anew. The SDK keeps them for as long as their source said that
-//! they hold, and would go on with them until then, upload after upload.
+//! Credentials that S3 says have expired are asked for anew. The SDK keeps them for as long as
+//! their source said that they hold, and would go on with them until then, upload after upload.
 
 use aws_sdk_s3::config::{
     ConfigBag, IdentityCache, ResolveCachedIdentity, RuntimeComponents, SharedIdentityCache,

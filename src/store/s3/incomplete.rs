@@ -1,6 +1,6 @@
 //! Incomplete uploads of killed servers: which multipart uploads in progress are ours, and how old.
 
-use super::super::{Attributes, Key, Part, Result, StaleUpload, Store, probe_key};
+use super::super::{Attributes, IncompleteUpload, Key, Part, Result, Store, probe_key};
 use super::S3Store;
 use super::errors::failed;
 use super::fields::part;
@@ -11,12 +11,12 @@ use aws_sdk_s3::types::{EncodingType, Initiator, MultipartUpload};
 use std::time::SystemTime;
 
 impl S3Store {
-    /// ListMultipartUploads and ListParts. See [`Store::stale_uploads`].
+    /// ListMultipartUploads and ListParts. See [`Store::incomplete_uploads`].
     pub(super) async fn find_incomplete_uploads(
         &self,
         prefix: &Key,
         before: SystemTime,
-    ) -> Result<Vec<StaleUpload>> {
+    ) -> Result<Vec<IncompleteUpload>> {
         let mut begun = self.list_uploads(prefix).await?;
         begun.retain(|upload| is_before(upload.initiated(), before));
         if begun.is_empty() {
@@ -34,7 +34,7 @@ impl S3Store {
                 continue;
             };
             if let Some(parts) = self.list_old_parts(&key, id, before).await? {
-                incomplete.push(StaleUpload {
+                incomplete.push(IncompleteUpload {
                     key,
                     id: id.to_owned(),
                     parts,

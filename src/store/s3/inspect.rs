@@ -7,7 +7,8 @@ use aws_sdk_s3::config::RequestChecksumCalculation;
 use aws_sdk_s3::types::ExpirationStatus;
 
 impl S3Store {
-    /// The region that requests go to, and the one that the bucket is in, if S3 says so (HeadBucket).
+    /// The region that requests go to, and the one that the bucket is in, if S3 says so
+    /// (HeadBucket).
     pub async fn regions(&self) -> (String, Option<String>) {
         let requested = match self.client.config().region() {
             Some(region) => region.as_ref().to_owned(),
@@ -27,8 +28,8 @@ impl S3Store {
         (requested, actual)
     }
 
-    /// Does the store refuse a GET for another version than the key has (`If-Match`)? Downloads rely
-    /// on it.
+    /// Does the store refuse a GET for another version than the key has (`If-Match`)? Downloads
+    /// rely on it.
     pub async fn honours_if_match(&self, key: &Key, outdated: &str) -> Result<bool> {
         let request = self
             .client

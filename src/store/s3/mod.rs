@@ -1,7 +1,8 @@
 //! S3 and what speaks like it, through the AWS SDK: the only room that names it.
 //!
-//! Credentials, region and endpoint are the SDK's own business (`AWS_*` variables, profiles, roles).
-//! The trait is implemented here, one line a method; the requests are in the files by concern.
+//! Credentials, region and endpoint are the SDK's own business (`AWS_*` variables, profiles,
+//! roles). The trait is implemented here, one line a method; the requests are in the files by
+//! concern.
 
 mod answers;
 mod client;
@@ -22,8 +23,8 @@ pub use client::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
 pub use start::{Listing, StartError};
 
 use super::{
-    Attributes, Condition, CopySource, KeptConditions, Key, ListRequest, Object, Page, Part,
-    PartSource, Result, StaleUpload, Store,
+    Attributes, Condition, CopySource, IncompleteUpload, KeptConditions, Key, ListRequest, Object,
+    Page, Part, PartSource, Result, Store,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -126,7 +127,11 @@ impl Store for S3Store {
         self.abort_multipart_upload(key, upload_id).await
     }
 
-    async fn stale_uploads(&self, prefix: &Key, before: SystemTime) -> Result<Vec<StaleUpload>> {
+    async fn incomplete_uploads(
+        &self,
+        prefix: &Key,
+        before: SystemTime,
+    ) -> Result<Vec<IncompleteUpload>> {
         self.find_incomplete_uploads(prefix, before).await
     }
 }

@@ -17,7 +17,8 @@ impl S3Store {
         key: &Key,
         attributes: &Attributes,
     ) -> Result<String> {
-        // S3 wants to know beforehand that parts will have checksums, and gets them again at the end.
+        // S3 wants to know beforehand that parts will have checksums, and gets them again at the
+        // end.
         let checksum_algorithm = match self.checksums() {
             true => Some(ChecksumAlgorithm::Crc32),
             false => None,

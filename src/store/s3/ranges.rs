@@ -26,8 +26,8 @@ enum Reading {
 }
 
 impl S3Store {
-    /// GetObject of a range. The SDK retries a request, not a body that breaks off: the next request
-    /// asks for what is missing.
+    /// GetObject of a range. The SDK retries a request, not a body that breaks off: the next
+    /// request asks for what is missing.
     pub(super) async fn get_range(
         &self,
         key: &Key,
@@ -114,7 +114,8 @@ impl S3Store {
         let object = object(Some(found.size), out.e_tag.take(), out.last_modified, class)?;
         let len = len as usize;
         let mut bytes = BytesMut::with_capacity(len);
-        // What a body that breaks off did not bring is asked for again, as the rest of the object is.
+        // What a body that breaks off did not bring is asked for again, as the rest of the object
+        // is.
         while bytes.len() < len
             && let Some(Ok(chunk)) = out.body.next().await
         {
@@ -125,8 +126,8 @@ impl S3Store {
     }
 }
 
-/// The pieces of a body: large ones as they arrived, small ones together, as thousands of them would
-/// take more memory than their bytes.
+/// The pieces of a body: large ones as they arrived, small ones together, as thousands of them
+/// would take more memory than their bytes.
 #[derive(Default)]
 struct JoinedPieces {
     pieces: Vec<Bytes>,
@@ -153,7 +154,8 @@ impl JoinedPieces {
     }
 }
 
-/// The header `Content-Range` ([RFC 9110 §14.4](https://www.rfc-editor.org/rfc/rfc9110#section-14.4)).
+/// The header `Content-Range` ([RFC 9110
+/// §14.4](https://www.rfc-editor.org/rfc/rfc9110#section-14.4)).
 #[derive(Debug, PartialEq, Eq)]
 struct ContentRange {
     range: Range<u64>,

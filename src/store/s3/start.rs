@@ -1,7 +1,8 @@
-//! Whether a bucket can be served: one list request before the first client, and what its outcome means to the operator.
+//! Whether a bucket can be served: one list request before the first client, and what its outcome
+//! means to the operator.
 //!
-//! Called by the binary. Which outcomes need the operator, and which may pass by themselves, is one table
-//! ([`StartError::needs_operator`]).
+//! Called by the binary. Which outcomes need the operator, and which may pass by themselves, is one
+//! table ([`StartError::needs_operator`]).
 
 use super::errors::{sentence, status};
 use super::{S3Store, client};
@@ -107,7 +108,8 @@ pub enum Listing {
 }
 
 impl S3Store {
-    /// Lists one entry below the prefix: proves credentials, region and bucket before a client has to find out.
+    /// Lists one entry below the prefix: proves credentials, region and bucket before a client has
+    /// to find out.
     pub async fn check(&self, prefix: &Key) -> Result<Listing, StartError> {
         let request = self
             .client
@@ -167,8 +169,8 @@ impl S3Store {
     }
 }
 
-/// Garage has no code of its own for false credentials, only words
-/// ([its signature check](https://git.deuxfleurs.fr/Deuxfleurs/garage/src/branch/main-v2/src/api/common/signature)).
+/// Garage has no code of its own for false credentials, only words ([its signature
+/// check](https://git.deuxfleurs.fr/Deuxfleurs/garage/src/branch/main-v2/src/api/common/signature)).
 fn is_about_credentials(message: &str) -> bool {
     message.contains("Invalid signature") || message.contains("No such key")
 }
@@ -196,7 +198,8 @@ fn unanswered<E: Error + 'static>(error: &SdkError<E>) -> StartError {
     }
 }
 
-/// The first cause of this type. The causes of an I/O error are inside of it, and its `source` is theirs.
+/// The first cause of this type. The causes of an I/O error are inside of it, and its `source` is
+/// theirs.
 fn find_cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
