@@ -330,7 +330,6 @@ async fn sample(shared: Arc<Shared>) {
     gauge!(MAX_SESSIONS).set(shared.config.max_sessions as f64);
     gauge!(BUFFER_MEMORY_LIMIT).set(shared.config.buffer_memory as f64);
     loop {
-        shared.config.auth.look();
         gauge!(BUFFER_MEMORY).set(shared.transfers.pool.used() as f64);
         sleep(SAMPLE_INTERVAL).await;
     }

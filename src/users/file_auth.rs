@@ -1,6 +1,6 @@
 //! The server's view of who may log in.
 
-use super::file_watch::FileWatch;
+use super::file_watch::{FileWatch, Poll};
 use super::password::{hash, is_password};
 use super::{Account, Auth, User};
 use async_trait::async_trait;
@@ -13,19 +13,22 @@ pub struct FileAuth(Users);
 
 /// Where users come from.
 enum Users {
-    File(Arc<FileWatch>),
-    /// One user, and no file.
-    Single {
-        name: String,
-        user: User,
+    File {
+        watch: Arc<FileWatch>,
+        /// So that the log tells of a broken file at once, not when someone logs in.
+        _poll: Poll,
     },
+    /// One user, and no file.
+    Single { name: String, user: User },
 }
 
 impl FileAuth {
-    /// Reads the file once, so that the operator learns of a mistake at the start.
+    /// Reads the file once, so that the operator learns of a mistake at the start. From then on a
+    /// thread looks at it every second, until the value is dropped.
     pub fn open(path: PathBuf) -> anyhow::Result<FileAuth> {
         let watch = FileWatch::open(path)?;
-        Ok(FileAuth(Users::File(watch)))
+        let poll = Poll::start(&watch)?;
+        Ok(FileAuth(Users::File { watch, _poll: poll }))
     }
 
     /// One user with a password and no file, for `sftpd demo` and tests.
@@ -40,10 +43,11 @@ impl FileAuth {
         }))
     }
 
-    /// The user of this name, as the file has it now, or as it last had it.
+    /// The user of this name, as the file is now if it can be read in time, or as it last could be
+    /// read.
     async fn user(&self, wanted: &str) -> Option<User> {
         match &self.0 {
-            Users::File(watch) => watch.user(wanted).await,
+            Users::File { watch, .. } => watch.user(wanted).await,
             Users::Single { name, user } if name == wanted => Some(user.clone()),
             Users::Single { .. } => None,
         }
@@ -67,14 +71,6 @@ impl Auth for FileAuth {
         // Checked for disabled users too, so that they take as long as a wrong password.
         let right = is_password(found.password.clone(), password).await;
         if right { admit(user, &found) } else { None }
-    }
-
-    /// Tells the log of a broken file at once, not when someone logs in.
-    fn look(&self) {
-        match &self.0 {
-            Users::File(watch) => watch.look(),
-            Users::Single { .. } => {}
-        }
     }
 }
 

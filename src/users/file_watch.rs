@@ -1,7 +1,8 @@
-//! users.json as the server sees it: read again whenever it has changed, on a thread of its own.
+//! users.json as the server sees it: read again whenever it has changed, on threads that may hang.
 //!
-//! Called by [`FileAuth`](super::FileAuth). Invariants: nothing of the server waits for the file system for longer than
-//! [`MAX_LOGIN_WAIT`]; a read that hangs changes nothing, and what it returns late is dropped.
+//! Called by [`FileAuth`](super::FileAuth). Invariants: a login waits for the file system for at
+//! most [`MAX_LOGIN_WAIT`], and the rest of the server never does; a read that hangs changes
+//! nothing, and its late outcome is dropped.
 
 use super::file::{UsersFileError, exposure, open};
 use super::{User, UsersFile};
@@ -11,27 +12,30 @@ use metrics::gauge;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How long a file that keeps failing in the same way is not logged again.
+/// How often the file is looked at while nobody logs in.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest time between two log lines about a file that keeps failing in the same way.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// Age from which the times of a file tell a later change apart. Linux counts them in ticks of up to 10 ms, and two
-/// changes within one tick look the same.
+/// Age from which the times of a file tell a later change apart. Linux counts them in ticks of up
+/// to 10 ms, and two changes within one tick look the same.
 const MIN_STAMP_AGE: Duration = Duration::from_millis(100);
-/// How long a login waits for the file to be looked at. A local file takes some microseconds, one on a network
-/// milliseconds.
+/// How long a login waits for the file to be read again. A local file takes microseconds, one on a
+/// network mount milliseconds.
 const MAX_LOGIN_WAIT: Duration = Duration::from_secs(2);
 /// How long a read may take. The largest file (32 MiB) comes in 3 s at 100 Mbit/s.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest pause before another read is tried beside those that hang. The first pause is [`READ_TIMEOUT`], each further
-/// one twice as long.
+/// Longest pause before another read is tried beside those that hang. The first pause is
+/// [`READ_TIMEOUT`], each further one twice as long.
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(600);
-/// Most reads that hang at once, each with a thread (tens of KiB). With these pauses they take almost two hours to come
-/// together; then nothing is read until the system lets one of them go.
+/// Most reads that hang at once, each with a thread (tens of KiB). With these pauses they take
+/// almost two hours to come together; then nothing is read until one of them ends.
 const MAX_HUNG_READS: u32 = 16;
 
 /// The users of a file, as it is or last could be read.
@@ -46,32 +50,33 @@ pub(super) struct FileWatch {
 /// The last good file, and how the attempts to read a newer one went.
 struct State {
     users: Arc<UsersFile>,
-    /// What the file was like when the users were read from it. `None` after a failure and while the stamp could miss a
-    /// change, so that the file is read again at the next look.
+    /// Of the file that the users were read from. `None` after a failure and while the stamp could
+    /// miss a change, so that the file is read again next time.
     stamp: Option<Stamp>,
     failures: FailureLog,
-    /// Whether every user of the machine may read the file: told once.
+    /// Whether every user of the machine may read the file, so that the log says so once.
     exposed: bool,
     running: Option<RunningRead>,
     /// The number of the newest read that was begun.
     last_begun: u64,
-    /// Reads that were given up and that the system has not let go yet.
+    /// Reads that were given up and have not ended yet.
     hung: u32,
-    /// From a read that was given up until another one ends in time. Nobody waits for reads meanwhile.
+    /// From a read that was given up until another one ends in time. Logins don't wait for reads
+    /// meanwhile.
     is_unresponsive: bool,
     /// No read begins earlier.
     next_read: Instant,
 }
 
-/// A read that has neither ended nor was given up. There is one at a time.
+/// A read that has neither ended nor been given up. There is one at a time.
 struct RunningRead {
     number: u64,
     began: Instant,
-    /// Someone asked for the file after the read had begun, so another read follows it.
+    /// The file was asked for after this read had begun, so another read follows it.
     is_repeated: bool,
 }
 
-/// What was read of a file that has changed.
+/// The content of a file that has changed.
 struct Snapshot {
     users: UsersFile,
     /// `None` if a later change could leave it as it is.
@@ -111,11 +116,12 @@ impl FileWatch {
         }))
     }
 
-    /// The user of this name, as the file is now if it can be looked at in time, or as it last could be read.
+    /// The user of this name, as the file is now if it can be read in time, or as it last could be
+    /// read.
     pub async fn user(self: &Arc<Self>, name: &str) -> Option<User> {
         if let Some(number) = self.request_read() {
             let mut last_ended = self.last_ended.subscribe();
-            // Without an answer in time, the last good file counts.
+            // After the timeout the last good file is in force.
             let _ = timeout(
                 MAX_LOGIN_WAIT,
                 last_ended.wait_for(|ended| *ended >= number),
@@ -126,13 +132,8 @@ impl FileWatch {
         users.users.get(name).cloned()
     }
 
-    /// Has the file looked at, and does not wait for it.
-    pub fn look(self: &Arc<Self>) {
-        self.request_read();
-    }
-
-    /// Begins a read, or has one begun after the one that is running. Returns its number, or `None` if it is not worth
-    /// waiting for.
+    /// Begins a read, or has one begun after the one that is running, and does not wait for it.
+    /// Returns the read's number, or `None` if it is not worth waiting for.
     fn request_read(self: &Arc<Self>) -> Option<u64> {
         let now = Instant::now();
         let mut state = self.state();
@@ -157,7 +158,7 @@ impl FileWatch {
         }
     }
 
-    /// Begins a read on a thread of its own, for which the end of the process does not wait.
+    /// Begins a read on a thread of its own, which does not delay the end of the process.
     fn begin_read(self: &Arc<Self>, state: &mut State, now: Instant) -> Option<u64> {
         let number = state.begin(now);
         let known = state.stamp;
@@ -178,7 +179,7 @@ impl FileWatch {
         }
     }
 
-    /// Reads the file, and again for as long as someone has asked for it meanwhile.
+    /// Reads the file, and again while it has been asked for meanwhile.
     fn run_reads(&self, mut number: u64, mut known: Option<Stamp>) {
         loop {
             let outcome = read_if_changed(&self.path, known);
@@ -186,7 +187,7 @@ impl FileWatch {
             let is_repeated = match &state.running {
                 Some(running) if running.number == number => running.is_repeated,
                 Some(_) | None => {
-                    // It was given up. What it found may be older than what another read has found since.
+                    // It was given up. Its outcome may be older than that of another read since.
                     state.hung = state.hung.saturating_sub(1);
                     state.next_read = Instant::now();
                     return;
@@ -214,6 +215,30 @@ impl FileWatch {
     }
 }
 
+/// Looks at the file every [`POLL_INTERVAL`] until dropped.
+pub(super) struct Poll {
+    /// Nothing is ever sent. The thread ends when the other end sees that this one is gone.
+    _stop: mpsc::Sender<()>,
+}
+
+impl Poll {
+    /// Starts the thread that looks. Reads have threads of their own, so it never hangs.
+    pub fn start(watch: &Arc<FileWatch>) -> anyhow::Result<Poll> {
+        let (stop, stopped) = mpsc::channel();
+        let watch = watch.clone();
+        let run = move || {
+            while stopped.recv_timeout(POLL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                watch.request_read();
+            }
+        };
+        thread::Builder::new()
+            .name("users-poll".to_owned())
+            .spawn(run)
+            .context("can't start a thread to look at the users file")?;
+        Ok(Poll { _stop: stop })
+    }
+}
+
 impl State {
     /// Counts a read that begins now, and returns its number.
     fn begin(&mut self, now: Instant) -> u64 {
@@ -226,7 +251,7 @@ impl State {
         self.last_begun
     }
 
-    /// Gives a read up that takes too long. Its thread stays until the system lets it go.
+    /// Gives up a read that takes too long. Its thread stays until the system call returns.
     fn give_up_overdue_read(&mut self, path: &Path, now: Instant) {
         let is_overdue = match &self.running {
             Some(running) => now.duration_since(running.began) >= READ_TIMEOUT,
@@ -242,12 +267,12 @@ impl State {
         if self.hung == MAX_HUNG_READS {
             let path = path.display();
             log::error!(
-                "{path} is not looked at any more until a read of it ends: restart sftpd once it can be read"
+                "{path} is no longer read until one of the reads that hang ends: restart sftpd once it can be read"
             );
         }
     }
 
-    /// Notes how a read ended that was not given up.
+    /// Records the outcome of a read that was not given up.
     fn end_read(&mut self, path: &Path, outcome: anyhow::Result<Option<Snapshot>>) {
         self.running = None;
         self.is_unresponsive = false;
@@ -268,7 +293,7 @@ impl State {
         }
     }
 
-    /// From now on the users of the file are in force as it was read.
+    /// Puts the users of a file in force.
     fn take_over(&mut self, snapshot: Snapshot) {
         if let Some(warning) = &snapshot.exposure
             && !self.exposed
@@ -289,14 +314,14 @@ impl State {
     }
 }
 
-/// How long no read begins after one was given up while this many others hang.
+/// The pause after a read was given up while this many others hang.
 fn retry_pause(hung: u32) -> Duration {
     READ_TIMEOUT
         .saturating_mul(2_u32.saturating_pow(hung))
         .min(MAX_RETRY_PAUSE)
 }
 
-/// Reads the file if it may be another than the one that had this stamp; `None` if it is the same.
+/// Reads the file; `None` if it still has this stamp.
 fn read_if_changed(path: &Path, known: Option<Stamp>) -> anyhow::Result<Option<Snapshot>> {
     if let Some(known) = known
         && let Ok(found) = path.metadata()
@@ -310,8 +335,8 @@ fn read_if_changed(path: &Path, known: Option<Stamp>) -> anyhow::Result<Option<S
 fn read(path: &Path) -> anyhow::Result<Snapshot> {
     let now = SystemTime::now();
     let file = open(path)?;
-    // Of the opened file and before it is read: whatever happens to the name or the content from here on changes the
-    // stamp.
+    // Of the opened file and before it is read: any change of the name or the content from here on
+    // changes the stamp.
     let found = file
         .metadata()
         .with_context(|| format!("can't read {}", path.display()))?;
@@ -329,8 +354,8 @@ fn read(path: &Path) -> anyhow::Result<Snapshot> {
     })
 }
 
-/// Differs when the file does: a rename brings another inode, an edit other times. `changed` (ctime) also tells of chmod
-/// and chown, and nobody can set it back.
+/// Differs when the file does: a rename brings another inode, an edit other times. `changed`
+/// (ctime) also tells of chmod and chown, and can't be set back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -355,9 +380,8 @@ impl Stamp {
 
     /// Whether any change after `now` gives the file another stamp.
     fn is_settled(&self, now: SystemTime) -> bool {
-        let (Ok(seconds), Ok(nanoseconds)) =
-            (u64::try_from(self.changed.0), u32::try_from(self.changed.1))
-        else {
+        let (seconds, nanoseconds) = self.changed;
+        let (Ok(seconds), Ok(nanoseconds)) = (seconds.try_into(), nanoseconds.try_into()) else {
             return true;
         };
         let Some(changed) = UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds)) else {
@@ -365,7 +389,7 @@ impl Stamp {
         };
         match now.duration_since(changed) {
             Ok(age) => age >= MIN_STAMP_AGE,
-            // The file server's clock is ahead of ours, and waiting would not end.
+            // The file server's clock is ahead of ours: waiting for it could take forever.
             Err(_) => true,
         }
     }
@@ -379,7 +403,7 @@ struct FailureLog {
 }
 
 impl FailureLog {
-    /// Whether this failure is another than the last one, or the last one was logged long ago.
+    /// Whether this failure differs from the last one, or the last one was logged long ago.
     fn is_due(&mut self, failure: &str, now: Instant) -> bool {
         let due = match &self.last {
             Some((last, logged)) => {
@@ -393,7 +417,7 @@ impl FailureLog {
         due
     }
 
-    /// Ends a row of failures. True if there was one.
+    /// Ends a row of failures. Returns whether there was one.
     fn end(&mut self) -> bool {
         self.last.take().is_some()
     }

@@ -1,7 +1,8 @@
 //! Who may log in: the [`Auth`] trait, and users.json behind it.
 //!
-//! Called by `server` at every login and by `sftpd users …`. Invariants: the file is replaced, never rewritten in
-//! place; a file that can't be read whole changes nothing for those who could log in before.
+//! Called by `server` at every login and by `sftpd users …`. Invariants: the file is replaced, never
+//! rewritten in place; a file that can't be read as a whole leaves the users of the last good file
+//! in force.
 
 mod file;
 mod file_auth;
@@ -60,10 +61,10 @@ pub struct Account {
 /// Decides who may log in. An application that embeds the server can bring its own.
 #[async_trait]
 pub trait Auth: Send + Sync + 'static {
-    /// May this user log in with this key? Asked before and after the signature is checked.
+    /// The account of this user, if the key is one of the user's. Called before and after the
+    /// signature is checked.
     async fn public_key(&self, user: &str, key: &PublicKey) -> Option<Account>;
-    /// May this user log in with this password? Must take as long for users that don't exist.
+    /// The account of this user, if the password is right. Must take as long for users that don't
+    /// exist.
     async fn password(&self, user: &str, password: &str) -> Option<Account>;
-    /// Called about every second, for an implementation that watches something. Must not take long.
-    fn look(&self) {}
 }
