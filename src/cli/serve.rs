@@ -7,6 +7,7 @@ use super::systemd::{notify_systemd, tell_systemd};
 use super::{Usage, descriptors, exporter};
 use anyhow::{Context, anyhow, bail, ensure};
 use bytesize::ByteSize;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args};
 use ipnet::IpNet;
 use sd_notify::NotifyState;
@@ -97,6 +98,7 @@ pub struct ServeArgs {
         long,
         env = "SFTPD_ALGORITHMS",
         default_value = "modern",
+        value_parser = algorithms_parser(),
         value_name = "KIND"
     )]
     algorithms: Algorithms,
@@ -106,6 +108,21 @@ pub struct ServeArgs {
     /// Where to serve /metrics (for Prometheus) and /healthz. There is no password: use a loopback or internal address.
     #[arg(long, env = "SFTPD_METRICS", value_name = "HOST:PORT")]
     pub metrics: Option<ListenAddress>,
+}
+
+/// Takes the names of sets of algorithms, with a description of each for `--help`.
+fn algorithms_parser() -> impl TypedValueParser<Value = Algorithms> {
+    PossibleValuesParser::new([
+        PossibleValue::new(Algorithms::PostQuantum.as_str())
+            .help("Key exchange with ML-KEM and X25519 only: OpenSSH 9.9 and later, and little else as yet"),
+        PossibleValue::new(Algorithms::Modern.as_str()).help(
+            "X25519 and the NIST curves too; and to clients that call themselves one of those that know nothing \
+             better, what they know",
+        ),
+        PossibleValue::new(Algorithms::Legacy.as_str())
+            .help("Finite-field Diffie-Hellman and encrypt-and-MAC to everyone"),
+    ])
+    .try_map(|name| name.parse::<Algorithms>())
 }
 
 /// What `--store` says.

@@ -12,7 +12,7 @@ mod ssh;
 mod transport;
 
 pub use host_keys::{HostKey, generate, load, load_or_create, temporary};
-pub use ssh::Algorithms;
+pub use ssh::{Algorithms, UnknownAlgorithms};
 
 use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS, REFUSED_CONNECTIONS};
 use crate::path::{Home, Path};

@@ -5,13 +5,15 @@ use russh::cipher::{
     AES_128_CTR, AES_128_GCM, AES_192_CTR, AES_256_CTR, AES_256_GCM, CHACHA20_POLY1305,
 };
 use russh::{MethodKind, MethodSet, Preferred, SshId, compression, kex, keys::Algorithm};
-use std::{borrow::Cow, time::Duration};
+use std::borrow::Cow;
+use std::str::FromStr;
+use std::time::Duration;
 
 /// Our identification string.
 pub const IDENTIFICATION: &str = concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION"));
 
-/// What is offered, of all that russh has and that is not broken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+/// Which algorithms are offered, of those that russh has and that are not broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithms {
     /// Key exchange with ML-KEM and X25519 only: OpenSSH 9.9 and later, and little else as yet.
     PostQuantum,
@@ -21,6 +23,35 @@ pub enum Algorithms {
     /// Finite-field Diffie-Hellman and encrypt-and-MAC to everyone.
     Legacy,
 }
+
+impl Algorithms {
+    /// Its name for `--algorithms`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Algorithms::PostQuantum => "post-quantum",
+            Algorithms::Modern => "modern",
+            Algorithms::Legacy => "legacy",
+        }
+    }
+}
+
+impl FromStr for Algorithms {
+    type Err = UnknownAlgorithms;
+
+    fn from_str(word: &str) -> Result<Algorithms, UnknownAlgorithms> {
+        match word {
+            "post-quantum" => Ok(Algorithms::PostQuantum),
+            "modern" => Ok(Algorithms::Modern),
+            "legacy" => Ok(Algorithms::Legacy),
+            other => Err(UnknownAlgorithms(other.to_owned())),
+        }
+    }
+}
+
+/// A word that is not the name of a set of [`Algorithms`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there are no algorithms {0:?}: use post-quantum, modern or legacy")]
+pub struct UnknownAlgorithms(pub String);
 
 /// Client software that is not served like all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,22 +22,23 @@ pub use password::{hash, random};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use ssh_key::PublicKey;
+use std::str::FromStr;
 
 /// What a user may do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// Everything.
     #[default]
     ReadWrite,
-    /// Look and fetch.
+    /// List and download.
     ReadOnly,
-    /// Put, list, rename and remove, but fetch nothing back.
+    /// Upload, list, rename and remove, but not download.
     WriteOnly,
 }
 
 impl Access {
-    /// The word that users.json and `--access` have for it.
+    /// Its name in users.json and for `--access`.
     pub fn as_str(self) -> &'static str {
         match self {
             Access::ReadWrite => "read-write",
@@ -46,6 +47,24 @@ impl Access {
         }
     }
 }
+
+impl FromStr for Access {
+    type Err = UnknownAccess;
+
+    fn from_str(word: &str) -> Result<Access, UnknownAccess> {
+        match word {
+            "read-write" => Ok(Access::ReadWrite),
+            "read-only" => Ok(Access::ReadOnly),
+            "write-only" => Ok(Access::WriteOnly),
+            other => Err(UnknownAccess(other.to_owned())),
+        }
+    }
+}
+
+/// A word that is not the name of an [`Access`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no access: use read-write, read-only or write-only")]
+pub struct UnknownAccess(pub String);
 
 /// An authenticated user.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use super::keys::{check_typed_key, read_authorized_keys, refuse_private_key};
 use super::{Usage, printable};
 use anyhow::{Context, anyhow, ensure};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use sftpd::path::Home;
 use sftpd::users::{Access, User, UsersFile, check_name, hash, normalize_home, parse_key};
 use ssh_key::HashAlg::Sha256;
@@ -30,8 +31,19 @@ pub struct AddArgs {
     #[arg(long, value_name = "PREFIX")]
     home: Option<String>,
     /// What the user may do [default: read-write].
-    #[arg(long)]
+    #[arg(long, value_parser = access_parser())]
     access: Option<Access>,
+}
+
+/// Takes the names of accesses, with a description of each for `--help`.
+fn access_parser() -> impl TypedValueParser<Value = Access> {
+    PossibleValuesParser::new([
+        PossibleValue::new(Access::ReadWrite.as_str()).help("Everything"),
+        PossibleValue::new(Access::ReadOnly.as_str()).help("Look and fetch"),
+        PossibleValue::new(Access::WriteOnly.as_str())
+            .help("Put, list, rename and remove, but fetch nothing back"),
+    ])
+    .try_map(|name| name.parse::<Access>())
 }
 
 /// What to give a user, checked as far as it can be without the users file.
