@@ -1,9 +1,10 @@
-//! Who may connect: a limit on connections on which nobody has logged in yet, as OpenSSH's MaxStartups and
+//! Admission control: limits unauthenticated connections, as OpenSSH's MaxStartups and
 //! PerSourceMaxStartups.
 //!
-//! Called by `server` for every connection. Invariant: they never hold more than half of the sessions. When there are
-//! that many, a new one takes the place of another: of the address that holds the most, and there of a random one of the
-//! older half, so that connections that only wait can't keep out those that log in.
+//! Called by `server` for every connection. Invariant: unauthenticated connections never hold more
+//! than half of the sessions. At the limit a new one evicts another: of the address that holds the
+//! most, a random one of the older half, so that connections that only wait can't keep out those
+//! that log in.
 
 use super::source_of;
 use crate::metrics::REFUSED_CONNECTIONS;
@@ -16,16 +17,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Connections that one address may have without a login, if there are as many for all: a few clients that connect
-/// together, or one with several transfers.
+/// Unauthenticated connections that one address may have at least, if the limit for all is not
+/// lower: some clients that connect together, or one with several transfers.
 const MIN_PER_ADDRESS: usize = 10;
-/// Until then a connection does not lose its place to one of an address that holds as many: a login takes less.
+/// A younger connection is not evicted for one of an address that holds as many: a login takes less
+/// time than this.
 const MIN_TIME: Duration = Duration::from_secs(5);
 
-/// Why a connection is turned away: for the figures, and for the log.
+/// Why a connection is refused.
 #[derive(Debug)]
 pub struct Refusal {
-    /// Of the metric.
+    /// Label of the metric.
     pub label: &'static str,
     /// For the log.
     pub why: &'static str,
@@ -38,17 +40,17 @@ const TOO_MANY: Refusal = Refusal {
 
 /// See the module.
 pub struct Admission {
-    /// Most connections without a login.
+    /// Limit on unauthenticated connections.
     limit: usize,
-    /// Most of them from one address.
+    /// Limit on those of one address.
     limit_per_address: usize,
     /// A std lock: never held across an await.
-    waiting: Mutex<Waiting>,
+    unauthenticated: Mutex<Unauthenticated>,
 }
 
-/// Connections on which nobody has logged in, the oldest first.
+/// Connections without a login, the oldest first.
 #[derive(Default)]
-struct Waiting {
+struct Unauthenticated {
     slots: BTreeMap<u64, Slot>,
     last_slot: u64,
 }
@@ -59,45 +61,46 @@ struct Slot {
     evicted: CancellationToken,
 }
 
-/// The place of a connection without a login; free again when dropped.
+/// The slot of an unauthenticated connection, freed when dropped.
 pub struct PreAuthSlot {
     admission: Arc<Admission>,
     number: u64,
-    /// Cancelled when the connection has to make room for another one.
+    /// Cancelled when the connection must make room for another one.
     pub evicted: CancellationToken,
 }
 
 impl Admission {
-    /// For a server with this limit on connections.
+    /// For a server with this limit on all connections.
     pub fn new(max_sessions: usize) -> Admission {
         let limit = (max_sessions / 2).max(1);
         let limit_per_address = (limit / 2).max(MIN_PER_ADDRESS).min(limit);
         Admission {
             limit,
             limit_per_address,
-            waiting: Mutex::default(),
+            unauthenticated: Mutex::default(),
         }
     }
 
-    /// Gives a new connection a place, if need be that of another one, or says why it gets none.
+    /// Gives a new connection a slot, if need be that of another one, or says why not.
     pub fn admit(self: &Arc<Self>, peer: SocketAddr) -> Result<PreAuthSlot, Refusal> {
-        let mut waiting = self.waiting();
-        let counts = waiting.count_by_address();
+        let mut unauthenticated = self.unauthenticated();
+        let counts = unauthenticated.count_by_address();
         let own = counts.get(&source_of(peer.ip())).copied().unwrap_or(0);
         if own >= self.limit_per_address {
-            waiting.evict(Candidates::Own(peer.ip()))?;
-        } else if waiting.slots.len() >= self.limit {
+            unauthenticated.evict(Candidates::Own(peer.ip()))?;
+        } else if unauthenticated.slots.len() >= self.limit {
             let most = counts.values().copied().max().unwrap_or(0);
-            let candidates = match most > own + 1 {
-                true => Candidates::Holding(most),
-                false => Candidates::Slow,
+            let candidates = if most > own + 1 {
+                Candidates::Holding(most)
+            } else {
+                Candidates::Slow
             };
-            waiting.evict(candidates)?;
+            unauthenticated.evict(candidates)?;
         }
-        waiting.last_slot += 1;
-        let number = waiting.last_slot;
+        unauthenticated.last_slot += 1;
+        let number = unauthenticated.last_slot;
         let evicted = CancellationToken::new();
-        waiting.slots.insert(
+        unauthenticated.slots.insert(
             number,
             Slot {
                 peer,
@@ -112,23 +115,25 @@ impl Admission {
         })
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unauthenticated(&self) -> MutexGuard<'_, Unauthenticated> {
+        self.unauthenticated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Which connections may lose their place.
+/// Which connections may be evicted.
 #[derive(Clone, Copy)]
 enum Candidates {
     /// Those of the addresses that hold this many.
     Holding(usize),
-    /// Those of this address that have had their time.
+    /// Those of this address that are older than [`MIN_TIME`].
     Own(IpAddr),
-    /// All that have had their time: no address holds many more than another.
+    /// All that are older than [`MIN_TIME`]: no address holds many more than another.
     Slow,
 }
 
-impl Waiting {
+impl Unauthenticated {
     fn count_by_address(&self) -> HashMap<IpAddr, usize> {
         let mut counts = HashMap::new();
         for slot in self.slots.values() {
@@ -137,33 +142,29 @@ impl Waiting {
         counts
     }
 
-    /// Ends a random one of the older half of the candidates.
+    /// Evicts a random one of the older half of the candidates.
     fn evict(&mut self, candidates: Candidates) -> Result<(), Refusal> {
         let counts = self.count_by_address();
-        let is_candidate = |slot: &Slot| {
+        let mut found = Vec::new();
+        for (number, slot) in &self.slots {
             let address = source_of(slot.peer.ip());
-            match candidates {
+            let is_slow = slot.since.elapsed() >= MIN_TIME;
+            let is_candidate = match candidates {
                 Candidates::Holding(count) => counts.get(&address) == Some(&count),
-                Candidates::Own(own) => {
-                    address == source_of(own) && slot.since.elapsed() >= MIN_TIME
-                }
-                Candidates::Slow => slot.since.elapsed() >= MIN_TIME,
+                Candidates::Own(own) => address == source_of(own) && is_slow,
+                Candidates::Slow => is_slow,
+            };
+            if is_candidate {
+                found.push(*number);
             }
-        };
-        let found: Vec<u64> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| is_candidate(slot))
-            .map(|(number, _)| *number)
-            .collect();
+        }
         let older_half = found.len().div_ceil(2);
         if older_half == 0 {
             return Err(TOO_MANY);
         }
         let chosen = rand::rng().random_range(0..older_half);
-        if let Some(slot) = found
-            .get(chosen)
-            .and_then(|number| self.slots.remove(number))
+        if let Some(number) = found.get(chosen)
+            && let Some(slot) = self.slots.remove(number)
         {
             counter!(REFUSED_CONNECTIONS, "reason" => TOO_MANY.label).increment(1);
             log::warn!("{}: disconnected: {}", slot.peer, TOO_MANY.why);
@@ -175,7 +176,7 @@ impl Waiting {
 
 impl Drop for PreAuthSlot {
     fn drop(&mut self) {
-        self.admission.waiting().slots.remove(&self.number);
+        self.admission.unauthenticated().slots.remove(&self.number);
     }
 }
 
@@ -184,13 +185,13 @@ mod tests {
     use super::*;
     use std::net::Ipv6Addr;
 
-    /// Clients of this many addresses in turns, in networks of their own.
+    /// A client; clients take turns among this many addresses, each in another network.
     fn peer(n: u128, addresses: u128) -> SocketAddr {
         (Ipv6Addr::from_bits((n % addresses) << 64 | n), 22).into()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_address_has_half_of_the_places_and_replaces_only_its_own() {
+    async fn one_address_has_half_of_the_slots_and_evicts_only_its_own() {
         let admission = Arc::new(Admission::new(100));
         let one: Vec<_> = (0..100)
             .map_while(|n| admission.admit(peer(n, 1)).ok())
@@ -209,11 +210,11 @@ mod tests {
         );
         assert!(!other.evicted.is_cancelled());
         drop((one, other));
-        assert!(admission.waiting().slots.is_empty());
+        assert!(admission.unauthenticated().slots.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_address_that_holds_the_most_pays_with_its_older_half() {
+    async fn the_address_that_holds_the_most_loses_some_of_its_older_half() {
         let admission = Arc::new(Admission::new(100));
         let many: Vec<_> = (0..50)
             .map(|n| admission.admit(peer(n, 2)).unwrap())
@@ -221,7 +222,7 @@ mod tests {
         let few: Vec<_> = (0..10)
             .map(|n| admission.admit(peer(100 + n, 110)).unwrap())
             .collect();
-        assert_eq!(admission.waiting().slots.len(), 50);
+        assert_eq!(admission.unauthenticated().slots.len(), 50);
         assert!(few.iter().all(|slot| !slot.evicted.is_cancelled()));
         let evicted: Vec<_> = (0..50)
             .filter(|n| many[*n].evicted.is_cancelled())
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn from_many_addresses_those_go_that_had_their_time() {
+    async fn among_many_addresses_a_slow_connection_is_evicted() {
         for sessions in [1, 2, 10, 1000] {
             let admission = Arc::new(Admission::new(sessions));
             let most = (sessions / 2).max(1);

@@ -1,10 +1,12 @@
-//! One connection: who it is, what its channels want, and its end.
+//! One connection: the login, the channels, and the end.
 //!
-//! A channel is a session with the `sftp` subsystem, or a sentence for whoever expected a shell.
+//! Called by `server` for every connection that is admitted. A channel is an SFTP session, or is
+//! refused with a message to clients that ask for a shell or a command.
 
-use super::penalties::Unheard;
+use super::admission::PreAuthSlot;
+use super::penalties::Penalized;
 use super::transport::{Socket, Unanswered};
-use super::{Shared, Shutdown, admission::PreAuthSlot, ssh};
+use super::{Shared, ssh};
 use crate::metrics::{CONNECTIONS, GaugeGuard, LOGINS, SESSIONS};
 use crate::path::Home;
 use crate::sftp::{self, End, Received, SessionParams, Sink, Source};
@@ -14,45 +16,52 @@ use bytes::Bytes;
 use metrics::counter;
 use russh::keys::{Algorithm, HashAlg, PublicKey};
 use russh::server::{
-    Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey, run_stream,
+    Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, RunningSession, Session,
+    VerifiedPublicKey, run_stream,
 };
 use russh::{
     Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf,
 };
 use russh::{Disconnect, Error, Pty};
+use std::fmt::{self, Display, Formatter};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio::{net::TcpStream, sync::SetOnce};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::SetOnce;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-/// SFTP sessions on one connection, as OpenSSH's MaxSessions.
+/// Limit on SFTP sessions of one connection, as OpenSSH's MaxSessions.
 const MAX_CHANNELS: usize = 10;
-/// For a goodbye to reach the client before the connection is cut.
+/// For the disconnect message to reach the client before the socket is closed.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
-/// The one subsystem there is.
+/// The only subsystem.
 const SUBSYSTEM: &str = "sftp";
 /// Characters of a refused command that the log shows.
-const SHOWN_COMMAND: usize = 200;
+const MAX_SHOWN_COMMAND: usize = 200;
 const NO_SHELL: &str = "This server speaks SFTP only: no shell, no commands, no scp -O. Use sftp, or scp without -O.\r\n";
 /// Standard error ([RFC 4254 §5.2](https://www.rfc-editor.org/rfc/rfc4254#section-5.2)).
 const STDERR: u32 = 1;
 
-/// One for `russh` to ask, one for [`serve`], and one for each channel, of the same connection.
+/// A cheap clone: russh, [`serve`] and every channel share one connection.
 #[derive(Clone)]
 struct Connection {
     shared: Arc<Shared>,
     peer: SocketAddr,
-    /// Whose it is, once logged in.
+    /// Set by the login.
     account: Arc<SetOnce<Account>>,
+    /// The tasks of channels.
     channels: TaskTracker,
     client: ssh::Client,
     /// Notices the SERVICE_REQUEST before a second credential: see [`Connection::note_refusal`].
     unanswered: Arc<Unanswered>,
-    /// How many channels there were so far.
+    /// How many channels were opened so far.
     opened: Arc<AtomicUsize>,
-    /// Cancelled when the connection is no more, and to cut it.
-    gone: CancellationToken,
+    /// Cancelled when the connection has ended. Cancelling it closes the socket.
+    closed: CancellationToken,
 }
 
 /// Runs the connection until either side ends it.
@@ -65,31 +74,17 @@ pub(super) async fn serve(
     let _open = GaugeGuard::of(CONNECTIONS);
     let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + shared.config.login_timeout;
-    let gone = slot.evicted.clone();
+    let closed = slot.evicted.clone();
     let unanswered: Arc<Unanswered> = Arc::default();
-    let mut socket = Socket::new(stream, gone.clone().cancelled_owned(), unanswered.clone());
-    let exchange = timeout_at(
-        deadline,
-        socket.exchange_identification(ssh::IDENTIFICATION),
-    );
-    let client = match shared.shutdown.drain.run_until_cancelled(exchange).await {
-        Some(Ok(Ok(identification))) => ssh::Client::identify(&identification),
-        Some(Ok(Err(error))) => return log::debug!("{peer}: no SSH: {error}"),
-        Some(Err(_)) => {
-            return log::info!(
-                "{peer}: disconnected: {}",
-                DisconnectReason::LoginTimeout.text()
-            );
-        }
-        None => return,
+    let mut socket = Socket::new(stream, closed.clone().cancelled_owned(), unanswered.clone());
+    let Some(client) = identify_client(&mut socket, peer, deadline, &shared).await else {
+        return;
     };
     if client == ssh::Client::Libssh {
         socket.hold_newkeys();
     }
-    let config = Arc::new(ssh::config(
-        &shared.config,
-        ssh::offer(shared.config.algorithms, client),
-    ));
+    let algorithms = ssh::offer(shared.config.algorithms, client);
+    let config = Arc::new(ssh::config(&shared.config, algorithms));
     let connection = Connection {
         shared,
         peer,
@@ -98,36 +93,64 @@ pub(super) async fn serve(
         client,
         unanswered,
         opened: Arc::default(),
-        gone,
+        closed,
     };
-    let ssh = run_stream(config, socket, connection.clone());
-    let started = timeout_at(deadline, ssh)
-        .await
-        .map_err(Error::from)
-        .flatten();
-    let started = started.inspect_err(|error| log::debug!("{peer}: no SSH: {error}"));
-    let Ok(mut running) = started else { return };
+    let start = run_stream(config, socket, connection.clone());
+    let mut running = match timeout_at(deadline, start).await {
+        Ok(Ok(running)) => running,
+        Ok(Err(error)) => return log::debug!("{peer}: no SSH: {error}"),
+        Err(elapsed) => return log::debug!("{peer}: no SSH: {elapsed}"),
+    };
     tokio::select! {
         ended = &mut running => log::debug!("{peer}: connection ended: {ended:?}"),
         reason = connection.must_end(deadline, slot) => {
-            let text = reason.text();
-            log::log!(reason.level(), "{peer}: disconnected: {text}");
-            let goodbye = async {
-                let _ = running.handle().disconnect(reason.code(), text.to_owned(), String::new()).await;
-                let _ = running.await;
-            };
-            let _ = timeout(GOODBYE_TIME, goodbye).await;
+            log::log!(reason.level(), "{peer}: disconnected: {}", reason.text());
+            let _ = timeout(GOODBYE_TIME, disconnect(running, &reason)).await;
         }
     }
-    connection.gone.cancel();
+    connection.closed.cancel();
     connection.channels.close();
     connection.channels.wait().await;
+}
+
+/// Exchanges identification strings. `None` if the connection has to be closed.
+async fn identify_client(
+    socket: &mut Socket,
+    peer: SocketAddr,
+    deadline: Instant,
+    shared: &Shared,
+) -> Option<ssh::Client> {
+    tokio::select! {
+        exchanged = socket.exchange_identification(ssh::IDENTIFICATION) => match exchanged {
+            Ok(identification) => Some(ssh::Client::identify(&identification)),
+            Err(error) => {
+                log::debug!("{peer}: no SSH: {error}");
+                None
+            }
+        },
+        () = sleep_until(deadline) => {
+            log::info!("{peer}: disconnected: {}", DisconnectReason::LoginTimeout.text());
+            None
+        }
+        () = shared.shutdown.drain.cancelled() => None,
+    }
+}
+
+/// Sends the client a disconnect message, and waits for the end of the connection.
+async fn disconnect(running: RunningSession<Connection>, reason: &DisconnectReason) {
+    let text = reason.text().to_owned();
+    let handle = running.handle();
+    let _ = handle.disconnect(reason.code(), text, String::new()).await;
+    let _ = running.await;
 }
 
 /// Why the server ends a connection.
 enum DisconnectReason {
     LoginTimeout,
+    /// paramiko tries another credential, which russh can't answer: see
+    /// [`Connection::note_refusal`].
     SecondCredential,
+    /// No channel was open for the idle timeout.
     Unused,
     Shutdown,
 }
@@ -161,32 +184,68 @@ impl DisconnectReason {
     }
 }
 
+/// What a client tries to log in with. `Display` is for the log.
+#[derive(Clone, Copy)]
+enum Credential<'a> {
+    Password,
+    Key(&'a PublicKey),
+}
+
+impl Credential<'_> {
+    /// Label of the metric.
+    fn method(self) -> &'static str {
+        match self {
+            Credential::Password => "password",
+            Credential::Key(_) => "key",
+        }
+    }
+}
+
+impl Display for Credential<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Credential::Password => write!(f, "password"),
+            Credential::Key(key) => write!(f, "key {}", key.fingerprint(HashAlg::Sha256)),
+        }
+    }
+}
+
+/// Counts an attempt to log in.
+fn count_login(credential: Credential<'_>, result: &'static str) {
+    counter!(LOGINS, "method" => credential.method(), "result" => result).increment(1);
+}
+
 impl Connection {
-    /// Resolves, with the reason, when the server must end the connection.
+    /// Resolves, with the reason, when the server must close the connection. Frees the slot once
+    /// the client has logged in.
     async fn must_end(&self, deadline: Instant, slot: PreAuthSlot) -> DisconnectReason {
-        let Shutdown { drain, stop } = &self.shared.shutdown;
-        let login = async {
-            tokio::select! {
-                login = timeout_at(deadline, self.account.wait()) => login.err().map(|_| DisconnectReason::LoginTimeout),
-                () = self.unanswered.noticed() => Some(DisconnectReason::SecondCredential),
-            }
-        };
-        if let Some(Some(reason)) = drain.run_until_cancelled(login).await {
-            return reason;
+        let shutdown = &self.shared.shutdown;
+        tokio::select! {
+            // A login just in time counts.
+            biased;
+            _account = self.account.wait() => {}
+            () = shutdown.drain.cancelled() => {}
+            () = self.unanswered.noticed() => return DisconnectReason::SecondCredential,
+            () = sleep_until(deadline) => return DisconnectReason::LoginTimeout,
         }
         drop(slot);
-        if drain.run_until_cancelled(self.unused()).await.is_some() {
-            return DisconnectReason::Unused;
+        tokio::select! {
+            biased;
+            () = shutdown.drain.cancelled() => {}
+            () = self.wait_until_unused() => return DisconnectReason::Unused,
         }
-        // Only a closed tracker can be waited for; sessions that are open go on.
+        // A tracker can be waited for once it is closed. Sessions that are open may go on.
         self.channels.close();
-        stop.run_until_cancelled(self.channels.wait()).await;
+        tokio::select! {
+            () = self.channels.wait() => {}
+            () = shutdown.stop.cancelled() => {}
+        }
         DisconnectReason::Shutdown
     }
 
-    /// Comes back once nobody has had or opened a channel for the idle timeout. russh's own clock takes every answer to
-    /// a keep-alive for activity.
-    async fn unused(&self) {
+    /// Resolves when no channel was open, or opened, for the idle timeout. russh's own timeout
+    /// takes every answer to a keep-alive for activity.
+    async fn wait_until_unused(&self) {
         loop {
             let before = self.opened.load(Ordering::Relaxed);
             sleep(self.shared.config.idle_timeout).await;
@@ -196,109 +255,96 @@ impl Connection {
         }
     }
 
-    /// Whose key it is. SHA-1 is no proof any more; russh would still take it.
-    async fn key_owner(
+    /// The account that the key belongs to. Refuses SHA-1 signatures, which russh still accepts.
+    async fn find_key_owner(
         &self,
         user: &str,
         key: &PublicKey,
         algorithm: &Algorithm,
     ) -> Option<Account> {
-        let sha1 = matches!(algorithm, Algorithm::Rsa { hash: None });
-        if sha1 {
-            None
-        } else {
-            self.shared.config.auth.public_key(user, key).await
+        match algorithm {
+            Algorithm::Rsa { hash: None } => None,
+            _ => self.shared.config.auth.public_key(user, key).await,
         }
     }
 
-    /// A credential was refused. paramiko sends SERVICE_REQUEST before the next one, and would wait in vain for russh's
-    /// answer: then the connection ends.
+    /// Called when a credential was refused. paramiko sends SERVICE_REQUEST before the next one, and
+    /// russh does not answer that: the connection ends then, as the client would wait in vain.
     fn note_refusal(&self) {
         if self.client == ssh::Client::Paramiko {
             self.unanswered.watch();
         }
     }
 
-    /// The outcome of one attempt. A refusal is logged, except for keys that are only being tried out.
-    fn outcome(
+    /// Logs and counts an attempt to log in, and answers it.
+    fn finish_login(
         &self,
         user: &str,
+        credential: Credential<'_>,
         account: Option<Account>,
-        key: Option<&PublicKey>,
-    ) -> Result<Auth, Error> {
-        let (method, result) = (
-            key.map_or("password", |_| "key"),
-            account.as_ref().map_or("refused", |_| "accepted"),
-        );
-        counter!(LOGINS, "method" => method, "result" => result).increment(1);
-        let with = key.map_or(method.to_owned(), |key| {
-            format!("key {}", key.fingerprint(HashAlg::Sha256))
-        });
-        let Some(account) = account else {
-            log::warn!("{}: login failed: user {user:?}, {with}", self.peer);
-            return Ok(self.refuse());
-        };
-        log::info!("{}@{}: logged in with {with}", account.name, self.peer);
-        let _ = self.account.set(account);
-        Ok(Auth::Accept)
+    ) -> Auth {
+        let peer = self.peer;
+        match account {
+            Some(account) => {
+                count_login(credential, "accepted");
+                log::info!("{}@{peer}: logged in with {credential}", account.name);
+                let _ = self.account.set(account);
+                Auth::Accept
+            }
+            None => {
+                count_login(credential, "refused");
+                log::warn!("{peer}: login failed: user {user:?}, {credential}");
+                self.refuse_credential()
+            }
+        }
     }
 
-    /// The answer to a password that is not looked at. To the client it is as wrong as any other.
-    fn refuse_unheard(&self, user: &str, why: Unheard) -> Auth {
-        counter!(LOGINS, "method" => "password", "result" => "unheard").increment(1);
+    /// Answers a password that is not checked as a wrong one.
+    fn refuse_unchecked(&self, user: &str, why: Penalized) -> Auth {
+        count_login(Credential::Password, "unheard");
+        let why = why.text();
         log::warn!(
-            "{}: login not looked at: user {user:?}, password: {}",
-            self.peer,
-            why.text()
+            "{}: login not looked at: user {user:?}, password: {why}",
+            self.peer
         );
-        self.refuse()
+        self.refuse_credential()
     }
 
-    /// The answer to a credential that does not fit. The client may try again.
-    fn refuse(&self) -> Auth {
+    /// Tells the client that it may try again.
+    fn refuse_credential(&self) -> Auth {
         self.note_refusal();
-        // Otherwise russh drops the method, and one mistyped password ends the login.
-        let again = Some(ssh::methods());
         Auth::Reject {
-            proceed_with_methods: again,
+            // Otherwise russh drops the method, and one mistyped password ends the login.
+            proceed_with_methods: Some(ssh::methods()),
             partial_success: false,
         }
     }
 
-    /// Waits for what the client wants of the channel, and does it. The requests are answered by the [`Handler`], in
-    /// the order in which they come.
+    /// Waits for what the client wants of the channel, and does it. The [`Handler`] answers the
+    /// requests themselves, in the order in which they arrive.
     async fn serve_channel(self, channel: Channel<Msg>, account: Account) {
         let (mut read, write) = channel.split();
         let write = Arc::new(write);
+        let idle_timeout = self.shared.config.idle_timeout;
         let status = loop {
-            match timeout(self.shared.config.idle_timeout, read.wait())
-                .await
-                .ok()
-                .flatten()
-            {
-                Some(ChannelMsg::RequestSubsystem { name, .. }) if name == SUBSYSTEM => {
+            let Ok(Some(message)) = timeout(idle_timeout, read.wait()).await else {
+                return;
+            };
+            match message {
+                ChannelMsg::RequestSubsystem { name, .. } if name == SUBSYSTEM => {
                     break self.serve_sftp(read, write.clone(), account).await;
                 }
-                Some(ChannelMsg::Exec { command, .. }) => {
-                    let shown: String = String::from_utf8_lossy(&command)
-                        .chars()
-                        .take(SHOWN_COMMAND)
-                        .collect();
-                    log::warn!(
-                        "{}@{}: refused the command {shown:?}",
-                        account.name,
-                        self.peer
-                    );
-                    let _ = write.extended_data_bytes(STDERR, NO_SHELL).await;
-                    break 1;
+                ChannelMsg::Exec { command, .. } => {
+                    let command = String::from_utf8_lossy(&command);
+                    let shown: String = command.chars().take(MAX_SHOWN_COMMAND).collect();
+                    let what = format!("the command {shown:?}");
+                    break self.refuse_program(&write, &account, &what).await;
                 }
-                Some(ChannelMsg::RequestShell { .. }) => {
-                    log::warn!("{}@{}: refused a shell", account.name, self.peer);
-                    let _ = write.extended_data_bytes(STDERR, NO_SHELL).await;
-                    break 1;
+                ChannelMsg::RequestShell { .. } => {
+                    break self.refuse_program(&write, &account, "a shell").await;
                 }
-                Some(ChannelMsg::Eof | ChannelMsg::Close) | None => return,
-                Some(_) => {}
+                ChannelMsg::Eof | ChannelMsg::Close => return,
+                _ => {}
             }
         };
         // restic and scp look at the status.
@@ -307,7 +353,19 @@ impl Connection {
         let _ = write.close().await;
     }
 
-    /// The exit status of the session, once it has ended.
+    /// Tells the user why there is neither a shell nor a command. Returns the exit status.
+    async fn refuse_program(
+        &self,
+        write: &ChannelWriteHalf<Msg>,
+        account: &Account,
+        what: &str,
+    ) -> u32 {
+        log::warn!("{}@{}: refused {what}", account.name, self.peer);
+        let _ = write.extended_data_bytes(STDERR, NO_SHELL).await;
+        1
+    }
+
+    /// Runs an SFTP session. Returns its exit status.
     async fn serve_sftp(
         self,
         read: ChannelReadHalf,
@@ -315,10 +373,13 @@ impl Connection {
         account: Account,
     ) -> u32 {
         let who: Arc<str> = format!("{}@{}", account.name, self.peer).into();
-        let home = Home::new(&self.shared.config.prefix, &account.home).inspect_err(|error| {
-            log::error!("{who}: home {:?} can't be used: {error}", account.home)
-        });
-        let Ok(home) = home else { return 1 };
+        let home = match Home::new(&self.shared.config.prefix, &account.home) {
+            Ok(home) => home,
+            Err(error) => {
+                log::error!("{who}: home {:?} can't be used: {error}", account.home);
+                return 1;
+            }
+        };
         let settings = SessionParams {
             pool: self.shared.transfers.pool.clone(),
             limits: self.shared.user_limits(&account.name),
@@ -341,14 +402,21 @@ impl Connection {
             opened: Instant::now(),
             end: None,
         };
-        let end = line
-            .end
-            .insert(sftp::serve(read, Outgoing(write, self.gone), settings).await);
-        u32::from(!matches!(end, End::Closed | End::Drained))
+        let outgoing = Outgoing {
+            write,
+            closed: self.closed,
+        };
+        let end = sftp::serve(read, outgoing, settings).await;
+        let status = match end {
+            End::Closed | End::Drained => 0,
+            _ => 1,
+        };
+        line.end = Some(end);
+        status
     }
 }
 
-/// Logs the end of a session when it is dropped: also where the session's task is.
+/// Logs the end of a session when dropped, so also when the session's task is dropped.
 struct SessionLine {
     who: Arc<str>,
     opened: Instant,
@@ -382,16 +450,21 @@ impl Source for ChannelReadHalf {
     }
 }
 
-/// A channel, and the end of its connection.
-struct Outgoing(Arc<ChannelWriteHalf<Msg>>, CancellationToken);
+/// Sends to a channel.
+struct Outgoing {
+    write: Arc<ChannelWriteHalf<Msg>>,
+    /// See [`Connection::closed`].
+    closed: CancellationToken,
+}
 
 impl Sink for Outgoing {
     async fn send(&mut self, bytes: Bytes) -> bool {
-        let Outgoing(write, gone) = self;
-        // russh leaves whoever waits for the window waiting when the connection ends.
-        gone.run_until_cancelled(write.data_bytes(bytes))
-            .await
-            .is_some_and(|sent| sent.is_ok())
+        tokio::select! {
+            biased;
+            // Without this, a send that waits for the channel's window outlives the connection.
+            () = self.closed.cancelled() => false,
+            sent = self.write.data_bytes(bytes) => sent.is_ok(),
+        }
     }
 }
 
@@ -401,13 +474,13 @@ impl Handler for Connection {
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Error> {
         let attempt = match self.shared.penalties.begin(self.peer.ip(), user).await {
             Ok(attempt) => attempt,
-            Err(why) => return Ok(self.refuse_unheard(user, why)),
+            Err(why) => return Ok(self.refuse_unchecked(user, why)),
         };
         let account = self.shared.config.auth.password(user, password).await;
         if account.is_some() {
             attempt.succeed();
         }
-        self.outcome(user, account, None)
+        Ok(self.finish_login(user, Credential::Password, account))
     }
 
     async fn auth_publickey_offered(
@@ -415,13 +488,14 @@ impl Handler for Connection {
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Error> {
-        match self
-            .key_owner(user, offer.public_key, offer.algorithm)
-            .await
-        {
+        let owner = self
+            .find_key_owner(user, offer.public_key, offer.algorithm)
+            .await;
+        match owner {
             Some(_) => Ok(Auth::Accept),
+            // Not logged: clients offer every key that they have.
             None => {
-                // paramiko signs without an offer, and russh asks here first all the same.
+                // paramiko signs without an offer, and russh calls this first all the same.
                 self.note_refusal();
                 Ok(Auth::reject())
             }
@@ -433,12 +507,14 @@ impl Handler for Connection {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Error> {
-        let account = self.key_owner(user, key.public_key, key.algorithm).await;
-        // Nobody guesses keys, and clients try out all that they have: refused ones count for the connection only.
+        let account = self
+            .find_key_owner(user, key.public_key, key.algorithm)
+            .await;
+        // Keys can't be guessed, and clients try all that they have: no penalty for refused ones.
         if account.is_some() {
             self.shared.penalties.forgive(self.peer.ip(), user);
         }
-        self.outcome(user, account, Some(key.public_key))
+        Ok(self.finish_login(user, Credential::Key(key.public_key), account))
     }
 
     async fn channel_open_session(
@@ -447,23 +523,17 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Error> {
-        match self.account.get().cloned() {
-            Some(account)
-                if self.channels.len() < MAX_CHANNELS
-                    && !self.shared.shutdown.drain.is_cancelled() =>
-            {
+        let shutdown = &self.shared.shutdown;
+        let has_room = self.channels.len() < MAX_CHANNELS && !shutdown.drain.is_cancelled();
+        match self.account.get() {
+            Some(account) if has_room => {
                 self.opened.fetch_add(1, Ordering::Relaxed);
                 reply.accept().await;
-                let session = self.clone().serve_channel(channel, account);
-                self.channels.spawn(
-                    self.shared
-                        .shutdown
-                        .stop
-                        .clone()
-                        .run_until_cancelled_owned(session),
-                );
+                let session = self.clone().serve_channel(channel, account.clone());
+                let stop = shutdown.stop.clone();
+                self.channels.spawn(stop.run_until_cancelled_owned(session));
             }
-            _ => reply.reject(ChannelOpenFailure::ResourceShortage).await,
+            Some(_) | None => reply.reject(ChannelOpenFailure::ResourceShortage).await,
         }
         Ok(())
     }

@@ -1,13 +1,13 @@
 //! The SSH server: accepts, limits, and ends connections.
 //!
-//! Called by `main` and by whoever embeds it; with its submodules the only one that names `russh`.
-//! A slow or hostile client costs its own connection only: each has a task, a deadline to log in, and a way to be cut.
+//! Called by `cli` and by applications that embed it; this room is the only one that names `russh`.
+//! A slow or hostile client affects only its own connection: each has a task, a deadline to log in,
+//! and a token that closes it.
 
 mod admission;
 mod connection;
 mod host_keys;
 mod penalties;
-mod proxy;
 mod ssh;
 mod transport;
 
@@ -15,7 +15,7 @@ pub use host_keys::{HostKey, generate, load, load_or_create, temporary};
 pub use ssh::{Algorithms, UnknownAlgorithms};
 
 use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS, REFUSED_CONNECTIONS};
-use crate::path::{Home, Path};
+use crate::path::{Home, Key, Path, PathError};
 use crate::store::Store;
 use crate::transfer::{BufferPool, PartSizes, Transfers, UserLimits};
 use crate::users::Auth;
@@ -33,63 +33,68 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use transport::read_proxy_header;
 
-/// After an accept that failed, as it does when the process has no file descriptors left.
+/// Pause after `accept` fails, for example when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// Shortest time between two lines about accepts that failed: without descriptors five a second fail.
+/// Shortest time between two log lines about failed accepts: without descriptors five a second fail.
 const FAILED_ACCEPTS_INTERVAL: Duration = Duration::from_secs(60);
-/// For aborts of multipart uploads, once every session has ended.
+/// For multipart uploads to be aborted, once every session has ended.
 const ABORT_TIME: Duration = Duration::from_secs(20);
-/// A line before the version string is for people to read ([RFC 4253 §4.2](https://www.rfc-editor.org/rfc/rfc4253#section-4.2)).
+/// A line before the version string is for people to read
+/// ([RFC 4253 §4.2](https://www.rfc-editor.org/rfc/rfc4253#section-4.2)).
 const GOODBYE: &[u8] = b"This server takes no connection from you now: try again later.\r\n";
 const FULL: Refusal = Refusal {
     label: "full",
     why: "all sessions are open (--max-sessions)",
 };
-/// A load balancer has its header ready.
+/// For the PROXY header to arrive. A load balancer sends it at once.
 const PROXY_TIME: Duration = Duration::from_secs(5);
-/// How often figures are brought up to date that nobody notes when they change, and the users looked after.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often abandoned uploads are looked for, the first time at the start.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often gauges that are not updated on change are refreshed.
+const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often incomplete uploads are looked for, the first time at the start.
+const REAPER_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// All that a server needs. Numbers have the defaults of `sftpd serve`.
+/// Everything that a server needs. The defaults are those of `sftpd serve`.
 pub struct Config {
-    /// Where files live.
+    /// Where files are kept.
     pub store: Arc<dyn Store>,
-    /// Put before every key: a folder of the bucket, or nothing.
+    /// Prefix of every key: a folder of the bucket, or empty.
     pub prefix: String,
     /// Who may log in.
     pub auth: Arc<dyn Auth>,
     /// At least one; see [`load_or_create`].
     pub host_keys: Vec<HostKey>,
-    /// Part and read-ahead buffers of all sessions together, in bytes.
+    /// Size in bytes of the pool for the part and read-ahead buffers of all sessions.
     pub buffer_memory: u64,
-    /// How uploads are cut.
+    /// Sizes of the parts of uploads.
     pub part_sizes: PartSizes,
-    /// Connections at once.
+    /// Limit on connections.
     pub max_sessions: usize,
-    /// Files open for writing at once; one user may have three quarters of them.
+    /// Limit on files that are open for writing; one user may have three quarters of it.
     pub max_uploads: usize,
-    /// From connect to logged in.
+    /// From the connection to the login.
     pub login_timeout: Duration,
-    /// Without any SFTP request or answer.
+    /// A session ends after this time without a request or an answer.
     pub idle_timeout: Duration,
-    /// For transfers to finish once the server stops.
+    /// For transfers to finish once the server drains.
     pub drain_timeout: Duration,
-    /// Multipart uploads of servers that died are aborted once nothing was added to them for so long.
+    /// Incomplete uploads of earlier servers are aborted when nothing was added to them for this
+    /// time.
     pub abandoned_after: Duration,
-    /// Offered to clients.
+    /// Which algorithms clients are offered.
     pub algorithms: Algorithms,
-    /// Directories are objects (`dir/`), not only known to this process.
+    /// Directories that clients make are stored as empty objects (`dir/`), not only remembered by
+    /// this process.
     pub dir_markers: bool,
-    /// Load balancers, of which every connection begins with a header of the PROXY protocol.
+    /// Load balancers, whose connections begin with a header of the PROXY protocol.
     pub proxies: Vec<IpNet>,
 }
 
 impl Config {
-    /// With defaults for everything that has one.
+    /// A configuration with the default of everything that has one.
     pub fn new(store: Arc<dyn Store>, auth: Arc<dyn Auth>, host_keys: Vec<HostKey>) -> Config {
         Config {
             store,
@@ -111,12 +116,12 @@ impl Config {
     }
 }
 
-/// How a server is told to stop.
+/// Tells a server to stop.
 #[derive(Clone, Default)]
 pub struct Shutdown {
-    /// Accept nobody, let open transfers finish until the drain timeout.
+    /// Accept no more connections, and let open transfers finish until the drain timeout.
     pub drain: CancellationToken,
-    /// Cut everything now. Uploads are still aborted.
+    /// End every session now. Uploads are still aborted.
     pub stop: CancellationToken,
 }
 
@@ -127,15 +132,31 @@ struct Shared {
     penalties: Arc<Penalties>,
     transfers: Arc<Transfers>,
     overlay: Arc<Overlay>,
-    /// Places for files that are open for writing.
+    /// A permit for each file that is open for writing.
     uploads: Arc<Semaphore>,
-    /// By name, those who have a session.
+    /// Limits of the users that have a session, by name.
     users: Mutex<HashMap<String, Weak<UserLimits>>>,
     shutdown: Shutdown,
 }
 
 impl Shared {
-    /// What all sessions of this user share.
+    fn new(config: Config, shutdown: Shutdown) -> Shared {
+        let pool = BufferPool::new(config.buffer_memory);
+        let transfers = Transfers::new(config.store.clone(), pool, config.part_sizes);
+        let max_uploads = config.max_uploads.min(Semaphore::MAX_PERMITS);
+        Shared {
+            admission: Arc::new(Admission::new(config.max_sessions)),
+            penalties: Arc::default(),
+            transfers: Arc::new(transfers),
+            overlay: Arc::default(),
+            uploads: Arc::new(Semaphore::new(max_uploads)),
+            users: Mutex::default(),
+            shutdown,
+            config,
+        }
+    }
+
+    /// The limits that all sessions of this user share.
     fn user_limits(&self, name: &str) -> Arc<UserLimits> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(limits) = users.get(name).and_then(Weak::upgrade) {
@@ -151,45 +172,25 @@ impl Shared {
     }
 }
 
-/// Serves until told to stop, and returns once every session has ended and every unfinished upload is aborted.
+/// Serves until told to stop. Returns once every session has ended and every unfinished upload is
+/// aborted.
 pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
-    let (store, pool) = (config.store.clone(), BufferPool::new(config.buffer_memory));
-    let transfers = Arc::new(Transfers::new(store, pool, config.part_sizes));
-    let admission = Arc::new(Admission::new(config.max_sessions));
-    let uploads = Arc::new(Semaphore::new(
-        config.max_uploads.min(Semaphore::MAX_PERMITS),
-    ));
-    let (penalties, overlay, users) = (Arc::default(), Arc::default(), Mutex::default());
-    let shared = Arc::new(Shared {
-        config,
-        admission,
-        penalties,
-        transfers,
-        overlay,
-        uploads,
-        users,
-        shutdown,
-    });
-    let (connections, tasks) = (TaskTracker::new(), &shared.transfers.tasks);
+    let shared = Arc::new(Shared::new(config, shutdown));
+    let connections = TaskTracker::new();
     let Shutdown { drain, stop } = &shared.shutdown;
-    let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(shared.clone())));
-    let _sampling = AbortOnDropHandle::new(tokio::spawn(sample(shared.clone())));
-    stop.run_until_cancelled(accept(listener, &shared, &connections))
-        .await;
-    // Whoever cancels only `stop` means both.
+    let _reaper = AbortOnDropHandle::new(tokio::spawn(run_reaper(shared.clone())));
+    let _gauges = AbortOnDropHandle::new(tokio::spawn(refresh_gauges(shared.clone())));
+    tokio::select! {
+        () = accept_all(listener, &shared, &connections) => {}
+        () = stop.cancelled() => {}
+    }
+    // An application may cancel only `stop`.
     drain.cancel();
     connections.close();
-    let patience = shared.config.drain_timeout;
-    log::info!(
-        "shutting down: {} sessions may finish within {patience:?}",
-        connections.len()
-    );
-    let _ = timeout(patience, stop.run_until_cancelled(connections.wait())).await;
-    if !connections.is_empty() {
-        log::warn!("{} sessions are cut off", connections.len());
-    }
+    drain_connections(&shared, &connections).await;
     stop.cancel();
     shared.transfers.stop.cancel();
+    let tasks = &shared.transfers.tasks;
     tasks.close();
     let ended = async {
         connections.wait().await;
@@ -203,41 +204,60 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
     }
 }
 
-async fn accept(listener: TcpListener, shared: &Arc<Shared>, connections: &TaskTracker) {
+/// Lets open transfers finish for the drain timeout.
+async fn drain_connections(shared: &Shared, connections: &TaskTracker) {
+    let drain_timeout = shared.config.drain_timeout;
+    log::info!(
+        "shutting down: {} sessions may finish within {drain_timeout:?}",
+        connections.len()
+    );
+    tokio::select! {
+        () = connections.wait() => {}
+        () = shared.shutdown.stop.cancelled() => {}
+        () = sleep(drain_timeout) => {}
+    }
+    if !connections.is_empty() {
+        log::warn!("{} sessions are cut off", connections.len());
+    }
+}
+
+/// Accepts connections until the server drains.
+async fn accept_all(listener: TcpListener, shared: &Arc<Shared>, connections: &TaskTracker) {
     let mut failed = FailedAccepts::default();
-    while let Some(accepted) = shared
-        .shutdown
-        .drain
-        .run_until_cancelled(listener.accept())
-        .await
-    {
-        match accepted {
-            Ok((stream, peer)) if connections.len() >= shared.config.max_sessions => {
-                refuse(&stream, show_ipv4(peer), &FULL);
-            }
-            Ok((stream, peer)) => {
-                drop(connections.spawn(admit(stream, show_ipv4(peer), shared.clone())))
-            }
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shared.shutdown.drain.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, show_ipv4(peer)),
             Err(error) => {
                 failed.note(&error);
                 sleep(ACCEPT_PAUSE).await;
+                continue;
             }
+        };
+        if connections.len() >= shared.config.max_sessions {
+            refuse(&stream, peer, &FULL);
+        } else {
+            connections.spawn(admit(stream, peer, shared.clone()));
         }
     }
 }
 
-/// Accepts that failed and what the log knows of them. The connection that could not be accepted waits in the kernel's
-/// queue for the next try.
+/// Failed accepts, and which of them the log knows of. The connection stays in the kernel's queue
+/// for the next try.
 #[derive(Default)]
 struct FailedAccepts {
     /// When the last line about them was written.
     logged: Option<Instant>,
-    /// How many there were since then.
+    /// How many failed since then.
     unlogged: u64,
 }
 
 impl FailedAccepts {
-    /// Counts a failed accept, and logs it unless a line about others is less than a minute old.
+    /// Counts a failed accept. Logs it unless the last line is less than a minute old.
     fn note(&mut self, error: &io::Error) {
         let advice = match Errno::from_io_error(error) {
             Some(Errno::MFILE | Errno::NFILE) => {
@@ -264,41 +284,46 @@ impl FailedAccepts {
     }
 }
 
-/// To a socket for all addresses an IPv4 client is `::ffff:192.0.2.7`. Log and limits know it by `192.0.2.7`.
+/// A socket for all addresses shows an IPv4 client as `::ffff:192.0.2.7`. Log and limits use
+/// `192.0.2.7`.
 fn show_ipv4(peer: SocketAddr) -> SocketAddr {
     match peer.ip().to_canonical() {
         IpAddr::V4(address) => SocketAddr::from((address, peer.port())),
-        // As it is, with the interface that it came by.
+        // Unchanged, with the interface that it came by.
         IpAddr::V6(_) => peer,
     }
 }
 
-/// Lets the client in, if it may: the one that a load balancer names, where there is one.
-async fn admit(mut stream: TcpStream, mut peer: SocketAddr, shared: Arc<Shared>) {
-    if shared
-        .config
-        .proxies
-        .iter()
-        .any(|network| network.contains(&peer.ip().to_canonical()))
-    {
-        match timeout(PROXY_TIME, proxy::client(&mut stream))
-            .await
-            .map_err(io::Error::from)
-            .flatten()
-        {
-            Ok(client) => peer = client.unwrap_or(peer),
-            // As a health check does that only connects.
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return,
-            Err(error) => return log::warn!("{peer}: refused: a proxy, but {error}"),
-        }
-    }
-    match shared.admission.admit(peer) {
-        Ok(slot) => connection::serve(stream, peer, shared, slot).await,
-        Err(refusal) => refuse(&stream, peer, &refusal),
+/// Admits a connection if the limits allow, and serves it. Behind a load balancer the PROXY header
+/// names the client.
+async fn admit(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    let client = match find_client(&mut stream, peer, &shared.config.proxies).await {
+        Ok(client) => client,
+        // A health check that only connects.
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return,
+        Err(error) => return log::warn!("{peer}: refused: invalid PROXY header: {error}"),
+    };
+    match shared.admission.admit(client) {
+        Ok(slot) => connection::serve(stream, client, shared, slot).await,
+        Err(refusal) => refuse(&stream, client, &refusal),
     }
 }
 
-/// What limits know a client by. Someone with one IPv6 address has 2^64 of them.
+/// The client's address: the one in the PROXY header if the connection is a load balancer's.
+async fn find_client(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    proxies: &[IpNet],
+) -> io::Result<SocketAddr> {
+    let address = peer.ip().to_canonical();
+    if !proxies.iter().any(|network| network.contains(&address)) {
+        return Ok(peer);
+    }
+    let named = timeout(PROXY_TIME, read_proxy_header(stream)).await??;
+    Ok(named.unwrap_or(peer))
+}
+
+/// The address that limits count a client by. For IPv6 the network, as its owner has 2^64 addresses.
 fn source_of(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (!0 << 64)).into(),
@@ -309,28 +334,41 @@ fn source_of(peer: IpAddr) -> IpAddr {
 fn refuse(stream: &TcpStream, peer: SocketAddr, Refusal { label, why }: &Refusal) {
     counter!(REFUSED_CONNECTIONS, "reason" => *label).increment(1);
     log::warn!("{peer}: refused: {why}");
-    // A new socket has room for one line: nobody waits.
+    // The send buffer of a new socket has room for one line, so this need not wait.
     let _ = stream.try_write(GOODBYE);
 }
 
-/// Aborts what servers of this store left behind, now and then, for ever.
-async fn sweep(shared: Arc<Shared>) {
-    let top =
-        Home::new(&shared.config.prefix, "").and_then(|home| home.directory(&Path::parse("/")?));
-    while let Ok(top) = &top {
-        shared
-            .transfers
-            .sweep(top, shared.config.abandoned_after)
-            .await;
-        sleep(SWEEP_INTERVAL).await;
+/// Periodically aborts the incomplete uploads of earlier servers.
+async fn run_reaper(shared: Arc<Shared>) {
+    let Config {
+        prefix,
+        abandoned_after,
+        ..
+    } = &shared.config;
+    let top = match top_key(prefix) {
+        Ok(top) => top,
+        Err(error) => {
+            log::error!("can't look for incomplete uploads: prefix {prefix:?}: {error}");
+            return;
+        }
+    };
+    loop {
+        shared.transfers.sweep(&top, *abandoned_after).await;
+        sleep(REAPER_INTERVAL).await;
     }
 }
 
-async fn sample(shared: Arc<Shared>) {
+/// What all keys below a prefix begin with.
+fn top_key(prefix: &str) -> Result<Key, PathError> {
+    Home::new(prefix, "")?.directory(&Path::parse("/")?)
+}
+
+/// Sets the gauges that are not updated on change.
+async fn refresh_gauges(shared: Arc<Shared>) {
     gauge!(MAX_SESSIONS).set(shared.config.max_sessions as f64);
     gauge!(BUFFER_MEMORY_LIMIT).set(shared.config.buffer_memory as f64);
     loop {
         gauge!(BUFFER_MEMORY).set(shared.transfers.pool.used() as f64);
-        sleep(SAMPLE_INTERVAL).await;
+        sleep(GAUGE_INTERVAL).await;
     }
 }

@@ -1,8 +1,8 @@
-//! Wrong passwords cost time: which ones are not looked at, as OpenSSH's PerSourcePenalties.
+//! Penalties for wrong passwords, as OpenSSH's PerSourcePenalties: which passwords are not checked.
 //!
-//! Called by `connection` around every check of a password. Invariants: an attempt is charged when it begins and given
-//! back when it succeeds, so that attempts side by side are no cheaper than attempts in a row; a success clears only what
-//! its own user name owes; keys are never refused here.
+//! Called by `connection` around every check of a password. Invariants: an attempt is charged when
+//! it begins and given back when it succeeds, so that attempts in parallel cost as much as attempts
+//! in a row; a success clears only the penalty of its own user name; keys are never refused here.
 
 use super::source_of;
 use std::collections::HashMap;
@@ -13,35 +13,39 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// What the first wrong password for a user name costs its address; each further one costs twice what is still owed.
-const FIRST_USER_DEBT: Duration = Duration::from_secs(1);
-/// What a user name may owe before its passwords are not looked at: the seventh wrong one in a row is too much.
-const MAX_USER_DEBT: Duration = Duration::from_secs(60);
-/// What a wrong password costs its address, whatever the user name: two a minute in the long run.
-const ADDRESS_CHARGE: Duration = Duration::from_secs(30);
-/// What an address may owe: 20 wrong passwords, or a network of people behind one address who mistype theirs now and then.
-const MAX_ADDRESS_DEBT: Duration = Duration::from_secs(600);
-/// How long an address may ask for a user name that has logged in from there, whatever else it owes.
+/// Penalty for the first wrong password of a user name from an address. Each further one doubles
+/// what is left of it.
+const FIRST_USER_PENALTY: Duration = Duration::from_secs(1);
+/// Passwords of a user name are not checked while its penalty is larger: the seventh wrong one in a
+/// row is too much.
+const MAX_USER_PENALTY: Duration = Duration::from_secs(60);
+/// Penalty of an address for each wrong password, whatever the user name: two a minute in the long
+/// run.
+const ADDRESS_PENALTY: Duration = Duration::from_secs(30);
+/// Passwords from an address are not checked while its penalty is larger. 20 wrong passwords are
+/// allowed at once, as many people can share an address and mistype now and then.
+const MAX_ADDRESS_PENALTY: Duration = Duration::from_secs(600);
+/// How long a user name that has logged in from an address is exempt from the address's penalty.
 const TRUST_TIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// Entries of each of the two tables, of some 100 bytes. Whoever guesses from more addresses is not stopped by remembering
-/// addresses.
+/// Entries of each of the two tables, of about 100 bytes. An attack from more addresses than that
+/// can't be stopped by remembering addresses.
 const MAX_ENTRIES: usize = 10_000;
 
-/// Why a password is not looked at.
+/// Why a password is not checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unheard {
+pub enum Penalized {
     /// Too many wrong ones for this user name from this address.
     User,
     /// Too many wrong ones from this address.
     Address,
 }
 
-impl Unheard {
+impl Penalized {
     /// For the log.
     pub fn text(self) -> &'static str {
         match self {
-            Unheard::User => "too many failed logins of this user from this address",
-            Unheard::Address => "too many failed logins from this address",
+            Penalized::User => "too many failed logins of this user from this address",
+            Penalized::Address => "too many failed logins from this address",
         }
     }
 }
@@ -58,23 +62,23 @@ pub struct Penalties {
 #[derive(Default)]
 struct Tables {
     addresses: HashMap<IpAddr, Record>,
-    /// By address and a hash of the user name, which comes from the client and may be long.
+    /// By address and a hash of the user name, which the client chooses and which may be long.
     users: HashMap<(IpAddr, u64), Record>,
     hasher: RandomState,
 }
 
-/// What is known of an address, or of a user name at an address.
+/// The penalty of an address, or of a user name at an address.
 #[derive(Clone, Copy)]
 struct Record {
-    /// When all that is owed will be paid.
-    paid: Instant,
-    /// Until when a login from here that succeeded counts.
-    trusted: Instant,
-    /// Attempts whose outcome is not known yet.
+    /// When the penalty ends.
+    penalty_end: Instant,
+    /// The user name is exempt from the address's penalty until then.
+    trusted_until: Instant,
+    /// Attempts that are being checked.
     pending: u32,
 }
 
-/// An attempt that is being looked at. Dropped, it has failed.
+/// An attempt that is being checked. It has failed if it is dropped without [`Attempt::succeed`].
 pub struct Attempt {
     penalties: Arc<Penalties>,
     address: IpAddr,
@@ -83,17 +87,18 @@ pub struct Attempt {
 }
 
 impl Penalties {
-    /// Charges an attempt, or says why it must not be looked at. Waits for the outcome of others where that decides.
-    pub async fn begin(self: &Arc<Self>, peer: IpAddr, user: &str) -> Result<Attempt, Unheard> {
+    /// Charges an attempt, or says why the password must not be checked. Waits for the outcome of
+    /// other attempts if that decides.
+    pub async fn begin(self: &Arc<Self>, peer: IpAddr, user: &str) -> Result<Attempt, Penalized> {
         let address = source_of(peer);
         loop {
             let ended = self.attempt_ended.notified();
             tokio::pin!(ended);
-            // From here on no end of an attempt is missed.
+            // An attempt that ends from here on wakes this one.
             ended.as_mut().enable();
             match self.try_begin(address, user) {
-                Verdict::Heard(attempt) => return Ok(attempt),
-                Verdict::Unheard(why) => return Err(why),
+                Verdict::Check(attempt) => return Ok(attempt),
+                Verdict::Refuse(why) => return Err(why),
                 Verdict::Undecided => ended.await,
             }
         }
@@ -109,16 +114,16 @@ impl Penalties {
             .get(&address)
             .copied()
             .unwrap_or(Record::new(now));
-        if user_record.owed_by_user(now) > MAX_USER_DEBT {
-            return Verdict::of(Unheard::User, user_record);
+        if user_record.worst_user_penalty(now) > MAX_USER_PENALTY {
+            return Verdict::of(Penalized::User, user_record);
         }
-        let is_trusted = user_record.trusted > now;
-        if !is_trusted && address_record.owed_by_address(now) > MAX_ADDRESS_DEBT {
-            return Verdict::of(Unheard::Address, address_record);
+        let is_trusted = user_record.trusted_until > now;
+        if !is_trusted && address_record.worst_address_penalty(now) > MAX_ADDRESS_PENALTY {
+            return Verdict::of(Penalized::Address, address_record);
         }
         record_of(&mut tables.users, user, now).pending += 1;
         record_of(&mut tables.addresses, address, now).pending += 1;
-        Verdict::Heard(Attempt {
+        Verdict::Check(Attempt {
             penalties: self.clone(),
             address,
             user,
@@ -126,7 +131,7 @@ impl Penalties {
         })
     }
 
-    /// A login without a password has succeeded: the user owes nothing here.
+    /// Ends the penalty of a user name that has logged in with a key.
     pub fn forgive(&self, peer: IpAddr, user: &str) {
         let now = Instant::now();
         let address = source_of(peer);
@@ -141,18 +146,18 @@ impl Penalties {
 }
 
 enum Verdict {
-    Heard(Attempt),
-    Unheard(Unheard),
-    /// It depends on attempts that are being looked at.
+    Check(Attempt),
+    Refuse(Penalized),
+    /// It depends on attempts that are being checked.
     Undecided,
 }
 
 impl Verdict {
-    fn of(why: Unheard, record: Record) -> Verdict {
+    fn of(why: Penalized, record: Record) -> Verdict {
         if record.pending > 0 {
             Verdict::Undecided
         } else {
-            Verdict::Unheard(why)
+            Verdict::Refuse(why)
         }
     }
 }
@@ -160,60 +165,71 @@ impl Verdict {
 impl Record {
     fn new(now: Instant) -> Record {
         Record {
-            paid: now,
-            trusted: now,
+            penalty_end: now,
+            trusted_until: now,
             pending: 0,
         }
     }
 
-    fn owed(&self, now: Instant) -> Duration {
-        self.paid.saturating_duration_since(now)
+    fn remaining(&self, now: Instant) -> Duration {
+        self.penalty_end.saturating_duration_since(now)
     }
 
-    /// What the user owes if every attempt that is being looked at fails.
-    fn owed_by_user(&self, now: Instant) -> Duration {
-        let failures = 0..self.pending.min(u64::BITS);
-        failures.fold(self.owed(now), |owed, _| next_user_debt(owed))
+    /// The penalty of a user name if every attempt that is being checked fails.
+    fn worst_user_penalty(&self, now: Instant) -> Duration {
+        let mut penalty = self.remaining(now);
+        // It reaches its maximum long before that many.
+        for _ in 0..self.pending.min(u64::BITS) {
+            penalty = next_user_penalty(penalty);
+        }
+        penalty
     }
 
-    /// What the address owes if every attempt that is being looked at fails.
-    fn owed_by_address(&self, now: Instant) -> Duration {
-        self.owed(now) + ADDRESS_CHARGE.saturating_mul(self.pending.saturating_add(1))
+    /// The penalty of an address if this attempt and every one that is being checked fail.
+    fn worst_address_penalty(&self, now: Instant) -> Duration {
+        let attempts = self.pending.saturating_add(1);
+        self.remaining(now) + ADDRESS_PENALTY.saturating_mul(attempts)
     }
 
-    /// Lets the user begin anew, and trusts the address with this user name.
+    /// Ends the penalty of the user name, and exempts it from that of the address.
     fn forgive(&mut self, now: Instant) {
-        self.paid = now;
-        self.trusted = now + TRUST_TIME;
+        self.penalty_end = now;
+        self.trusted_until = now + TRUST_TIME;
     }
 
-    /// Whether forgetting it makes no difference.
-    fn is_void(&self, now: Instant) -> bool {
-        self.pending == 0 && self.paid <= now && self.trusted <= now
+    /// The lighter of two records is forgotten first.
+    fn weight(&self, now: Instant) -> (Instant, Instant) {
+        (self.penalty_end.max(now), self.trusted_until)
+    }
+
+    /// Whether a new record would be the same.
+    fn is_blank(&self, now: Instant) -> bool {
+        self.pending == 0 && self.penalty_end <= now && self.trusted_until <= now
     }
 }
 
-/// What a user owes after one more wrong password.
-fn next_user_debt(owed: Duration) -> Duration {
-    owed.saturating_mul(2)
-        .clamp(FIRST_USER_DEBT, 2 * MAX_USER_DEBT)
+/// The penalty of a user name after one more wrong password.
+fn next_user_penalty(penalty: Duration) -> Duration {
+    penalty
+        .saturating_mul(2)
+        .clamp(FIRST_USER_PENALTY, 2 * MAX_USER_PENALTY)
 }
 
-/// The record of this key, a new one if there is none. A full table loses the one that matters least.
+/// The record of this key, a new one if there is none. In a full table the new one replaces the one
+/// that matters least.
 fn record_of<K: Copy + Eq + Hash>(
     table: &mut HashMap<K, Record>,
     key: K,
     now: Instant,
 ) -> &mut Record {
     if table.len() >= MAX_ENTRIES && !table.contains_key(&key) {
-        table.retain(|_, record| !record.is_void(now));
+        table.retain(|_, record| !record.is_blank(now));
     }
     if table.len() >= MAX_ENTRIES && !table.contains_key(&key) {
         // There are fewer attempts at once than entries, so one is found.
-        let after_pending_closes = table.iter().filter(|(_, record)| record.pending == 0);
-        let least =
-            after_pending_closes.min_by_key(|(_, record)| (record.paid.max(now), record.trusted));
-        if let Some(least) = least.map(|(key, _)| *key) {
+        let idle = table.iter().filter(|(_, record)| record.pending == 0);
+        let least = idle.min_by_key(|(_, record)| record.weight(now));
+        if let Some((&least, _)) = least {
             table.remove(&least);
         }
     }
@@ -221,7 +237,7 @@ fn record_of<K: Copy + Eq + Hash>(
 }
 
 impl Attempt {
-    /// The password was right: what was charged is given back, and what the user name owed is forgotten.
+    /// The password was right: takes the charge back and ends the penalty of the user name.
     pub fn succeed(mut self) {
         self.has_succeeded = true;
     }
@@ -233,15 +249,16 @@ impl Drop for Attempt {
         let mut tables = self.penalties.tables();
         let user = record_of(&mut tables.users, self.user, now);
         user.pending = user.pending.saturating_sub(1);
-        match self.has_succeeded {
-            true => user.forgive(now),
-            false => user.paid = now + next_user_debt(user.owed(now)),
+        if self.has_succeeded {
+            user.forgive(now);
+        } else {
+            user.penalty_end = now + next_user_penalty(user.remaining(now));
         }
         let address = record_of(&mut tables.addresses, self.address, now);
         address.pending = address.pending.saturating_sub(1);
         if !self.has_succeeded {
-            let owed = address.owed(now) + ADDRESS_CHARGE;
-            address.paid = now + owed.min(MAX_ADDRESS_DEBT + ADDRESS_CHARGE);
+            let penalty = address.remaining(now) + ADDRESS_PENALTY;
+            address.penalty_end = now + penalty.min(MAX_ADDRESS_PENALTY + ADDRESS_PENALTY);
         }
         drop(tables);
         self.penalties.attempt_ended.notify_waiters();
@@ -256,7 +273,7 @@ mod tests {
     const PEER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     #[tokio::test(start_paused = true)]
-    async fn who_guesses_waits_longer_and_longer() {
+    async fn each_wrong_password_of_a_user_doubles_the_wait() {
         let penalties = Arc::new(Penalties::default());
         let mut waits = Vec::new();
         for _ in 0..12 {
@@ -264,7 +281,7 @@ mod tests {
             let attempt = loop {
                 match penalties.begin(PEER, "alice").await {
                     Ok(attempt) => break attempt,
-                    Err(why) => assert_eq!(why, Unheard::User),
+                    Err(why) => assert_eq!(why, Penalized::User),
                 }
                 tokio::time::advance(Duration::from_secs(1)).await;
             };
@@ -284,15 +301,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_names_from_one_address_are_heard_twice_a_minute() {
+    async fn an_address_that_tries_many_names_has_two_passwords_a_minute_checked() {
         let penalties = Arc::new(Penalties::default());
         penalties.begin(PEER, "alice").await.unwrap().succeed();
-        let mut heard = 0;
+        let mut checked = 0;
         for n in 0..600 {
-            heard += u32::from(penalties.begin(PEER, &format!("user{n}")).await.is_ok());
+            checked += u32::from(penalties.begin(PEER, &format!("user{n}")).await.is_ok());
             tokio::time::advance(Duration::from_secs(1)).await;
         }
-        assert!((38..=41).contains(&heard), "{heard}");
+        assert!((38..=41).contains(&checked), "{checked}");
         assert!(
             penalties.begin(PEER, "alice").await.is_ok(),
             "she has logged in from there"
@@ -302,10 +319,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn attempts_side_by_side_are_charged_at_once_and_given_back() {
+    async fn parallel_attempts_are_charged_at_once_and_given_back() {
         let penalties = Arc::new(Penalties::default());
         let mut pending = Vec::new();
-        while let Verdict::Heard(attempt) = penalties.try_begin(PEER, "alice") {
+        while let Verdict::Check(attempt) = penalties.try_begin(PEER, "alice") {
             pending.push(attempt);
         }
         assert_eq!(pending.len(), 7);

@@ -1,16 +1,22 @@
-//! The TCP stream under russh, with five things that russh's session loop can't do for itself.
+//! The TCP stream of a connection: the header that a load balancer sends, and the socket below russh.
 //!
-//! It can be cut from outside, whatever the loop is waiting for. And while the loop is busy writing it still
-//! reads, up to a bound: the loop does one at a time, so a client that does the same (it sends requests, and would read
-//! the answers only then) and the server would otherwise wait for each other for ever, each with full buffers.
+//! The socket does five things that russh's session loop can't do for itself.
 //!
-//! It exchanges the identification strings before russh does, so that the algorithms in our KEXINIT can depend on the
-//! client's. And it can hold our NEWKEYS back until russh sends EXT_INFO, which russh does only after the client's NEWKEYS:
-//! OpenSSH's server sends both together, and libssh looks for EXT_INFO only once, when NEWKEYS arrives. And it notices when
-//! russh leaves a message of the client unanswered.
+//! It can be closed from outside, whatever the loop is waiting for. While the loop is busy writing it
+//! still reads, up to a bound: the loop does one at a time, so a server and a client that does the
+//! same (it sends requests, and reads the answers only then) would otherwise wait for each other
+//! forever, each with full buffers.
+//!
+//! It exchanges the identification strings before russh does, so that the algorithms in our KEXINIT
+//! can depend on the client's. It can hold our NEWKEYS back until russh sends EXT_INFO, which russh
+//! does only after the client's NEWKEYS: OpenSSH's server sends both together, and libssh looks for
+//! EXT_INFO only once, when NEWKEYS arrives. And it notices when russh leaves a message of the client
+//! unanswered.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use std::io::{ErrorKind, Result};
+use proxy_header::{Error, ParseConfig, ProxyHeader};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,12 +28,14 @@ use tokio::sync::Notify;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-/// Read while a write was stuck, in bytes: the window that a client can fill, and a little more.
-const AHEAD_LIMIT: usize = 2560 * 1024;
+/// Limit on bytes that are read while a write is stuck: the window that a client can fill, and a
+/// little more.
+const MAX_AHEAD: usize = 2560 * 1024;
 const AHEAD_STEP: usize = 64 * 1024;
 
-/// Reads of which each is acknowledged at once: those of a login. OpenSSH's client, with Nagle's algorithm still on, holds
-/// its next message back until the last one is acknowledged, which the kernel would delay by 40 ms.
+/// The first reads, those of a login, are acknowledged at once. OpenSSH's client, with Nagle's
+/// algorithm still on, holds its next message back until the last one is acknowledged, which the
+/// kernel would delay by 40 ms.
 const QUICK_READS: u32 = 32;
 
 /// Length of an identification string, with its line end, in bytes
@@ -42,8 +50,36 @@ const MIN_PACKET: usize = 16;
 /// How long NEWKEYS is held back from a client that sends nothing: longer than a round trip.
 const MAX_HOLD: Duration = Duration::from_secs(2);
 
-/// Waits for a message that russh reads and does not answer. Messages of a login are short: one that arrives in pieces would
-/// be taken for such a message.
+/// Limit on the length of a PROXY header, in bytes. It may hold more than the addresses (TLVs), which
+/// is ignored.
+const MAX_PROXY_HEADER: usize = 4096;
+
+/// Reads a header of the PROXY protocol, version 1 or 2
+/// ([haproxy's specification](https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt)), and
+/// nothing after it. Returns the address of the client; `None` if the load balancer speaks for
+/// itself, as in a health check.
+///
+/// Any client could send such a header: the caller reads it only from addresses that the operator
+/// named.
+pub async fn read_proxy_header(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+    let mut bytes = Vec::new();
+    loop {
+        match ProxyHeader::parse(&bytes, ParseConfig::default()) {
+            Ok((header, _)) => return Ok(header.proxied_address().map(|address| address.source)),
+            // Byte by byte, as what follows is for russh.
+            Err(Error::BufferTooShort) if bytes.len() < MAX_PROXY_HEADER => {
+                bytes.push(stream.read_u8().await?);
+            }
+            Err(_) => {
+                let text = "the connection does not begin with one";
+                return Err(io::Error::new(ErrorKind::InvalidData, text));
+            }
+        }
+    }
+}
+
+/// Waits for a message that russh reads and does not answer. A message that arrives in pieces would
+/// be taken for such a one, but those of a login are short.
 #[derive(Default)]
 pub struct Unanswered {
     is_awaited: AtomicBool,
@@ -51,12 +87,12 @@ pub struct Unanswered {
 }
 
 impl Unanswered {
-    /// From now on the next message of the client that is not answered is noticed.
+    /// Begins to wait for such a message.
     pub fn watch(&self) {
         self.is_awaited.store(true, Ordering::Relaxed);
     }
 
-    /// Resolves once such a message was noticed.
+    /// Resolves when such a message was read.
     pub async fn noticed(&self) {
         self.noticed.notified().await;
     }
@@ -65,33 +101,34 @@ impl Unanswered {
 /// See the module.
 pub struct Socket {
     stream: TcpStream,
-    /// See [`QUICK_READS`]; so many are left.
+    /// How many of [`QUICK_READS`] are left.
     quick_reads: u32,
-    /// Ends the stream for both sides.
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Once it resolves, every read and write fails.
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Read from the stream, but not by russh yet.
     ahead: BytesMut,
-    /// Bytes of our identification string that were sent already and that russh is going to write again.
+    /// Bytes of our identification string, which was sent already, that russh has still to write
+    /// again.
     repeated: usize,
     newkeys: NewKeys,
     unanswered: Arc<Unanswered>,
-    /// russh has read something since it wrote, while [`Unanswered`] was awaited.
+    /// russh has read something and not written since, while [`Unanswered`] is awaited.
     is_asked: bool,
-    /// Written by russh, but not to the stream yet: only what is written before and with NEWKEYS that are held back.
+    /// Written by russh, but not to the stream yet. Used only up to the end of the hold of NEWKEYS.
     outgoing: BytesMut,
 }
 
-/// What becomes of our first NEWKEYS.
+/// Our first NEWKEYS message.
 enum NewKeys {
-    /// They are sent like everything else, or were sent.
+    /// Is sent like everything else, or was sent.
     Sent,
-    /// They are going to be held back. Until then everything that russh writes is cleartext.
+    /// Is going to be held back. Until then everything that russh writes is cleartext.
     Expected,
-    /// They wait for what russh writes next.
-    PooledBytes {
+    /// Is held back until russh writes something else.
+    Held {
         packet: BytesMut,
         /// Bytes that russh has read since.
-        answered: usize,
+        read_since: usize,
         /// See [`MAX_HOLD`].
         end: Pin<Box<Sleep>>,
     },
@@ -100,13 +137,13 @@ enum NewKeys {
 impl Socket {
     pub fn new(
         stream: TcpStream,
-        cut: WaitForCancellationFutureOwned,
+        closed: WaitForCancellationFutureOwned,
         unanswered: Arc<Unanswered>,
     ) -> Socket {
         Socket {
             stream,
             quick_reads: QUICK_READS,
-            cut: Box::pin(cut),
+            closed: Box::pin(closed),
             ahead: BytesMut::new(),
             repeated: 0,
             newkeys: NewKeys::Sent,
@@ -116,9 +153,10 @@ impl Socket {
         }
     }
 
-    /// Sends our identification string and returns the client's line, or as much of it as may be. Called before russh gets
-    /// the socket, which then reads the line again and whose own identification string is dropped.
-    pub async fn exchange_identification(&mut self, ours: &str) -> Result<Bytes> {
+    /// Sends our identification string and returns the client's, or as much of it as its limit
+    /// allows. Called before russh gets the socket: russh then reads the client's again, and what it
+    /// writes of ours is dropped.
+    pub async fn exchange_identification(&mut self, ours: &str) -> io::Result<Bytes> {
         let line = format!("{ours}\r\n");
         self.write_all(line.as_bytes()).await?;
         let mut read = BytesMut::new();
@@ -139,37 +177,38 @@ impl Socket {
         Ok(theirs)
     }
 
-    /// Holds our NEWKEYS back until EXT_INFO is written, the client shows that it gets none, or [`MAX_HOLD`] has passed.
+    /// Holds our NEWKEYS back until russh writes EXT_INFO or turns out not to, at most for
+    /// [`MAX_HOLD`].
     pub fn hold_newkeys(&mut self) {
         self.newkeys = NewKeys::Expected;
     }
 
-    fn check_cut(&mut self, context: &mut Context<'_>) -> Result<()> {
-        if self.cut.as_mut().poll(context).is_ready() {
+    fn check_open(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.closed.as_mut().poll(context).is_ready() {
             Err(ErrorKind::ConnectionAborted.into())
         } else {
             Ok(())
         }
     }
 
-    /// Takes what has arrived off the socket, so that the client can go on.
+    /// Reads what has arrived, so that the client can go on.
     fn read_ahead(&mut self, context: &mut Context<'_>) {
-        while self.ahead.len() < AHEAD_LIMIT && self.stream.poll_read_ready(context).is_ready() {
+        while self.ahead.len() < MAX_AHEAD && self.stream.poll_read_ready(context).is_ready() {
             self.ahead.reserve(AHEAD_STEP);
             match self
                 .stream
                 .try_read_buf(&mut (&mut self.ahead).limit(AHEAD_STEP))
             {
                 Ok(1..) => {}
-                // Not ready after all: the next look waits for it.
+                // Not ready after all: `poll_read_ready` then waits.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                // An error or the end will be met again by whoever reads.
+                // The next read by russh meets the error or the end again.
                 _ => return,
             }
         }
     }
 
-    /// Called when russh waits for the client: what it has read before and not answered, it never will.
+    /// Called when russh waits for the client: it will not answer what it has read before.
     fn notice_unanswered(&mut self) {
         if self.is_asked {
             self.is_asked = false;
@@ -178,17 +217,17 @@ impl Socket {
         }
     }
 
-    /// What was read ahead, or else what arrives.
+    /// Reads what was read ahead, or else from the stream.
     fn poll_read_any(
         &mut self,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
-    ) -> Poll<Result<()>> {
+    ) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
             let read = Pin::new(&mut self.stream).poll_read(context, buffer);
             if read.is_ready() && self.quick_reads > 0 {
                 self.quick_reads -= 1;
-                // The kernel forgets it after a while.
+                // Set each time, as the kernel resets it.
                 let _ = self.stream.set_quickack(true);
             }
             return read;
@@ -201,8 +240,12 @@ impl Socket {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes to the stream, and reads ahead while that is stuck.
-    fn poll_write_now(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+    /// Writes to the stream, and reads ahead if that is stuck.
+    fn poll_write_now(
+        &mut self,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         if written.is_pending() {
             self.read_ahead(context);
@@ -210,8 +253,8 @@ impl Socket {
         written
     }
 
-    /// Writes what has to go out before anything else.
-    fn poll_write_outgoing(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+    /// Writes what must be sent before anything else.
+    fn poll_write_outgoing(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
             let outgoing = std::mem::take(&mut self.outgoing);
             let written = self.poll_write_now(context, &outgoing);
@@ -224,36 +267,36 @@ impl Socket {
         Poll::Ready(Ok(()))
     }
 
-    /// Takes whole cleartext packets to be sent, up to NEWKEYS.
+    /// Queues whole cleartext packets to be sent, up to NEWKEYS.
     fn take_cleartext(&mut self, bytes: &[u8]) {
         let (before, packet) = split_at_newkeys(bytes);
         self.outgoing.extend_from_slice(before);
         if !packet.is_empty() {
             let end = Box::pin(sleep(MAX_HOLD));
-            self.newkeys = NewKeys::PooledBytes {
+            self.newkeys = NewKeys::Held {
                 packet: packet.into(),
-                answered: 0,
+                read_since: 0,
                 end,
             };
         }
     }
 
-    /// Called when russh waits for the client: sends NEWKEYS that need not or must not wait any longer.
-    fn end_hold(&mut self, context: &mut Context<'_>) -> Result<()> {
-        if let NewKeys::PooledBytes {
+    /// Called when russh waits for the client: sends NEWKEYS if it need not or must not wait longer.
+    fn end_hold(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if let NewKeys::Held {
             packet,
-            answered,
+            read_since,
             end,
         } = &mut self.newkeys
         {
-            // russh has read the client's NEWKEYS and wants more, without having written anything: there is no EXT_INFO.
-            let unaccompanied = *answered >= MIN_PACKET;
-            if unaccompanied || end.as_mut().poll(context).is_ready() {
+            // russh has read the client's NEWKEYS and has written nothing: there is no EXT_INFO.
+            let is_alone = *read_since >= MIN_PACKET;
+            if is_alone || end.as_mut().poll(context).is_ready() {
                 self.outgoing.unsplit(packet.split());
                 self.newkeys = NewKeys::Sent;
             }
         }
-        // What does not go out now wakes whoever reads.
+        // What can't be sent now wakes the reader when it can.
         match self.poll_write_outgoing(context) {
             Poll::Ready(written) => written,
             Poll::Pending => Ok(()),
@@ -261,7 +304,8 @@ impl Socket {
     }
 }
 
-/// Splits whole cleartext packets ([RFC 4253 §6](https://www.rfc-editor.org/rfc/rfc4253#section-6)) before NEWKEYS.
+/// Splits whole cleartext packets
+/// ([RFC 4253 §6](https://www.rfc-editor.org/rfc/rfc4253#section-6)) before NEWKEYS.
 fn split_at_newkeys(packets: &[u8]) -> (&[u8], &[u8]) {
     let mut start = 0;
     while let Some([a, b, c, d, _padding_length, message, ..]) = packets.get(start..) {
@@ -278,14 +322,14 @@ impl AsyncRead for Socket {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
-    ) -> Poll<Result<()>> {
-        self.check_cut(context)?;
+    ) -> Poll<io::Result<()>> {
+        self.check_open(context)?;
         self.end_hold(context)?;
         let before = buffer.filled().len();
         let read = self.poll_read_any(context, buffer);
         let count = buffer.filled().len() - before;
-        if let NewKeys::PooledBytes { answered, .. } = &mut self.newkeys {
-            *answered += count;
+        if let NewKeys::Held { read_since, .. } = &mut self.newkeys {
+            *read_since += count;
         }
         if read.is_pending() {
             self.notice_unanswered();
@@ -301,8 +345,8 @@ impl AsyncWrite for Socket {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
-    ) -> Poll<Result<usize>> {
-        self.check_cut(context)?;
+    ) -> Poll<io::Result<usize>> {
+        self.check_open(context)?;
         self.is_asked = false;
         if self.repeated > 0 {
             let count = self.repeated.min(bytes.len());
@@ -318,7 +362,7 @@ impl AsyncWrite for Socket {
                 self.take_cleartext(bytes);
                 Poll::Ready(Ok(bytes.len()))
             }
-            NewKeys::PooledBytes { packet, .. } => {
+            NewKeys::Held { packet, .. } => {
                 packet.extend_from_slice(bytes);
                 let packet = packet.split();
                 self.outgoing.unsplit(packet);
@@ -328,12 +372,12 @@ impl AsyncWrite for Socket {
         }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_outgoing(context))?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_outgoing(context))?;
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
