@@ -879,7 +879,7 @@ fn host_keys_are_made_once_and_can_be_moved_in() {
     std::fs::write(keys.join("notes.txt"), "not a key").unwrap();
     let error = sftpd::server::load_or_create(&keys).err().unwrap();
     assert!(
-        format!("{error:#}").contains("notes.txt is no private key"),
+        format!("{error:#}").contains("notes.txt is not an unencrypted private key"),
         "{error:#}"
     );
 }

@@ -285,7 +285,7 @@ fn a_name_twice_is_an_error_with_its_line() {
     folder.write(&format!("{{\"users\": {{\n  {entry},\n  {entry}\n}}}}\n"));
     folder.refuses(
         2,
-        "user alice is there twice: leave one of them at line 3",
+        "user alice occurs twice: keep one of them at line 3",
         &["list"],
     );
     folder.refuses(2, "line 3", &["add", "bob", OTHER]);

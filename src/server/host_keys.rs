@@ -1,18 +1,21 @@
-//! The server's own keys: an existing server's can be moved in, so that clients see the same host as before.
+//! The server's own keys. Those of an existing server can be used, so that clients see the same host
+//! as before.
 
 use anyhow::{Context, bail};
 use russh::keys::ssh_key::private::RsaKeypair;
 use russh::keys::ssh_key::{HashAlg, LineEnding};
 use russh::keys::{Algorithm, EcdsaCurve, PrivateKey, decode_secret_key};
 use std::fmt::{self, Display, Formatter};
-use std::fs::{self, DirBuilder, DirEntry, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::{io::ErrorKind, io::Write, path::Path};
+use std::path::Path;
 
 /// Size of a new RSA key in bits, as OpenSSH's `ssh-keygen -A` makes it.
 const RSA_BITS: usize = 3072;
 
-/// A private key that names this host. `Display` is its type and fingerprint, as `ssh` shows them: `ED25519 SHA256:…`.
+/// A private key of this host. `Display` is its type and fingerprint, as `ssh` shows them:
+/// `ED25519 SHA256:…`.
 #[derive(Clone)]
 pub struct HostKey(pub(super) PrivateKey);
 
@@ -23,13 +26,13 @@ impl Display for HostKey {
 }
 
 impl HostKey {
-    /// As in `ssh_host_ed25519_key`, in capitals.
+    /// The type, as in the file name `ssh_host_ed25519_key` but in capitals.
     fn type_name(&self) -> &'static str {
         match self.0.algorithm() {
             Algorithm::Ed25519 => "ED25519",
             Algorithm::Ecdsa { .. } => "ECDSA",
             Algorithm::Rsa { .. } => "RSA",
-            // None of these is ever loaded or made.
+            // No others are loaded or made.
             _ => "UNKNOWN",
         }
     }
@@ -40,12 +43,11 @@ impl HostKey {
     }
 }
 
-/// Makes an ed25519 key, for a server that ends with the process.
+/// Makes an ed25519 key, for a server whose key need not outlive the process.
 pub fn temporary() -> anyhow::Result<HostKey> {
-    Ok(HostKey(
-        PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519)
-            .context("can't make a host key")?,
-    ))
+    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519)
+        .context("can't make a host key")?;
+    Ok(HostKey(key))
 }
 
 /// Makes a key of each type that clients in use know: ed25519, ECDSA on P-256, and RSA.
@@ -60,8 +62,9 @@ pub fn generate() -> anyhow::Result<Vec<HostKey>> {
     Ok(vec![temporary()?, HostKey(ecdsa), HostKey(rsa.into())])
 }
 
-/// Loads every private key in the directory (`*.pub` files are passed over). If there is none, makes one of each type
-/// that [`generate`] makes, named as OpenSSH's are (`ssh_host_ed25519_key`) and readable by their owner only.
+/// Loads every private key in the directory, which is every file but `*.pub`. If there is none, makes
+/// one of each type that [`generate`] makes, named as OpenSSH's are (`ssh_host_ed25519_key`) and
+/// readable by their owner only.
 pub fn load_or_create(directory: &Path) -> anyhow::Result<Vec<HostKey>> {
     let context = || format!("can't make the host keys in {}", directory.display());
     DirBuilder::new()
@@ -80,18 +83,21 @@ pub fn load_or_create(directory: &Path) -> anyhow::Result<Vec<HostKey>> {
     Ok(keys)
 }
 
-/// Loads every private key in the directory. None where there is no such directory.
+/// Loads every private key in the directory. Returns no keys if there is no such directory.
 pub fn load(directory: &Path) -> anyhow::Result<Vec<HostKey>> {
     let context = || format!("can't read the host keys in {}", directory.display());
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries
-            .with_context(context)?
-            .collect::<Result<Vec<_>, _>>()
-            .with_context(context)?,
+        entries => entries.with_context(context)?,
     };
-    let mut files: Vec<_> = entries.iter().map(DirEntry::path).collect();
-    files.retain(|file| file.is_file() && file.extension().is_none_or(|end| end != "pub"));
+    let mut files = Vec::new();
+    for entry in entries {
+        let file = entry.with_context(context)?.path();
+        let is_public = file.extension().is_some_and(|extension| extension == "pub");
+        if file.is_file() && !is_public {
+            files.push(file);
+        }
+    }
     files.sort();
     files.iter().map(|file| read(file)).collect()
 }
@@ -100,22 +106,15 @@ fn read(file: &Path) -> anyhow::Result<HostKey> {
     let shown = file.display();
     let text =
         fs::read_to_string(file).with_context(|| format!("can't read the host key {shown}"))?;
-    match decode_secret_key(&text, None) {
-        Ok(key)
-            if matches!(
-                key.algorithm(),
-                Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. }
-            ) =>
-        {
-            Ok(HostKey(key))
-        }
-        Ok(key) => bail!(
-            "{shown}: host keys of type {} are not supported",
-            key.algorithm()
+    let key = match decode_secret_key(&text, None) {
+        Ok(key) => key,
+        Err(error) => bail!(
+            "{shown} is not an unencrypted private key ({error}): move it out of this directory"
         ),
-        Err(error) => {
-            bail!("{shown} is no private key without a passphrase ({error}): move it elsewhere")
-        }
+    };
+    match key.algorithm() {
+        Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. } => Ok(HostKey(key)),
+        other => bail!("{shown}: host keys of type {other} are not supported"),
     }
 }
 

@@ -4,7 +4,8 @@ use super::Config;
 use russh::cipher::{
     AES_128_CTR, AES_128_GCM, AES_192_CTR, AES_256_CTR, AES_256_GCM, CHACHA20_POLY1305,
 };
-use russh::{MethodKind, MethodSet, Preferred, SshId, compression, kex, keys::Algorithm};
+use russh::keys::Algorithm;
+use russh::{MethodKind, MethodSet, Preferred, SshId, compression, kex, mac};
 use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,8 +18,8 @@ pub const IDENTIFICATION: &str = concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSI
 pub enum Algorithms {
     /// Key exchange with ML-KEM and X25519 only: OpenSSH 9.9 and later, and little else as yet.
     PostQuantum,
-    /// X25519 and the NIST curves too; and to clients that call themselves one of those that know nothing better, what
-    /// they know.
+    /// X25519 and the NIST curves too, and [`Legacy`](Self::Legacy) to clients that are known to
+    /// support nothing better.
     Modern,
     /// Finite-field Diffie-Hellman and encrypt-and-MAC to everyone.
     Legacy,
@@ -53,14 +54,14 @@ impl FromStr for Algorithms {
 #[error("there are no algorithms {0:?}: use post-quantum, modern or legacy")]
 pub struct UnknownAlgorithms(pub String);
 
-/// Client software that is not served like all others.
+/// Client software, as far as it needs to be told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
-    /// Versions in wide use lack encrypt-then-MAC, AES-GCM or X25519: libssh2 before 1.11 (2023; curl and PHP on
-    /// Debian 12), JSch 0.1, SSH.NET before 2024 and phpseclib 2.
+    /// Versions in wide use lack encrypt-then-MAC, AES-GCM or X25519: libssh2 before 1.11 (2023; curl
+    /// and PHP on Debian 12), JSch 0.1, SSH.NET before 2024 and phpseclib 2.
     Old,
-    /// libssh looks for the signature algorithms that EXT_INFO names before its first request, and finds them only if
-    /// EXT_INFO arrives together with NEWKEYS.
+    /// libssh looks for the signature algorithms that EXT_INFO names before its first request, and
+    /// finds them only if EXT_INFO arrives together with NEWKEYS.
     Libssh,
     /// paramiko repeats SERVICE_REQUEST before each credential. russh doesn't answer the second one.
     Paramiko,
@@ -68,7 +69,7 @@ pub enum Client {
     Other,
 }
 
-/// How the identification strings of such clients begin.
+/// The client software by the beginning of its identification string.
 const CLIENTS: [(&[u8], Client); 6] = [
     (b"SSH-2.0-libssh2_", Client::Old),
     (b"SSH-2.0-JSCH-", Client::Old),
@@ -79,16 +80,18 @@ const CLIENTS: [(&[u8], Client); 6] = [
 ];
 
 impl Client {
-    /// Tells the client software by its identification string.
+    /// Finds the client software in its identification string.
     pub fn identify(identification: &[u8]) -> Client {
-        let known = CLIENTS
-            .iter()
-            .find(|(start, _)| identification.starts_with(start));
-        known.map_or(Client::Other, |(_, client)| *client)
+        for (start, client) in CLIENTS {
+            if identification.starts_with(start) {
+                return client;
+            }
+        }
+        Client::Other
     }
 }
 
-/// What to offer to this client.
+/// The algorithms to offer to this client.
 pub fn offer(choice: Algorithms, client: Client) -> Algorithms {
     match (choice, client) {
         (Algorithms::Modern, Client::Old) => Algorithms::Legacy,
@@ -96,14 +99,14 @@ pub fn offer(choice: Algorithms, client: Client) -> Algorithms {
     }
 }
 
-/// How one can log in.
+/// The methods of authentication.
 pub fn methods() -> MethodSet {
     MethodSet::from(&[MethodKind::PublicKey, MethodKind::Password][..])
 }
 
 /// Key exchanges that every client is offered.
 const POST_QUANTUM: [kex::Name; 1] = [kex::MLKEM768X25519_SHA256];
-/// Offered after those, unless they are the only ones.
+/// Offered after those by [`Algorithms::Modern`] and [`Algorithms::Legacy`].
 const ELLIPTIC_CURVES: [kex::Name; 5] = [
     kex::CURVE25519,
     kex::CURVE25519_PRE_RFC_8731,
@@ -111,7 +114,7 @@ const ELLIPTIC_CURVES: [kex::Name; 5] = [
     kex::ECDH_SHA2_NISTP384,
     kex::ECDH_SHA2_NISTP521,
 ];
-/// Offered last, to clients that have nothing better.
+/// Offered last, by [`Algorithms::Legacy`].
 const FINITE_FIELDS: [kex::Name; 6] = [
     kex::DH_GEX_SHA256,
     kex::DH_G18_SHA512,
@@ -136,35 +139,42 @@ fn key_exchanges(offered: Algorithms) -> Vec<kex::Name> {
     [&POST_QUANTUM, curves, fields, &EXTENSIONS].concat()
 }
 
-/// With the algorithms of one kind.
+/// russh's own list without SHA-1.
+fn signature_algorithms() -> Vec<Algorithm> {
+    let mut algorithms = Preferred::DEFAULT.key.to_vec();
+    algorithms.retain(|algorithm| *algorithm != Algorithm::Rsa { hash: None });
+    algorithms
+}
+
+/// russh's own list, only legacy with encrypt-and-MAC.
+fn macs(offered: Algorithms) -> Vec<mac::Name> {
+    let mut macs = Preferred::DEFAULT.mac.to_vec();
+    if offered != Algorithms::Legacy {
+        macs.retain(|name| name.as_ref().contains("-etm@"));
+    }
+    macs
+}
+
+/// russh's configuration, with the algorithms to offer.
 pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
-    let mac = Preferred::DEFAULT.mac;
-    let mac = mac
-        .iter()
-        .filter(|name| offered == Algorithms::Legacy || name.as_ref().contains("-etm@"));
     russh::server::Config {
         server_id: SshId::Standard(Cow::Borrowed(IDENTIFICATION)),
         methods: methods(),
-        // Every refusal takes so long, whatever it was that did not fit.
+        // Every refusal takes this time, whatever was wrong.
         auth_rejection_time: Duration::from_millis(100),
-        // The first "none" request only asks which methods there are.
+        // The first request, "none", only asks for the methods.
         auth_rejection_time_initial: Some(Duration::ZERO),
         keys: config.host_keys.iter().map(|key| key.0.clone()).collect(),
-        // Messages of at most 32 KiB that russh holds for us before it stops reading from the socket.
+        // Messages of at most 32 KiB that russh queues for us before it stops reading the socket.
         channel_buffer_size: 32,
-        // Our messages that russh takes before we wait.
+        // Messages of ours that russh queues before we wait.
         event_buffer_size: 32,
-        // russh's own safe list, Ed25519 first, without SHA-1 signatures, with AES-GCM of both sizes in front (half the
-        // CPU of the others where the CPU has AES), and without compression, which would let a few bytes become many
-        // in memory.
+        // russh's own safe list, Ed25519 first, but without SHA-1 signatures; AES-GCM of both sizes
+        // first (half the CPU time of the others on a CPU with AES); and no compression, with which
+        // a few bytes could become many in memory.
         preferred: Preferred {
             kex: key_exchanges(offered).into(),
-            key: Preferred::DEFAULT
-                .key
-                .iter()
-                .filter(|key| **key != Algorithm::Rsa { hash: None })
-                .cloned()
-                .collect(),
+            key: signature_algorithms().into(),
             cipher: Cow::Borrowed(&[
                 AES_128_GCM,
                 AES_256_GCM,
@@ -173,16 +183,15 @@ pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
                 AES_192_CTR,
                 AES_256_CTR,
             ]),
-            mac: mac.copied().collect(),
+            mac: macs(offered).into(),
             compression: Cow::Borrowed(&[compression::NONE]),
             ..Preferred::DEFAULT
         },
         // Failed logins on one connection, as OpenSSH's MaxAuthTries.
         max_auth_attempts: 6,
-        // Also ends a connection whose client takes nothing off the socket any more.
+        // Also ends a connection whose client no longer reads.
         inactivity_timeout: Some(config.idle_timeout),
-        // Keep-alives every so often, of which so many may go unanswered, find a connection whose other end is gone
-        // without a word.
+        // Keep-alives find connections whose other end has vanished.
         keepalive_interval: Some(Duration::from_secs(30)),
         keepalive_max: 3,
         ..Default::default()

@@ -1,7 +1,8 @@
 //! users.json: reading, checking and replacing it.
 //!
-//! Called by [`FileAuth`](super::FileAuth) and by `sftpd users …`. Invariants: what is read was checked as a whole; the
-//! file is replaced, never rewritten in place, and nobody may read it who could not before.
+//! Called by [`FileAuth`](super::FileAuth) and by `sftpd users …`. Invariants: a file that was read was
+//! checked as a whole; the file is replaced, never rewritten in place; a change opens it to no other
+//! user of the machine.
 
 use super::keys::parse_key;
 use super::password::check_hash;
@@ -18,16 +19,17 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Largest users.json, in bytes: 100,000 users with two ed25519 keys each take 30 MB. Bounds the memory that a wrong file
-/// takes.
+/// Largest users.json, in bytes: 100,000 users with two ed25519 keys each take 30 MB. Bounds the
+/// memory that reading a wrong file takes.
 pub const MAX_USERS_FILE_SIZE: u64 = 32 * 1024 * 1024;
-/// Longest user name, in bytes. Names become prefixes of keys, and each has to fit into a log line.
+/// Longest user name, in bytes. Names become prefixes of keys and parts of log lines.
 const MAX_NAME_LEN: usize = 64;
-/// The mode bits of users.json that a change keeps: everybody who could read it still can, and its group may write it.
+/// The mode bits of users.json that a change keeps: those for reading, and for writing by its owner
+/// and group.
 const KEPT_MODE: u32 = 0o664;
-/// The mode bits that give a file to every user of the machine.
+/// The mode bits for every user of the machine.
 const OTHERS_MODE: u32 = 0o007;
-/// The mode bits that give a file to its group.
+/// The mode bits for the file's group.
 const GROUP_MODE: u32 = 0o070;
 
 /// Why users.json can't be used.
@@ -38,15 +40,15 @@ pub enum UsersFileError {
     Unreadable {
         /// The users file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// The system does not say what is in it.
-    #[error("can't read {} within {} seconds: see whether its file system answers", path.display(), limit.as_secs())]
+    /// Reading it takes too long.
+    #[error("can't read {} within {} seconds: check that its file system responds", path.display(), limit.as_secs())]
     TooSlow {
         /// The users file.
         path: PathBuf,
-        /// How long was waited.
+        /// How long a read may take.
         limit: Duration,
     },
     /// The system refuses to replace it.
@@ -54,12 +56,12 @@ pub enum UsersFileError {
     Unwritable {
         /// The users file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// It has, or would have, more than [`MAX_USERS_FILE_SIZE`] bytes.
     #[error(
-        "{}: a users file can't be larger than 32 MiB: see that it is the right file, and remove users and keys that are \
+        "{}: a users file can't be larger than 32 MiB: check that it is the right file, and remove users and keys that are \
          no longer needed",
         path.display()
     )]
@@ -79,7 +81,7 @@ pub enum UsersFileError {
 
 /// One entry of users.json.
 #[derive(Clone, Default, Serialize, Deserialize)]
-// An unknown field is a typing error, and "acess" must not mean full access.
+// An unknown field is a typo, and "acess" must not mean full access.
 #[serde(default, deny_unknown_fields)]
 pub struct User {
     /// Public keys as in OpenSSH's authorized_keys, without options.
@@ -98,26 +100,26 @@ pub struct User {
     pub disabled: bool,
 }
 
-/// serde asks for a function that takes a reference.
+/// serde needs a function that takes a reference.
 fn is_false(value: &bool) -> bool {
     !value
 }
 
 impl User {
-    /// The keys, parsed; those that can't be are left out, as [`UsersFile::read`] has refused them before.
+    /// The keys, parsed. Skips invalid ones, which [`UsersFile::read`] refuses.
     pub fn parsed_keys(&self) -> impl Iterator<Item = PublicKey> {
         self.keys
             .iter()
             .filter_map(|line| PublicKey::from_openssh(line).ok())
     }
 
-    /// Whether this is one of the user's keys; comments don't count.
+    /// Whether this is one of the user's keys, whatever its comment.
     pub fn has_key(&self, key: &PublicKey) -> bool {
         self.parsed_keys()
             .any(|known| known.key_data() == key.key_data())
     }
 
-    /// What the user of this name gets: the home has its default here.
+    /// The user's account, with the default home if there is no other.
     pub fn account(&self, name: &str) -> Account {
         let home = match &self.home {
             Some(home) => normalize_home(home),
@@ -131,13 +133,15 @@ impl User {
     }
 }
 
-/// A home as a prefix: one slash between its parts and one at its end, or nothing for the whole store.
+/// Normalises a home to a prefix: one slash between its parts and one at its end; empty for the whole
+/// store.
 pub fn normalize_home(home: &str) -> String {
     let parts = home.split('/').filter(|part| !part.is_empty());
     parts.flat_map(|part| [part, "/"]).collect()
 }
 
-/// Names become prefixes, log fields and arguments: no slash, no control character, nothing that looks like an option.
+/// Fails unless the name can be a prefix, a log field and an argument: no slash, no control character,
+/// nothing that looks like an option.
 pub fn check_name(name: &str) -> anyhow::Result<()> {
     let odd = |c: char| c == '/' || c == '\\' || c.is_whitespace() || c.is_control();
     let ok = (1..=MAX_NAME_LEN).contains(&name.len())
@@ -159,8 +163,8 @@ pub struct UsersFile {
     pub users: BTreeMap<String, User>,
 }
 
-/// Reads the users, and refuses a name that is there twice: of two entries, the one that someone has just corrected may
-/// be the one that doesn't count.
+/// Reads the users, and refuses a name that occurs twice: the entry that was just corrected could be
+/// the one that is ignored.
 fn unique_users<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, User>, D::Error> {
@@ -178,7 +182,7 @@ fn unique_users<'de, D: Deserializer<'de>>(
             while let Some(name) = map.next_key::<String>()? {
                 if users.contains_key(&name) {
                     return Err(M::Error::custom(format_args!(
-                        "user {name} is there twice: leave one of them"
+                        "user {name} occurs twice: keep one of them"
                     )));
                 }
                 let user: User = map.next_value()?;
@@ -192,7 +196,7 @@ fn unique_users<'de, D: Deserializer<'de>>(
 }
 
 impl UsersFile {
-    /// Reads and checks it all.
+    /// Reads and checks the file.
     pub fn read(path: &Path) -> anyhow::Result<UsersFile> {
         let file = open(path)?;
         UsersFile::read_from(file, path)
@@ -202,7 +206,7 @@ impl UsersFile {
     pub(super) fn read_from(file: impl Read, path: &Path) -> anyhow::Result<UsersFile> {
         let path = path.to_owned();
         let mut content = Vec::new();
-        // One byte more than is allowed tells a file that is too large from one that just fits.
+        // One byte more than the limit, to tell a larger file from one of that size.
         let read = file.take(MAX_USERS_FILE_SIZE + 1).read_to_end(&mut content);
         if let Err(source) = read {
             return Err(UsersFileError::Unreadable { path, source }.into());
@@ -227,7 +231,7 @@ impl UsersFile {
         }
     }
 
-    /// As [`UsersFile::read`]; a missing file holds nobody.
+    /// As [`UsersFile::read`], but a missing file has no users.
     pub fn read_or_empty(path: &Path) -> anyhow::Result<UsersFile> {
         let missing = path
             .symlink_metadata()
@@ -239,7 +243,7 @@ impl UsersFile {
         }
     }
 
-    /// Everything that can be wrong with an entry.
+    /// Fails if an entry is invalid.
     fn check(&self) -> anyhow::Result<()> {
         for (name, user) in &self.users {
             check_name(name)?;
@@ -248,12 +252,12 @@ impl UsersFile {
         Ok(())
     }
 
-    /// Locks, reads, changes, checks and replaces. On any error the file is as it was.
+    /// Locks, reads, changes, checks and replaces the file. After an error it is as before.
     pub fn change<T>(
         path: &Path,
         change: impl FnOnce(&mut UsersFile) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        // A link stays a link: what it points to is replaced.
+        // A symbolic link stays: its target is replaced.
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let _lock = match lock(&path) {
             Ok(lock) => lock,
@@ -276,7 +280,7 @@ impl UsersFile {
     }
 }
 
-/// Everything that can be wrong with one entry but its name.
+/// Fails if an entry is invalid, except for its name.
 fn check_user(name: &str, user: &User) -> anyhow::Result<()> {
     ensure!(
         !user.keys.is_empty() || user.password.is_some(),
@@ -300,7 +304,7 @@ pub(super) fn open(path: &Path) -> Result<File, UsersFileError> {
     })
 }
 
-/// A sentence for the operator if every user of the machine may read or write the users file.
+/// A warning for the operator if every user of the machine may read or write the users file.
 pub fn exposure(path: &Path, found: &Metadata) -> Option<String> {
     let mode = found.mode() & 0o777;
     if mode & OTHERS_MODE == 0 {
@@ -312,8 +316,8 @@ pub fn exposure(path: &Path, found: &Metadata) -> Option<String> {
     ))
 }
 
-/// Waits for other commands that change the file, and holds them off until dropped. The lock is on a file beside it, as
-/// the file itself is replaced and a lock on it would be on the old one.
+/// Locks the users file against other commands until dropped. The lock is on a file beside it, because
+/// the file itself is replaced.
 fn lock(path: &Path) -> io::Result<File> {
     let lock = OpenOptions::new()
         .create(true)
@@ -324,13 +328,14 @@ fn lock(path: &Path) -> io::Result<File> {
     Ok(lock)
 }
 
-/// Temporary file, fsync, rename, fsync of the folder: after a power cut either the old file is there or the new.
+/// Writes a temporary file, syncs it, renames it and syncs the folder, so that after a power cut there
+/// is either the old file or the new one.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         Some(_) | None => Path::new("."),
     };
-    // With mode 0600.
+    // Its mode is 0600.
     let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
     temporary.write_all(content)?;
     if let Ok(old) = path.metadata() {
@@ -341,17 +346,17 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Gives the new file the owner, group and mode of the old one, so that a server that runs as another user can read it
-/// as before.
+/// Gives the new file the owner, group and mode of the old one, so that a server that runs as another
+/// user can still read it.
 fn take_over_access(path: &Path, old: &Metadata, new: &File) -> io::Result<()> {
-    // Only root can give a file away; others can give theirs to a group that they are in.
+    // Only root can change the owner. Others can change the group to one of their own.
     if fchown(new, Some(old.uid()), Some(old.gid())).is_err() {
         let _ = fchown(new, None, Some(old.gid()));
     }
     let now = new.metadata()?;
     let mut mode = old.mode() & KEPT_MODE;
     if now.gid() != old.gid() {
-        // Another group must not get what the old one had.
+        // The rights of the old group are not for another one.
         mode &= !GROUP_MODE;
     }
     if (now.uid(), now.gid()) != (old.uid(), old.gid()) {

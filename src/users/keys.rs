@@ -5,21 +5,21 @@ use ssh_key::{Algorithm, PublicKey};
 
 /// Smallest RSA key that is accepted, in bits, as for OpenSSH's RequiredRSASize in most distributions.
 const MIN_RSA_BITS: u32 = 2048;
-/// Characters of a line that is no key that an error repeats.
+/// How many characters of an invalid key an error shows.
 const MAX_SHOWN_CHARS: usize = 40;
-/// What private keys hold and nothing else does: the end of a PEM header, that of ssh.com's format, PuTTY's first line,
-/// and the beginning of OpenSSH's format in base64.
+/// Texts that occur only in private keys: the end of a PEM header, that of ssh.com's format, PuTTY's
+/// first line, and the beginning of OpenSSH's format in base64.
 const PRIVATE_KEY_MARKS: [&str; 4] = [
     "PRIVATE KEY-----",
     "PRIVATE KEY ----",
     "PuTTY-User-Key-File-",
     "b3BlbnNzaC1rZXktdjE",
 ];
-/// Says what to give in the place of a private key. The key itself is never repeated.
+/// The error for a private key. It never shows the key.
 pub const PRIVATE_KEY: &str = "this is a private key, which must stay with its owner (the shell's history may hold it now): \
      give the public key, the one line of its .pub file or of `ssh-keygen -y -f FILE`, in quotes";
 
-/// A key of a kind that the server can check.
+/// Parses a key. Fails if the server can't check signatures by it.
 pub fn parse_key(line: &str) -> anyhow::Result<PublicKey> {
     ensure!(!is_private_key(line), PRIVATE_KEY);
     let key = match PublicKey::from_openssh(line) {
@@ -45,7 +45,7 @@ pub fn parse_key(line: &str) -> anyhow::Result<PublicKey> {
     }
 }
 
-/// Whether a private key, or the beginning of one, is in a text.
+/// Whether a text contains a private key, or the beginning of one.
 pub fn is_private_key(text: &str) -> bool {
     PRIVATE_KEY_MARKS.iter().any(|mark| text.contains(mark))
 }

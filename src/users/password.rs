@@ -1,20 +1,21 @@
 //! Passwords and their argon2id hashes.
 //!
-//! Invariant: however many passwords are checked, their memory is that of [`MAX_CHECKS`] buffers, which stay and are wiped
-//! after each use. (Memory of this size that is taken and given back leaves gaps in the heap that are never returned.)
+//! Invariant: checking passwords takes the memory of [`MAX_CHECKS`] buffers at most, which are kept and
+//! wiped after each use. (Buffers of this size that were freed would leave gaps in the heap, which are
+//! never returned to the system.)
 
 use anyhow::{Context, ensure};
 use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, PasswordHasher, Version};
-use rand::{RngExt, distr::Alphanumeric};
+use rand::distr::{Alphanumeric, SampleString};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::{Builder, Runtime};
 
-/// Passwords that are checked at once, off the server's threads.
+/// Passwords that are checked at once, on threads of their own.
 const MAX_CHECKS: usize = 2;
-/// Most memory that a hash in users.json may ask for, in KiB: what other programs use by default, and so much stays taken
-/// for each check.
+/// Limit on the memory of a hash in users.json, in KiB: the default of other programs. Each buffer may
+/// keep this much.
 const MAX_HASH_MEMORY: u32 = 64 * 1024;
-/// Most work that a hash may ask for, in KiB times passes: about a second, in which another check has to wait.
+/// Limit on the work of a hash, in KiB times passes: about a second, for which other checks may wait.
 const MAX_HASH_WORK: u64 = 10 * MAX_HASH_MEMORY as u64;
 
 static CHECKERS: LazyLock<Option<Runtime>> = LazyLock::new(|| {
@@ -24,26 +25,23 @@ static CHECKERS: LazyLock<Option<Runtime>> = LazyLock::new(|| {
         .ok()
 });
 
-/// Buffers that no check uses at the moment.
+/// Buffers that no check is using.
 static IDLE_BUFFERS: Mutex<Vec<Vec<Block>>> = Mutex::new(Vec::new());
 
-/// Of the settings that [OWASP](https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html) takes
-/// for equally strong, the one with the least memory: 7 MiB, five passes, one lane.
+/// Of the settings that
+/// [OWASP](https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html)
+/// considers equally strong, the one with the least memory: 7 MiB, five passes, one lane.
 fn argon2() -> Argon2<'static> {
     let params = Params::new(7168, 5, 1, None).unwrap_or_default();
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
 }
 
-/// A fresh password that is easy to paste: 20 letters and digits, 119 bits.
+/// Makes a password that is easy to paste: 20 letters and digits, 119 bits.
 pub fn random() -> String {
-    rand::rng()
-        .sample_iter(Alphanumeric)
-        .take(20)
-        .map(char::from)
-        .collect()
+    Alphanumeric.sample_string(&mut rand::rng(), 20)
 }
 
-/// The argon2id hash of a password, in PHC string format, with a salt of its own.
+/// Hashes a password with argon2id and a new salt. The hash is in PHC string format.
 pub fn hash(password: &str) -> anyhow::Result<String> {
     let hash = argon2()
         .hash_password(password.as_bytes())
@@ -51,7 +49,7 @@ pub fn hash(password: &str) -> anyhow::Result<String> {
     Ok(hash.to_string())
 }
 
-/// Fails unless the text is an argon2id hash in PHC string format that can be checked within the limits.
+/// Fails unless the text is an argon2id hash in PHC string format and within the limits.
 pub(super) fn check_hash(text: &str) -> anyhow::Result<()> {
     const NO_HASH: &str = "the password is not an argon2id hash";
     ensure!(text.starts_with("$argon2id$"), NO_HASH);
@@ -68,7 +66,7 @@ pub(super) fn check_hash(text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A hash, taken apart.
+/// A parsed hash.
 struct KnownHash {
     argon2: Argon2<'static>,
     salt: Vec<u8>,
@@ -76,7 +74,7 @@ struct KnownHash {
 }
 
 impl KnownHash {
-    /// Of a text in PHC string format.
+    /// Parses a text in PHC string format.
     fn parse(text: &str) -> anyhow::Result<KnownHash> {
         let hash = PasswordHash::new(text)?;
         let algorithm = Algorithm::try_from(hash.algorithm.as_str())?;
@@ -95,7 +93,7 @@ impl KnownHash {
         })
     }
 
-    /// One that no password has, which takes as much work as those that [`hash`] makes.
+    /// A hash that no password matches, and that takes as much work as those that [`hash`] makes.
     fn of_nobody() -> KnownHash {
         KnownHash {
             argon2: argon2(),
@@ -104,16 +102,12 @@ impl KnownHash {
         }
     }
 
-    /// True only for the right password.
-    fn fits(&self, password: &str) -> bool {
-        let mut output = vec![
-            0;
-            self.argon2
-                .params()
-                .output_len()
-                .unwrap_or(Params::DEFAULT_OUTPUT_LEN)
-        ];
-        let mut buffer = take_buffer(self.argon2.params().block_count());
+    /// Whether this is the hash of the password.
+    fn matches(&self, password: &str) -> bool {
+        let params = self.argon2.params();
+        let length = params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN);
+        let mut output = vec![0; length];
+        let mut buffer = take_buffer(params.block_count());
         let hashed = self.argon2.hash_password_into_with_memory(
             password.as_bytes(),
             &self.salt,
@@ -129,7 +123,7 @@ impl KnownHash {
 fn take_buffer(blocks: usize) -> Vec<Block> {
     let mut buffer = idle_buffers().pop().unwrap_or_default();
     if buffer.len() < blocks {
-        // The old memory goes before the new one is taken.
+        // The old memory is freed before the new one is allocated.
         buffer = Vec::new();
         buffer.resize(blocks, Block::new());
     }
@@ -146,16 +140,17 @@ fn idle_buffers() -> MutexGuard<'static, Vec<Vec<Block>>> {
     IDLE_BUFFERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Compares in a time that does not depend on where the difference is.
+/// Compares in a time that does not depend on the content.
 fn is_equal(one: &[u8], other: &[u8]) -> bool {
-    let difference = one
-        .iter()
-        .zip(other)
-        .fold(0, |difference, (a, b)| difference | (a ^ b));
+    let mut difference = 0;
+    for (a, b) in one.iter().zip(other) {
+        difference |= a ^ b;
+    }
     one.len() == other.len() && std::hint::black_box(difference) == 0
 }
 
-/// True only for the right password to a hash. A user that doesn't exist or has no password costs the same work.
+/// Whether the password matches the hash. Without a hash, as for a user that doesn't exist, it does
+/// the same work and returns false.
 pub(super) async fn is_password(known: Option<String>, password: &str) -> bool {
     let password = password.to_owned();
     let verify = move || {
@@ -163,7 +158,7 @@ pub(super) async fn is_password(known: Option<String>, password: &str) -> bool {
             Some(known) => KnownHash::parse(known),
             None => Ok(KnownHash::of_nobody()),
         };
-        known.is_ok_and(|known| known.fits(&password))
+        known.is_ok_and(|known| known.matches(&password))
     };
     match CHECKERS.as_ref() {
         Some(checkers) => checkers.spawn_blocking(verify).await.unwrap_or(false),
