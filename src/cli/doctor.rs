@@ -1,6 +1,7 @@
-//! `sftpd doctor`: tries, with the settings of `serve`, all that serving needs, and says in plain sentences what it found.
+//! `sftpd doctor`: tries everything that `serve` with these settings needs, and says what it found.
 //!
-//! Every object it makes has a name of its own and is removed again; where that is refused, it says which stay.
+//! Called by `cli::run`. Invariant: every object that it puts has a random name and is removed again;
+//! if that is refused, the report names the objects that stay.
 
 use super::listen::ListenAddress;
 use super::serve::{ServeArgs, StoreUrl, describe_missing, top_key};
@@ -9,62 +10,62 @@ use bytes::Bytes;
 use sftpd::server;
 use sftpd::store::s3::{Listing, S3Store, StartError};
 use sftpd::store::{
-    Attributes, Condition, CopySource, Key, MIN_PART, Part, PartSource, Store, StoreError, etag_of,
+    Attributes, Condition, CopySource, Key, MIN_PART, PartSource, Store, StoreError, etag_of,
 };
+use sftpd::transfer::MultipartUpload;
 use sftpd::users::{UsersFile, random};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// S3 refuses requests whose clock is 15 minutes off
-/// ([RequestTimeTooSkewed](https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html)); warn well before.
-const MOST_SKEW: Duration = Duration::from_secs(60);
+/// S3 refuses requests if the clock is 15 minutes off
+/// ([RequestTimeTooSkewed](https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html)); warn
+/// well before.
+const MAX_SKEW: Duration = Duration::from_secs(60);
 /// Content of the small object.
 const CONTENT: &[u8] = b"Made by sftpd doctor. It can be removed.\n";
-/// Content that replaces it.
+/// The content that replaces it.
 const NEWER_CONTENT: &[u8] = b"Made by sftpd doctor, twice. It can be removed.\n";
-/// All actions that an IAM policy can allow.
+/// About all actions that an IAM policy can allow.
 const ACTIONS_PAGE: &str =
     "https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html";
-/// The lifecycle rule to have.
+/// About the lifecycle rule that a bucket should have.
 const LIFECYCLE_PAGE: &str = "https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpu-abort-incomplete-mpu-lifecycle-config.html";
-/// In lower case, what errors about the newer checksums have in them: the names of the headers, and the codes BadDigest,
-/// XAmzContentChecksumMismatch, and NotImplemented ("a header you provided implies functionality that is not
-/// implemented").
+/// Words in errors about the newer checksums, in lower case: the names of the headers, and the codes
+/// BadDigest, XAmzContentChecksumMismatch, and NotImplemented ("a header you provided implies
+/// functionality that is not implemented").
 const CHECKSUM_WORDS: [&str; 5] = ["checksum", "crc32", "digest", "trailer", "notimplemented"];
 
 #[derive(Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Grade {
     Ok,
-    /// Something that users will miss, or that may become a problem.
+    /// Something does not work for users, or may become a problem.
     Warning,
-    /// Serving would not work, or not keep its promises.
+    /// Serving would fail, or break its promises.
     Failed,
 }
 
 #[derive(serde::Serialize)]
 struct Finding {
-    /// Its name, which no other finding has.
+    /// Name of the check, unique in a report.
     check: &'static str,
     grade: Grade,
     text: String,
 }
 
-/// Everything that was found, said at once where a person is waiting for it.
+/// Everything that was found.
 struct Report {
+    /// Findings are not printed as they are made.
     quiet: bool,
     findings: Vec<Finding>,
 }
 
 impl Report {
-    fn add(&mut self, check: &'static str, grade: Grade, text: impl Into<String>) {
-        let finding = Finding {
-            check,
-            grade,
-            text: text.into(),
-        };
+    fn add(&mut self, check: &'static str, grade: Grade, text: String) {
+        let finding = Finding { check, grade, text };
         if !self.quiet {
             let mark = match grade {
                 Grade::Ok => "ok     ",
@@ -76,9 +77,21 @@ impl Report {
         self.findings.push(finding);
     }
 
-    /// Notes how a request went, and hands on what came of it. `without` is what can't be done where it is refused, if
-    /// all else can.
-    fn tried<T>(
+    fn ok(&mut self, check: &'static str, text: impl Into<String>) {
+        self.add(check, Grade::Ok, text.into());
+    }
+
+    fn warning(&mut self, check: &'static str, text: impl Into<String>) {
+        self.add(check, Grade::Warning, text.into());
+    }
+
+    fn failed(&mut self, check: &'static str, text: impl Into<String>) {
+        self.add(check, Grade::Failed, text.into());
+    }
+
+    /// Adds the outcome of a request, and returns it. `without` says what does not work if only this
+    /// request is forbidden; it is then a warning.
+    fn add_outcome<T>(
         &mut self,
         check: &'static str,
         result: Result<T, StoreError>,
@@ -86,26 +99,25 @@ impl Report {
         without: Option<&str>,
     ) -> Option<T> {
         match (&result, without) {
-            (Ok(_), _) => self.add(check, Grade::Ok, good),
+            (Ok(_), _) => self.ok(check, good),
             (Err(error @ StoreError::Forbidden(_)), Some(without)) => {
-                self.add(check, Grade::Warning, format!("{error}: {without}"));
+                self.warning(check, format!("{error}: {without}"));
             }
-            (Err(error), _) => {
-                self.add(check, Grade::Failed, format!("{error}: {}", advice(error)))
-            }
+            (Err(error), _) => self.failed(check, format!("{error}: {}", advice(error))),
         }
         result.ok()
     }
 
     fn count(&self, grade: Grade) -> usize {
-        self.findings
+        let graded = self
+            .findings
             .iter()
-            .filter(|finding| finding.grade == grade)
-            .count()
+            .filter(|finding| finding.grade == grade);
+        graded.count()
     }
 }
 
-/// What to do about an error.
+/// The operator's next step after an error.
 fn advice(error: &StoreError) -> String {
     let text = error.to_string();
     match error {
@@ -115,20 +127,20 @@ fn advice(error: &StoreError) -> String {
         }
         StoreError::Forbidden(_) => format!("allow it in the IAM policy ({ACTIONS_PAGE})"),
         StoreError::NoSuchBucket => "create the bucket, or correct --store".to_owned(),
-        _ if speaks_of_checksums(&text) => {
-            "for a store that knows no checksums set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+        _ if is_about_checksums(&text) => {
+            "for a store without checksums set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
                 .to_owned()
         }
         _ => "check the endpoint, the region and the AWS_* settings".to_owned(),
     }
 }
 
-fn speaks_of_checksums(text: &str) -> bool {
+fn is_about_checksums(text: &str) -> bool {
     let text = text.to_lowercase();
     CHECKSUM_WORDS.iter().any(|word| text.contains(word))
 }
 
-/// Looks at everything. An error when serving would fail.
+/// Runs all checks. Fails if serving would fail.
 pub async fn run(settings: &ServeArgs, json: bool) -> anyhow::Result<()> {
     let place = settings.place()?;
     settings.part_sizes()?;
@@ -137,34 +149,30 @@ pub async fn run(settings: &ServeArgs, json: bool) -> anyhow::Result<()> {
         quiet: json,
         findings: Vec::new(),
     };
-    users(&mut report, settings);
-    host_keys(&mut report, settings);
-    address(&mut report, "listen address", "--listen", &settings.listen).await;
+    check_users(&mut report, settings);
+    check_host_keys(&mut report, settings);
+    check_address(&mut report, "listen address", "--listen", &settings.listen).await;
     if let Some(metrics) = &settings.metrics {
-        address(&mut report, "metrics address", "--metrics", metrics).await;
+        check_address(&mut report, "metrics address", "--metrics", metrics).await;
     }
     match place {
-        StoreUrl::Memory => report.add(
-            "store",
-            Grade::Warning,
-            "files live in memory and are gone at the end",
-        ),
+        StoreUrl::Memory => report.warning("store", "files live in memory and are gone at the end"),
         StoreUrl::Bucket(bucket, prefix) => match S3Store::open(bucket).await {
-            Err(error) => report.add(refused_check(&error), Grade::Failed, error.to_string()),
+            Err(error) => report.failed(refused_check(&error), error.to_string()),
             Ok(store) => {
                 let base = top_key(prefix)?;
-                Checkup {
+                let checkup = Checkup {
                     report: &mut report,
-                    store: &store,
+                    store: Arc::new(store),
                     base,
                     name: random(),
-                }
-                .all(settings.equal_parts)
-                .await;
+                };
+                checkup.run(settings.equal_parts).await;
             }
         },
     }
-    let (failed, warnings) = (report.count(Grade::Failed), report.count(Grade::Warning));
+    let failed = report.count(Grade::Failed);
+    let warnings = report.count(Grade::Warning);
     if json {
         let all = serde_json::json!({"healthy": failed == 0, "findings": report.findings});
         println!("{}", serde_json::to_string_pretty(&all)?);
@@ -173,7 +181,7 @@ pub async fn run(settings: &ServeArgs, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The check that finds a store which can't be opened.
+/// The name of the check that fails if the store can't be opened.
 fn refused_check(error: &StartError) -> &'static str {
     match error {
         StartError::NoCredentials { .. }
@@ -183,22 +191,19 @@ fn refused_check(error: &StartError) -> &'static str {
     }
 }
 
-fn users(report: &mut Report, settings: &ServeArgs) {
+fn check_users(report: &mut Report, settings: &ServeArgs) {
     let file = settings.users.display();
     match UsersFile::read(&settings.users) {
         Ok(UsersFile { users }) if users.is_empty() => {
-            report.add(
+            report.warning(
                 "users",
-                Grade::Warning,
-                format!("{file} holds nobody: sftpd users add NAME \"KEY\""),
+                format!("{file} has no users: run sftpd users add NAME \"KEY\""),
             );
         }
-        Ok(UsersFile { users }) => {
-            report.add("users", Grade::Ok, format!("{} in {file}", users.len()))
-        }
-        Err(error) => report.add("users", Grade::Failed, format!("{error:#}")),
+        Ok(UsersFile { users }) => report.ok("users", format!("{} in {file}", users.len())),
+        Err(error) => report.failed("users", format!("{error:#}")),
     }
-    modes(
+    check_modes(
         report,
         "users file mode",
         vec![settings.users.clone()],
@@ -206,21 +211,20 @@ fn users(report: &mut Report, settings: &ServeArgs) {
     );
 }
 
-fn host_keys(report: &mut Report, settings: &ServeArgs) {
+fn check_host_keys(report: &mut Report, settings: &ServeArgs) {
     let folder = &settings.host_keys;
     match server::load(folder) {
         Ok(keys) if keys.is_empty() => {
-            report.add(
+            report.ok(
                 "host keys",
-                Grade::Ok,
                 format!("none in {} yet: serve makes them", folder.display()),
             );
         }
         Ok(keys) => {
             let prints: Vec<_> = keys.iter().map(server::HostKey::to_string).collect();
-            report.add("host keys", Grade::Ok, prints.join(", "));
+            report.ok("host keys", prints.join(", "));
         }
-        Err(error) => report.add("host keys", Grade::Failed, format!("{error:#}")),
+        Err(error) => report.failed("host keys", format!("{error:#}")),
     }
     let mut private = Vec::new();
     for entry in folder.read_dir().into_iter().flatten().flatten() {
@@ -229,14 +233,16 @@ fn host_keys(report: &mut Report, settings: &ServeArgs) {
             private.push(file);
         }
     }
-    modes(report, "host key modes", private, OWNER_ONLY);
+    check_modes(report, "host key modes", private, OWNER_ONLY);
 }
 
-/// Who may read a file, and with which mode.
+/// Which users of the machine may read a file.
 struct Readers {
     /// Bits that the mode must not have.
     refused: u32,
+    /// What a good mode means.
     words: &'static str,
+    /// How to get it.
     advice: &'static str,
 }
 
@@ -253,34 +259,37 @@ const NOT_EVERYONE: Readers = Readers {
     advice: "chmod o-rwx",
 };
 
-fn modes(report: &mut Report, check: &'static str, files: Vec<PathBuf>, readers: Readers) {
-    let mut open = Vec::new();
-    let mut found = false;
+/// Checks who may read the files that exist.
+fn check_modes(report: &mut Report, check: &'static str, files: Vec<PathBuf>, readers: Readers) {
+    let mut exposed = Vec::new();
+    let mut is_any_found = false;
     for file in files {
         let Ok(metadata) = file.metadata() else {
             continue;
         };
-        found = true;
+        is_any_found = true;
         let mode = metadata.permissions().mode() & 0o777;
         if mode & readers.refused != 0 {
-            open.push(format!("{} has mode {mode:o}", file.display()));
+            exposed.push(format!("{} has mode {mode:o}", file.display()));
         }
     }
-    match (found, open.is_empty()) {
-        (false, _) => {}
-        (true, true) => report.add(check, Grade::Ok, readers.words),
-        (true, false) => report.add(
-            check,
-            Grade::Warning,
-            format!("{}: {}", open.join(", "), readers.advice),
-        ),
+    if !exposed.is_empty() {
+        let text = format!("{}: {}", exposed.join(", "), readers.advice);
+        report.warning(check, text);
+    } else if is_any_found {
+        report.ok(check, readers.words);
     }
 }
 
-/// Listens there for a moment.
-async fn address(report: &mut Report, check: &'static str, flag: &str, address: &ListenAddress) {
+/// Tries to listen there.
+async fn check_address(
+    report: &mut Report,
+    check: &'static str,
+    flag: &str,
+    address: &ListenAddress,
+) {
     let error = match address.try_bind().await {
-        Ok(_) => return report.add(check, Grade::Ok, format!("{address} is free")),
+        Ok(_) => return report.ok(check, format!("{address} is free")),
         Err(error) => error,
     };
     let (grade, advice) = match error.kind() {
@@ -310,222 +319,200 @@ async fn address(report: &mut Report, check: &'static str, flag: &str, address: 
     );
 }
 
-/// The bucket, looked at from all sides.
+/// The checks of the bucket.
 struct Checkup<'a> {
     report: &'a mut Report,
-    store: &'a S3Store,
+    store: Arc<S3Store>,
     base: Key,
-    /// In the names of the objects that are made.
+    /// A random part of the names of the objects that are put.
     name: String,
 }
 
 impl Checkup<'_> {
-    async fn all(mut self, equal_parts: bool) {
-        if self.credentials().await && self.lists().await {
-            self.objects().await;
-            self.uploads(equal_parts).await;
-            self.upkeep().await;
+    async fn run(mut self, equal_parts: bool) {
+        // Without these, all others would fail for the same reason.
+        if !self.check_credentials().await || !self.check_bucket().await {
+            return;
         }
+        self.check_objects().await;
+        self.check_uploads(equal_parts).await;
+        self.check_clean_up().await;
     }
 
+    /// The key of a test object.
     fn key(&self, end: &str) -> Result<Key, StoreError> {
         Key::new(format!("{}.sftpd-doctor-{}{end}", self.base, self.name))
             .ok_or(StoreError::NotFound)
     }
 
-    /// False where going on would only say the same again.
-    async fn credentials(&mut self) -> bool {
+    /// Returns whether there are any.
+    async fn check_credentials(&mut self) -> bool {
         let key = S3Store::access_key().await;
         match &key {
-            Ok(id) => self
-                .report
-                .add("credentials", Grade::Ok, format!("access key {id}")),
-            Err(error) => self
-                .report
-                .add("credentials", Grade::Failed, error.to_string()),
+            Ok(id) => self.report.ok("credentials", format!("access key {id}")),
+            Err(error) => self.report.failed("credentials", error.to_string()),
         }
         key.is_ok()
     }
 
-    /// As [`Checkup::credentials`].
-    async fn lists(&mut self) -> bool {
+    /// Returns whether the bucket can be used.
+    async fn check_bucket(&mut self) -> bool {
         match self.store.regions().await {
             (ours, Some(theirs)) if ours != theirs => {
                 let text = format!(
                     "requests go to {ours}, the bucket is in {theirs}: set AWS_REGION={theirs}"
                 );
-                self.report.add("region", Grade::Failed, text);
+                self.report.failed("region", text);
             }
-            (ours, Some(_)) => self.report.add("region", Grade::Ok, ours),
-            (ours, None) => self.report.add(
-                "region",
-                Grade::Ok,
-                format!("{ours}; the store does not say its own"),
-            ),
+            (ours, Some(_)) => self.report.ok("region", ours),
+            (ours, None) => self
+                .report
+                .ok("region", format!("{ours}; the store does not say its own")),
         }
         let sent = if self.store.checksums() {
             "sent with every object and part"
         } else {
             "sent where S3 demands them"
         };
-        self.report.add("checksums", Grade::Ok, sent);
+        self.report.ok("checksums", sent);
         let listed = self.store.check(&self.base).await;
         match &listed {
-            Ok(Listing::Allowed) => self
-                .report
-                .add("list", Grade::Ok, "directories can be listed"),
+            Ok(Listing::Allowed) => self.report.ok("list", "directories can be listed"),
             Ok(Listing::Refused(why)) => {
-                self.report.add(
-                    "list",
-                    Grade::Warning,
-                    format!("{why}: clients will see no directories"),
-                );
+                self.report
+                    .warning("list", format!("{why}: clients will see no directories"));
             }
-            Err(error) => self.report.add("list", Grade::Failed, error.to_string()),
+            Err(error) => self.report.failed("list", error.to_string()),
         }
         listed.is_ok()
     }
 
-    async fn objects(&mut self) {
+    async fn check_objects(&mut self) {
         let (Ok(key), Ok(copy)) = (self.key(""), self.key("-copy")) else {
             return;
         };
-        let (store, before) = (self.store, SystemTime::now());
-        let put = store
-            .put(
-                &key,
-                Bytes::from_static(CONTENT),
-                &Attributes::default(),
-                &Condition::None,
-            )
-            .await;
-        if self
+        let before = SystemTime::now();
+        let put = self.put(&key, CONTENT).await;
+        let put = self
             .report
-            .tried("put", put, "small files can be stored", None)
-            .is_none()
-        {
+            .add_outcome("put", put, "small files can be stored", None);
+        if put.is_none() {
             return;
         }
-        let head = store.head(&key).await;
-        let found = self.report.tried(
-            "head",
-            head,
-            "files can be looked up",
-            Some("every stat needs a list request"),
-        );
-        if let Some(object) = found {
-            self.clock(before, object.modified);
-            let got = store
-                .get(&key, 0..CONTENT.len() as u64, &object.etag)
-                .await
-                .and_then(|bytes| match &bytes.concat()[..] {
-                    CONTENT => Ok(()),
-                    _ => Err(StoreError::Other(
-                        "what came back is not what was stored".into(),
-                    )),
-                });
-            let without = "nobody can download, rename or append; fine for a drop box";
-            if self
-                .report
-                .tried("get", got, "files can be fetched", Some(without))
-                .is_some()
-            {
-                self.conditional_get(&key, &object.etag).await;
-            }
+        let head = self.store.head(&key).await;
+        let without = Some("every stat needs a list request");
+        let head = self
+            .report
+            .add_outcome("head", head, "files can be looked up", without);
+        if let Some(object) = head {
+            self.check_clock(before, object.modified);
+            self.check_get(&key, &object.etag).await;
         }
-        self.conditions().await;
-        let etag = match store.head(&key).await {
+        self.check_conditions().await;
+        let mut keys = vec![key.clone()];
+        if self.check_copy(&key, &copy).await {
+            keys.push(copy);
+        }
+        self.remove("delete", keys).await;
+    }
+
+    async fn put(&self, key: &Key, content: &'static [u8]) -> Result<String, StoreError> {
+        let content = Bytes::from_static(content);
+        let attributes = Attributes::default();
+        self.store
+            .put(key, content, &attributes, &Condition::None)
+            .await
+    }
+
+    async fn check_get(&mut self, key: &Key, etag: &str) {
+        let got = match self.store.get(key, 0..CONTENT.len() as u64, etag).await {
+            Ok(bytes) if bytes.concat() == CONTENT => Ok(()),
+            Ok(_) => Err(StoreError::Other(
+                "the content differs from what was stored".into(),
+            )),
+            Err(error) => Err(error),
+        };
+        let without = Some("users can't download, rename or append; fine for a drop box");
+        let got = self
+            .report
+            .add_outcome("get", got, "files can be fetched", without);
+        if got.is_some() {
+            self.check_conditional_get(key, etag).await;
+        }
+    }
+
+    /// Returns whether there is a copy now.
+    async fn check_copy(&mut self, key: &Key, copy: &Key) -> bool {
+        let etag = match self.store.head(key).await {
             Ok(object) => object.etag,
             Err(_) => etag_of(CONTENT),
         };
         let source = CopySource {
-            key: &key,
+            key,
             etag: &etag,
             storage_class: None,
         };
-        let copied = store.copy(source, &copy, &Condition::None).await;
-        let copied = self.report.tried(
-            "copy",
-            copied,
-            "files can be renamed",
-            Some("nobody can rename"),
-        );
-        let keys = if copied.is_some() {
-            vec![key, copy]
-        } else {
-            vec![key]
-        };
-        self.remove("delete", keys).await;
+        let copied = self.store.copy(source, copy, &Condition::None).await;
+        let without = Some("users can't rename");
+        let copied = self
+            .report
+            .add_outcome("copy", copied, "files can be renamed", without);
+        copied.is_some()
     }
 
-    /// What several gateways on one bucket rely on.
-    async fn conditions(&mut self) {
+    /// Several gateways on one bucket rely on conditional requests.
+    async fn check_conditions(&mut self) {
         let kept = self.store.try_all_conditions(&self.base).await;
         match kept.map(|kept| describe_missing(&kept)) {
-            Ok(None) => self.report.add(
+            Ok(None) => self.report.ok(
                 "conditions",
-                Grade::Ok,
                 "all kept: several gateways can serve the same files",
             ),
             Ok(Some(missing)) => {
                 let text = format!(
-                    "the store does not keep {missing}: with one gateway all is right, of several that change the \
-                     same files at once one may lose what the other has stored"
+                    "the store does not keep {missing}: serve the bucket from one gateway only, as several that \
+                     change the same file at once could lose changes"
                 );
-                self.report.add("conditions", Grade::Warning, text);
+                self.report.warning("conditions", text);
             }
             Err(error) => {
                 let text =
-                    format!("can't be tried ({error}): serve the bucket from one gateway only");
-                self.report.add("conditions", Grade::Warning, text);
+                    format!("can't be tested ({error}): serve the bucket from one gateway only");
+                self.report.warning("conditions", text);
             }
         }
     }
 
-    /// Replaces the object, and asks for what it was before.
-    async fn conditional_get(&mut self, key: &Key, outdated: &str) {
-        let replaced = self
-            .store
-            .put(
-                key,
-                Bytes::from_static(NEWER_CONTENT),
-                &Attributes::default(),
-                &Condition::None,
-            )
-            .await;
-        let kept = match replaced {
+    /// Replaces the object, and gets the version that it was before.
+    async fn check_conditional_get(&mut self, key: &Key, outdated: &str) {
+        let kept = match self.put(key, NEWER_CONTENT).await {
             Ok(_) => self.store.honours_if_match(key, outdated).await,
             Err(error) => Err(error),
         };
         match kept {
-            Ok(true) => self.report.add("conditional get", Grade::Ok, "If-Match is kept"),
-            Ok(false) => self.report.add(
-                "conditional get",
-                Grade::Warning,
-                "the store ignores If-Match: that a file was replaced during a download is only noticed by the ETag of \
-                 each answer; the download then fails",
+            Ok(true) => self.report.ok("conditional get", "If-Match is kept"),
+            Ok(false) => self.report.warning("conditional get", "the store ignores If-Match: only the ETag of each response shows that a file was replaced during a \
+                 download, which then fails",
             ),
             Err(error) => {
-                self.report.add("conditional get", Grade::Failed, format!("{error}: {}", advice(&error)));
+                self.report.failed("conditional get", format!("{error}: {}", advice(&error)));
             }
         }
     }
 
-    fn clock(&mut self, before: SystemTime, stored: SystemTime) {
-        // Stored within the request, to the second; anything else is skew.
+    fn check_clock(&mut self, before: SystemTime, stored: SystemTime) {
+        // The object was stored during the request; S3's time has whole seconds.
         let early = before.duration_since(stored).unwrap_or_default();
         let late = stored.duration_since(SystemTime::now()).unwrap_or_default();
         let skew = early.max(late);
-        match skew < MOST_SKEW {
-            true => self
-                .report
-                .add("clock", Grade::Ok, "this machine and the store agree"),
+        match skew < MAX_SKEW {
+            true => self.report.ok("clock", "this machine and the store agree"),
             false => {
                 let text = format!(
                     "{} s apart from the store's: set this machine's clock (NTP)",
                     skew.as_secs()
                 );
-                self.report.add("clock", Grade::Warning, text);
+                self.report.warning("clock", text);
             }
         }
     }
@@ -537,15 +524,15 @@ impl Checkup<'_> {
         }
         let left: Vec<_> = keys.iter().map(Key::as_str).collect();
         let without = format!(
-            "nobody can remove or rename, and these test objects stay: {}",
+            "users can't remove or rename, and these test objects stay: {}",
             left.join(", ")
         );
         self.report
-            .tried(check, removed, "files can be removed", Some(&without));
+            .add_outcome(check, removed, "files can be removed", Some(&without));
     }
 
     /// One upload of three parts, and another one that is aborted.
-    async fn uploads(&mut self, equal_parts: bool) {
+    async fn check_uploads(&mut self, equal_parts: bool) {
         let Ok(key) = self.key("-parts") else { return };
         let (equal, growing) = ([MIN_PART, MIN_PART, 1], [MIN_PART, MIN_PART + (1 << 20), 1]);
         let made = self
@@ -554,44 +541,33 @@ impl Checkup<'_> {
         if made.is_err() && !equal_parts && self.upload(&key, equal).await.is_ok() {
             let text =
                 "the store demands parts of one size, as Cloudflare R2 does: set --equal-parts";
-            self.report.add("multipart", Grade::Failed, text);
+            self.report.failed("multipart", text);
             return self.remove("delete of parts", vec![key]).await;
         }
         if self
             .report
-            .tried("multipart", made, "large files can be stored", None)
+            .add_outcome("multipart", made, "large files can be stored", None)
             .is_some()
         {
-            self.abort(&key).await;
+            self.check_abort(&key).await;
             self.remove("delete of parts", vec![key]).await;
         }
     }
 
+    /// Uploads parts of these sizes, or aborts.
     async fn upload(&self, key: &Key, sizes: [u64; 3]) -> Result<String, StoreError> {
-        let id = self
-            .store
-            .create_upload(key, &Attributes::default())
-            .await?;
-        let made = async {
-            let mut parts: Vec<Part> = Vec::new();
-            for (number, size) in (1..).zip(sizes) {
-                let body = Bytes::from(vec![b'.'; size as usize]);
-                parts.push(self.store.upload_part(key, &id, number, body).await?);
-            }
-            self.store
-                .complete(key, &id, &parts, &Condition::None)
-                .await
-        };
-        let made = made.await;
-        if made.is_err() {
-            let _ = self.store.abort(key, &id).await;
+        let upload =
+            MultipartUpload::create(self.store.clone(), key, &Attributes::default()).await?;
+        let completed = upload_parts(&upload, sizes).await;
+        if completed.is_err() {
+            upload.abort().await;
         }
-        made
+        completed
     }
 
-    /// Copies a part of what is there into an upload that is given up.
-    async fn abort(&mut self, key: &Key) {
-        let store = self.store;
+    /// Copies a part of the object into another upload, which is aborted.
+    async fn check_abort(&mut self, key: &Key) {
+        let store = self.store.clone();
         let Ok(id) = store.create_upload(key, &Attributes::default()).await else {
             return;
         };
@@ -602,8 +578,8 @@ impl Checkup<'_> {
                 range: 0..MIN_PART,
             };
             let copied = store.copy_part(key, &id, 1, source).await;
-            let without = Some("nobody can append to large files, or rename those over 5 GiB");
-            self.report.tried(
+            let without = Some("users can't append to large files, or rename those over 5 GiB");
+            self.report.add_outcome(
                 "copy of parts",
                 copied,
                 "large files can be appended to",
@@ -611,52 +587,58 @@ impl Checkup<'_> {
             );
         }
         let aborted = store.abort(key, &id).await;
-        self.report.tried(
+        self.report.add_outcome(
             "abort",
             aborted,
-            "what is cut off leaves nothing behind",
+            "interrupted uploads leave nothing behind",
             None,
         );
     }
 
-    async fn upkeep(&mut self) {
-        let without =
-            "what a server that was killed leaves behind stays until a lifecycle rule removes it";
+    async fn check_clean_up(&mut self) {
+        let without = "incomplete uploads of a server that was killed stay until a lifecycle rule removes them";
         match self.store.initiator(&self.base).await {
             Ok(us) => {
                 let (grade, text) = match us {
                     Some(us) => (
                         Grade::Ok,
-                        format!("abandoned uploads can be found, to whom this is {us}"),
+                        format!("incomplete uploads can be found; they are begun by {us}"),
                     ),
                     None => (
                         Grade::Warning,
-                        format!("the store does not say who began an upload: {without}"),
+                        format!("the store does not name the initiator of an upload: {without}"),
                     ),
                 };
                 self.report.add("clean-up", grade, text);
             }
-            Err(error) => {
-                self.report
-                    .add("clean-up", Grade::Warning, format!("{error}: {without}"))
-            }
+            Err(error) => self
+                .report
+                .warning("clean-up", format!("{error}: {without}")),
         }
         match self.store.removes_incomplete_uploads().await {
-            Ok(true) => {
-                self.report
-                    .add("lifecycle", Grade::Ok, "a rule removes incomplete uploads")
-            }
+            Ok(true) => self
+                .report
+                .ok("lifecycle", "a rule removes incomplete uploads"),
             Ok(false) => {
                 let text =
                     format!("no rule removes incomplete uploads: add one ({LIFECYCLE_PAGE})");
-                self.report.add("lifecycle", Grade::Warning, text);
+                self.report.warning("lifecycle", text);
             }
             Err(error) => {
                 let text = format!(
-                    "can't be looked at ({error}): see that a rule removes incomplete uploads"
+                    "can't be read ({error}): check that a rule removes incomplete uploads"
                 );
-                self.report.add("lifecycle", Grade::Warning, text);
+                self.report.warning("lifecycle", text);
             }
         }
     }
+}
+
+async fn upload_parts(upload: &MultipartUpload, sizes: [u64; 3]) -> Result<String, StoreError> {
+    let mut parts = Vec::new();
+    for (number, size) in (1..).zip(sizes) {
+        let body = Bytes::from(vec![b'.'; size as usize]);
+        parts.push(upload.upload_part(number, body).await?);
+    }
+    upload.complete(&parts, &Condition::None).await
 }
