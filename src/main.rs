@@ -1,4 +1,4 @@
-//! The `sftpd` command: parse, log, run, exit status.
+//! The `sftpd` command: parses the command line, starts the log, runs, and sets the exit status.
 
 mod cli;
 
@@ -17,6 +17,10 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     logging::print_error(&format!("sftpd: {error:#}"));
-    // 2 says that the operator has to change something before another try.
-    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+    if error.is::<Usage>() {
+        // The operator must change something before another try.
+        ExitCode::from(2)
+    } else {
+        ExitCode::FAILURE
+    }
 }

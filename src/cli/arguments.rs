@@ -1,12 +1,13 @@
-//! What clap is told beyond its attributes: how empty variables count, which variable a wrong value comes from, and which
-//! settings differ from their defaults.
+//! What clap's attributes can't do: ignore empty variables, name the variable that a wrong value
+//! comes from, and list the settings that differ from their defaults.
 
 use super::logging;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgMatches, CommandFactory, Error, FromArgMatches, builder::Resettable};
 use std::env;
 
-/// Parses the command line and the variables. On a mistake, and for `--help` and `--version`, the process ends here.
+/// Parses the command line and the variables. Ends the process after a mistake, and for `--help`
+/// and `--version`.
 pub fn parse<C: CommandFactory + FromArgMatches>() -> (C, ArgMatches) {
     let mut command = ignore_empty_variables(C::command());
     let matches = match command.try_get_matches_from_mut(env::args_os()) {
@@ -19,7 +20,8 @@ pub fn parse<C: CommandFactory + FromArgMatches>() -> (C, ArgMatches) {
     }
 }
 
-/// To clap an empty variable is an empty value. In an EnvironmentFile it is a setting that was left out.
+/// clap takes an empty variable for an empty value. In an EnvironmentFile it is a setting that was
+/// left out.
 fn ignore_empty_variables(command: clap::Command) -> clap::Command {
     let ignore = |arg: Arg| match arg.get_env().and_then(env::var_os) {
         Some(value) if value.is_empty() => arg.env(Resettable::Reset),
@@ -30,7 +32,7 @@ fn ignore_empty_variables(command: clap::Command) -> clap::Command {
         .mut_subcommands(ignore_empty_variables)
 }
 
-/// Says which variable a wrong value comes from, or which one can hold a value that is missing.
+/// Adds which variable a wrong value comes from, or which one can hold a missing value.
 fn name_variables(mut error: Error, command: &clap::Command) -> Error {
     let mut tips = Vec::new();
     match error.get(ContextKind::InvalidArg) {
@@ -61,7 +63,7 @@ fn flag_name(shown: &str) -> &str {
     flag.trim_start_matches('-')
 }
 
-/// A flag on the command line takes the place of its variable.
+/// Whether the value comes from the command line, and not from a variable.
 fn is_on_command_line(shown: &str) -> bool {
     let flag = format!("--{}", flag_name(shown));
     env::args_os().any(|word| word.to_string_lossy().split('=').next() == Some(&flag))
@@ -88,33 +90,25 @@ fn exit_with(error: Error) -> ! {
     error.exit()
 }
 
-/// The settings of a command that differ from their defaults, as flags, without those named in `except`. A flag that
-/// hides its variable's value is a secret and is left out.
+/// The settings of a command that differ from their defaults, as flags, except those named in
+/// `except`. Flags that hide the value of their variable are secrets and left out.
 pub fn changed_settings(
     command: &clap::Command,
     matches: &ArgMatches,
     except: &[&str],
 ) -> Vec<String> {
     let mut changed = Vec::new();
-    for arg in command
-        .get_arguments()
-        .filter(|arg| arg.get_env().is_some() && !arg.is_hide_env_values_set())
-    {
-        if except.contains(&arg.get_id().as_str()) {
+    for arg in command.get_arguments() {
+        let id = arg.get_id().as_str();
+        let is_setting = arg.get_env().is_some() && !arg.is_hide_env_values_set();
+        if !is_setting || except.contains(&id) {
             continue;
         }
-        let values: Vec<_> = matches
-            .get_raw(arg.get_id().as_str())
-            .into_iter()
-            .flatten()
-            .collect();
+        let values: Vec<_> = matches.get_raw(id).into_iter().flatten().collect();
         if values != arg.get_default_values() {
+            let flag = arg.get_long().unwrap_or_default();
             let shown: Vec<_> = values.iter().map(|value| value.to_string_lossy()).collect();
-            changed.push(format!(
-                "--{}={}",
-                arg.get_long().unwrap_or_default(),
-                shown.join(",")
-            ));
+            changed.push(format!("--{flag}={}", shown.join(",")));
         }
     }
     changed

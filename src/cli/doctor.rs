@@ -1,7 +1,7 @@
 //! `sftpd doctor`: tries everything that `serve` with these settings needs, and says what it found.
 //!
-//! Called by `cli::run`. Invariant: every object that it puts has a random name and is removed again;
-//! if that is refused, the report names the objects that stay.
+//! Called by `cli::run`. Invariant: every object that it puts has a random name and is removed
+//! again; if that is refused, the report names the objects that stay.
 
 use super::listen::ListenAddress;
 use super::serve::{ServeArgs, StoreUrl, describe_missing, top_key};
@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// S3 refuses requests if the clock is 15 minutes off
-/// ([RequestTimeTooSkewed](https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html)); warn
-/// well before.
+/// ([RequestTimeTooSkewed](https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html));
+/// warn well before.
 const MAX_SKEW: Duration = Duration::from_secs(60);
 /// Content of the small object.
 const CONTENT: &[u8] = b"Made by sftpd doctor. It can be removed.\n";
@@ -33,8 +33,8 @@ const ACTIONS_PAGE: &str =
     "https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html";
 /// About the lifecycle rule that a bucket should have.
 const LIFECYCLE_PAGE: &str = "https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpu-abort-incomplete-mpu-lifecycle-config.html";
-/// Words in errors about the newer checksums, in lower case: the names of the headers, and the codes
-/// BadDigest, XAmzContentChecksumMismatch, and NotImplemented ("a header you provided implies
+/// Words in errors about the newer checksums, in lower case: the names of the headers, and the
+/// codes BadDigest, XAmzContentChecksumMismatch, and NotImplemented ("a header you provided implies
 /// functionality that is not implemented").
 const CHECKSUM_WORDS: [&str; 5] = ["checksum", "crc32", "digest", "trailer", "notimplemented"];
 
@@ -89,8 +89,8 @@ impl Report {
         self.add(check, Grade::Failed, text.into());
     }
 
-    /// Adds the outcome of a request, and returns it. `without` says what does not work if only this
-    /// request is forbidden; it is then a warning.
+    /// Adds the outcome of a request, and returns it. `without` says what does not work if only
+    /// this request is forbidden; it is then a warning.
     fn add_outcome<T>(
         &mut self,
         check: &'static str,
@@ -142,7 +142,7 @@ fn is_about_checksums(text: &str) -> bool {
 
 /// Runs all checks. Fails if serving would fail.
 pub async fn run(settings: &ServeArgs, json: bool) -> anyhow::Result<()> {
-    let place = settings.place()?;
+    let store_url = settings.store_url()?;
     settings.part_sizes()?;
     settings.abandoned_after()?;
     let mut report = Report {
@@ -155,7 +155,7 @@ pub async fn run(settings: &ServeArgs, json: bool) -> anyhow::Result<()> {
     if let Some(metrics) = &settings.metrics {
         check_address(&mut report, "metrics address", "--metrics", metrics).await;
     }
-    match place {
+    match store_url {
         StoreUrl::Memory => report.warning("store", "files live in memory and are gone at the end"),
         StoreUrl::Bucket(bucket, prefix) => match S3Store::open(bucket).await {
             Err(error) => report.failed(refused_check(&error), error.to_string()),

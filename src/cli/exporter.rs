@@ -18,18 +18,20 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Upper bounds in seconds: from a HEAD nearby to a part over a slow line.
+/// Upper bounds of the histogram in seconds: from a HEAD nearby to a part over a slow line.
 const SECONDS: [f64; 13] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
 ];
-/// Most connections to the HTTP server at once. Each takes a descriptor that SFTP clients could have.
+/// Limit on connections to the HTTP server. Each takes a descriptor that an SFTP client could use.
 const MAX_HTTP_CONNECTIONS: usize = 64;
-/// For a client to send its request. A balancer's health check waits for the answer for a few seconds at most, also when
-/// all places are taken by others that send nothing.
+/// For a client to send its request. Short, because health checks of load balancers wait for a few
+/// seconds only, also behind clients that hold all connections and send nothing.
 const REQUEST_TIME: Duration = Duration::from_secs(1);
-/// For a connection in all, so also for a client to read the answer.
+/// For a whole connection, which includes that the client reads the response.
 const CONNECTION_TIME: Duration = Duration::from_secs(10);
-/// The recorder puts together what was noted, which would otherwise pile up between two scrapes.
+/// Pause after `accept` fails, for example when file descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How often the recorder merges samples, which would otherwise pile up between two scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Installs the Prometheus recorder, with every counter at 0.
@@ -39,27 +41,27 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     let handle = builder
         .and_then(PrometheusBuilder::install_recorder)
         .context("can't keep metrics")?;
-    describe_gauge!(BUILD_INFO, "Which sftpd this is; always 1");
+    describe_gauge!(BUILD_INFO, "Version of this sftpd; always 1");
     describe_gauge!(CONNECTIONS, "SSH connections open");
-    describe_gauge!(MAX_SESSIONS, "Most connections at once (--max-sessions)");
-    describe_counter!(REFUSED_CONNECTIONS, "Connections turned away");
+    describe_gauge!(MAX_SESSIONS, "Limit on connections (--max-sessions)");
+    describe_counter!(REFUSED_CONNECTIONS, "Connections refused");
     describe_gauge!(SESSIONS, "SFTP sessions open");
     describe_counter!(LOGINS, "Attempts to log in");
-    describe_counter!(TRANSFERS, "Files closed or cut off");
+    describe_counter!(TRANSFERS, "Transfers of files that ended");
     describe_counter!(
         TRANSFERRED_BYTES,
         Unit::Bytes,
-        "Their bytes, counted at the end"
+        "Bytes of those transfers, counted at their end"
     );
     describe_histogram!(
         S3_REQUESTS,
         Unit::Seconds,
-        "HTTP requests to S3, retries included, up to the answer's head"
+        "HTTP requests to S3, retries included, up to the head of the response"
     );
     describe_gauge!(
         BUFFER_MEMORY,
         Unit::Bytes,
-        "Reservation from the pool of --buffer-memory"
+        "Bytes in use of the pool (--buffer-memory)"
     );
     describe_gauge!(
         BUFFER_MEMORY_LIMIT,
@@ -67,7 +69,7 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         "Size of the pool (--buffer-memory)"
     );
     describe_gauge!(OPEN_UPLOADS, "Files open for writing");
-    describe_counter!(ABORTED_UPLOADS, "Multipart uploads given up");
+    describe_counter!(ABORTED_UPLOADS, "Multipart uploads that were to be aborted");
     describe_gauge!(
         USERS_FILE_OK,
         "0 while the users file can't be read and the last good one is in force"
@@ -79,20 +81,19 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
 
 /// Starts counters at 0: `increase()` misses the first event of a series that did not exist before.
 fn zero_counters() {
-    [CONNECTIONS, SESSIONS, OPEN_UPLOADS]
-        .into_iter()
-        .for_each(|name| gauge!(name).set(0));
-    ["full", "strangers", "descriptors"]
-        .into_iter()
-        .for_each(|why| counter!(REFUSED_CONNECTIONS, "reason" => why).absolute(0));
-    ["aborted", "left"]
-        .into_iter()
-        .for_each(|result| counter!(ABORTED_UPLOADS, "result" => result).absolute(0));
-    for (method, result) in ["key", "password"]
-        .into_iter()
-        .flat_map(|m| ["accepted", "refused"].map(|r| (m, r)))
-    {
-        counter!(LOGINS, "method" => method, "result" => result).absolute(0);
+    for name in [CONNECTIONS, SESSIONS, OPEN_UPLOADS] {
+        gauge!(name).set(0);
+    }
+    for reason in ["full", "strangers", "descriptors"] {
+        counter!(REFUSED_CONNECTIONS, "reason" => reason).absolute(0);
+    }
+    for result in ["aborted", "left"] {
+        counter!(ABORTED_UPLOADS, "result" => result).absolute(0);
+    }
+    for method in ["key", "password"] {
+        for result in ["accepted", "refused"] {
+            counter!(LOGINS, "method" => method, "result" => result).absolute(0);
+        }
     }
     counter!(LOGINS, "method" => "password", "result" => "unheard").absolute(0);
     for direction in ["upload", "download"] {
@@ -103,23 +104,19 @@ fn zero_counters() {
     }
 }
 
-/// ReadSink `/metrics` and `/healthz` until the process ends. Unhealthy is a server that drains, so that a load balancer
-/// sends it nobody new; whether S3 answers is not asked, as that would take all gateways out at once.
+/// Serves `/metrics` and `/healthz` until the process ends. A server that drains is unhealthy, so
+/// that a load balancer sends it no new clients. S3 is not checked: if it failed, a load balancer
+/// would take all gateways out at once.
 pub async fn serve(listener: TcpListener, handle: PrometheusHandle, drain: CancellationToken) {
-    let upkeep = handle.clone();
-    tokio::spawn(async move {
-        loop {
-            sleep(UPKEEP_INTERVAL).await;
-            upkeep.run_upkeep();
-        }
-    });
+    tokio::spawn(run_upkeep(handle.clone()));
     let room = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
     while let Ok(permit) = room.clone().acquire_owned().await {
-        let (handle, drain) = (handle.clone(), drain.clone());
         let Ok((stream, _)) = listener.accept().await else {
-            sleep(Duration::from_millis(200)).await;
+            sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        let handle = handle.clone();
+        let drain = drain.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {
                 let response = answer(&request, &handle, drain.is_cancelled());
@@ -139,14 +136,21 @@ pub async fn serve(listener: TcpListener, handle: PrometheusHandle, drain: Cance
     }
 }
 
+async fn run_upkeep(handle: PrometheusHandle) {
+    loop {
+        sleep(UPKEEP_INTERVAL).await;
+        handle.run_upkeep();
+    }
+}
+
 fn answer(
     request: &Request<Incoming>,
     handle: &PrometheusHandle,
-    draining: bool,
+    is_draining: bool,
 ) -> Response<String> {
     let (status, text) = match request.uri().path() {
         "/metrics" => (StatusCode::OK, handle.render()),
-        "/healthz" if draining => (
+        "/healthz" if is_draining => (
             StatusCode::SERVICE_UNAVAILABLE,
             "shutting down\n".to_owned(),
         ),

@@ -13,7 +13,7 @@ const EXPECTED: &str =
 /// A host and a port to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenAddress {
-    /// An address without brackets, or a name. `None` stands for every address of this machine.
+    /// An address without brackets, or a name. `None` for every address of this machine.
     host: Option<String>,
     port: u16,
 }
@@ -30,7 +30,7 @@ impl FromStr for ListenAddress {
         let host = match bracketed {
             Some(address) if is_ipv6(address) => Some(address),
             None if host.is_empty() => None,
-            // Without brackets nobody can tell where an IPv6 address ends and the port begins.
+            // Without brackets an IPv6 address can't be told from its port.
             None if !host.contains(['[', ']', ':']) => Some(host),
             _ => return Err(EXPECTED),
         };
@@ -41,7 +41,7 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// An address may end with the interface that it belongs to: `fe80::1%eth0`.
+/// Accepts an address with an interface too: `fe80::1%eth0`.
 fn is_ipv6(address: &str) -> bool {
     let (address, _interface) = address.split_once('%').unwrap_or((address, ""));
     address.parse::<Ipv6Addr>().is_ok()
@@ -64,15 +64,15 @@ impl ListenAddress {
         self.port
     }
 
-    /// Listens, or says on what not.
+    /// As [`ListenAddress::try_bind`], with an error that names the address.
     pub async fn bind(&self) -> anyhow::Result<TcpListener> {
         self.try_bind()
             .await
             .with_context(|| format!("can't listen on {self}"))
     }
 
-    /// Listens on the first of the host's addresses that can be bound. Every address is `[::]`, which takes IPv4 too, and
-    /// `0.0.0.0` on machines without IPv6.
+    /// Listens on the first of the host's addresses that can be bound. Every address of the machine
+    /// is `[::]`, which accepts IPv4 too, or `0.0.0.0` on machines without IPv6.
     pub async fn try_bind(&self) -> io::Result<TcpListener> {
         match &self.host {
             Some(host) => TcpListener::bind((host.as_str(), self.port)).await,

@@ -1,7 +1,8 @@
 //! The log of the binary: which lines are written, and what a line looks like.
 //!
-//! Systemd's journal keeps the time by itself and reads a line's priority from its first characters
-//! ([sd-daemon(3)](https://www.freedesktop.org/software/systemd/man/latest/sd-daemon.html)); everyone else gets the time in the line.
+//! Systemd's journal adds the time by itself and reads a line's priority from its first characters
+//! ([sd-daemon(3)](https://www.freedesktop.org/software/systemd/man/latest/sd-daemon.html)).
+//! Anywhere else a line begins with the time.
 
 use env_logger::fmt::Formatter;
 use log::{Level, LevelFilter, Record};
@@ -9,30 +10,30 @@ use rustix::fs::fstat;
 use std::io::{Write, stderr};
 use std::{env, io};
 
-/// Without RUST_LOG. The S3 SDK and russh log at `info` what only their authors need.
+/// Used without RUST_LOG. At `info`, the S3 SDK and russh log what only their authors need.
 const DEFAULT_FILTER: &str = "error,sftpd=info";
-/// What to write instead of a RUST_LOG that does not do what it seems to say.
+/// The next step after a RUST_LOG that does not do what it seems to say.
 const FILTER_ADVICE: &str =
     "use RUST_LOG=sftpd=debug for more lines, RUST_LOG=sftpd=warn for fewer";
 
-/// What standard error is connected to.
+/// Where standard error goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Destination {
     Journal,
     Other,
 }
 
-/// What `RUST_LOG` comes to.
+/// The meaning of `RUST_LOG`.
 #[derive(Debug, PartialEq, Eq)]
 struct Filter {
-    /// As env_logger takes them.
+    /// In env_logger's syntax.
     directives: String,
-    /// What is wrong with `RUST_LOG`.
+    /// Says what is wrong with `RUST_LOG`.
     warning: Option<String>,
 }
 
-/// Starts the log. A `RUST_LOG` that can't be used is reported there and does not keep a server from starting: the
-/// variable belongs to all programs of an environment, and which lines are logged is no reason to serve nobody.
+/// Starts the log. An invalid `RUST_LOG` is only a warning there: the variable is for all programs
+/// of an environment, and must not keep a server from starting.
 pub fn start() {
     let asked = env::var_os("RUST_LOG").unwrap_or_default();
     let filter = choose_filter(&asked.to_string_lossy());
@@ -48,7 +49,7 @@ pub fn start() {
     }
 }
 
-/// Writes what made the program end to standard error, for the journal with the priority of an error.
+/// Writes the error that ends the program to standard error, for the journal with its priority.
 pub fn print_error(text: &str) {
     match find_destination() {
         Destination::Other => eprintln!("{}", text.trim_end()),
@@ -60,7 +61,7 @@ pub fn print_error(text: &str) {
     }
 }
 
-/// Reports whether systemd's journal reads standard error.
+/// Whether systemd's journal reads standard error.
 pub fn is_for_journal() -> bool {
     find_destination() == Destination::Journal
 }
@@ -95,20 +96,22 @@ fn choose_filter(asked: &str) -> Filter {
     }
 }
 
-/// Whether one of the directives is a level for everything or names a module of sftpd. A word that is no level, a mistyped
-/// one too, is a module's name to env_logger.
+/// Whether one of the directives is a level for everything or names a module of sftpd. env_logger
+/// takes a word that is no level, also a mistyped one, for the name of a module.
 fn covers_sftpd(directives: &str) -> bool {
-    let names = directives
-        .split(',')
-        .filter_map(|directive| directive.split(['=', '/']).next());
-    names
-        .map(str::trim)
-        .any(|name| name.starts_with("sftpd") || name.parse::<LevelFilter>().is_ok())
+    for directive in directives.split(',') {
+        let name = directive.split(['=', '/']).next().unwrap_or_default();
+        let name = name.trim();
+        if name.starts_with("sftpd") || name.parse::<LevelFilter>().is_ok() {
+            return true;
+        }
+    }
+    false
 }
 
-/// Systemd says in `JOURNAL_STREAM` which device and inode its journal reads
-/// ([systemd.exec(5)](https://www.freedesktop.org/software/systemd/man/latest/systemd.exec.html)). The variable is inherited
-/// by programs whose standard error goes elsewhere.
+/// `JOURNAL_STREAM` is the device and inode that systemd's journal reads
+/// ([systemd.exec(5)](https://www.freedesktop.org/software/systemd/man/latest/systemd.exec.html)).
+/// Programs whose standard error goes elsewhere inherit the variable.
 fn find_destination() -> Destination {
     let announced = env::var("JOURNAL_STREAM").unwrap_or_default();
     match fstat(stderr()) {
@@ -119,8 +122,8 @@ fn find_destination() -> Destination {
     }
 }
 
-/// Writes one line, whatever is in it: clients choose names and S3's answers repeat them, and neither may make lines of
-/// their own.
+/// Writes one line. Control characters are escaped, so that names that clients choose and S3's
+/// responses can't forge log lines.
 fn write_line(
     out: &mut Formatter,
     record: &Record<'_>,
@@ -145,15 +148,17 @@ fn write_line(
 fn escape_controls(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
-        match c.is_control() {
-            true => escaped.extend(c.escape_default()),
-            false => escaped.push(c),
+        if c.is_control() {
+            escaped.extend(c.escape_default());
+        } else {
+            escaped.push(c);
         }
     }
     escaped
 }
 
-/// The priority of syslog ([RFC 5424 §6.2.1](https://www.rfc-editor.org/rfc/rfc5424#section-6.2.1)) as sd-daemon(3) writes it.
+/// The priority of syslog ([RFC 5424 §6.2.1](https://www.rfc-editor.org/rfc/rfc5424#section-6.2.1))
+/// in the syntax of sd-daemon(3).
 fn journal_priority(level: Level) -> &'static str {
     match level {
         Level::Error => "<3>",

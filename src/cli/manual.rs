@@ -6,7 +6,7 @@ use std::io;
 
 const NAME: &str = "sftpd";
 
-/// A script for the shell.
+/// The completion script for a shell.
 pub fn completions(mut command: clap::Command, shell: clap_complete::Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, NAME, &mut script);
@@ -33,7 +33,8 @@ fn write_page(command: &clap::Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// A section for the subcommand, with the sections that a page of its own would have below it; then its own subcommands.
+/// Writes a section for the subcommand, which contains the sections that its own page would have,
+/// and then those of its subcommands.
 fn write_subcommand(command: &clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
     if command.get_name() == "help" {
         return Ok(());
@@ -43,10 +44,8 @@ fn write_subcommand(command: &clap::Command, page: &mut Vec<u8>) -> io::Result<(
     man.render_synopsis_section(&mut sections)?;
     man.render_description_section(&mut sections)?;
     man.render_options_section(&mut sections)?;
-    let name = command
-        .get_display_name()
-        .unwrap_or(command.get_name())
-        .replace('-', " ");
+    let name = command.get_display_name().unwrap_or(command.get_name());
+    let name = name.replace('-', " ");
     let sections = String::from_utf8_lossy(&sections).replace(".SH ", ".SS ");
     page.extend(format!(".SH {}\n{sections}", name.to_uppercase()).bytes());
     for subcommand in command.get_subcommands() {

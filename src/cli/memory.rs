@@ -1,28 +1,30 @@
-//! How much memory this process may take, and how many uploads at once that is enough for.
+//! How much memory this process may use, and how many uploads at once fit into that.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-/// Where control groups are mounted ([cgroups(7)](https://man7.org/linux/man-pages/man7/cgroups.7.html)).
+/// Where control groups are mounted
+/// ([cgroups(7)](https://man7.org/linux/man-pages/man7/cgroups.7.html)).
 const CGROUPS: &str = "/sys/fs/cgroup";
-/// The process without any client, in bytes: code, tables, two password checks.
-const BASE: u64 = 34 * 1024 * 1024;
-/// What a session with one upload takes beside the pool, in bytes: 4 MiB and 5.25 MiB.
+/// Memory of the process without clients, in bytes: code, tables, two password checks.
+const IDLE_SERVER: u64 = 34 * 1024 * 1024;
+/// Memory of a session with one upload, without the pool, in bytes: 4 MiB and 5.25 MiB.
 const SESSION_WITH_UPLOAD: u64 = 37 * 1024 * 1024 / 4;
-/// Fewer uploads than this are not worth a server; more are not expected of one.
-const UPLOADS: std::ops::RangeInclusive<usize> = 16..=1000;
+/// The least that is worth a server, and the most that is expected of one.
+const UPLOADS: RangeInclusive<usize> = 16..=1000;
 
-/// How many files can be open for writing at once, beside a pool of so many bytes.
+/// How many files can be open for writing at once, with a pool of this many bytes.
 pub fn uploads_beside(pool: u64) -> usize {
     let limit =
         read_limit(Path::new(CGROUPS), "/proc/self/cgroup", "/proc/meminfo").unwrap_or(u64::MAX);
-    let uploads = limit.saturating_sub(BASE + pool) / SESSION_WITH_UPLOAD;
-    usize::try_from(uploads)
-        .unwrap_or(usize::MAX)
-        .clamp(*UPLOADS.start(), *UPLOADS.end())
+    let uploads = limit.saturating_sub(IDLE_SERVER + pool) / SESSION_WITH_UPLOAD;
+    let uploads = usize::try_from(uploads).unwrap_or(usize::MAX);
+    uploads.clamp(*UPLOADS.start(), *UPLOADS.end())
 }
 
-/// The least of the machine's memory and the limits of the control groups that this process is in, in bytes.
+/// The least of the machine's memory and the limits of the control groups of this process, in
+/// bytes.
 fn read_limit(cgroups: &Path, own_cgroup: &str, meminfo: &str) -> Option<u64> {
     let machine = fs::read_to_string(meminfo)
         .ok()
@@ -33,7 +35,7 @@ fn read_limit(cgroups: &Path, own_cgroup: &str, meminfo: &str) -> Option<u64> {
     let mut limits: Vec<u64> = machine.into_iter().collect();
     let mut folder: PathBuf = cgroups.join(group.unwrap_or_default());
     while folder.starts_with(cgroups) {
-        // "max" where there is none.
+        // "max" is no limit.
         let text = fs::read_to_string(folder.join("memory.max")).unwrap_or_default();
         let limit: Option<u64> = text.trim().parse().ok();
         limits.extend(limit);
@@ -44,7 +46,8 @@ fn read_limit(cgroups: &Path, own_cgroup: &str, meminfo: &str) -> Option<u64> {
     limits.into_iter().min()
 }
 
-/// `MemTotal` ([proc_meminfo(5)](https://man7.org/linux/man-pages/man5/proc_meminfo.5.html)), in bytes.
+/// `MemTotal` ([proc_meminfo(5)](https://man7.org/linux/man-pages/man5/proc_meminfo.5.html)), in
+/// bytes.
 fn parse_total(meminfo: &str) -> Option<u64> {
     let line = meminfo
         .lines()

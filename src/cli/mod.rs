@@ -1,7 +1,7 @@
 //! The command line: what `sftpd` adds to the library.
 //!
-//! Called by `main`. Nothing in the library names this room, and only this room prints, asks, reads
-//! flags and variables, and answers `/metrics`.
+//! Called by `main`. Only this room reads flags and variables, prints, prompts, and serves
+//! `/metrics`; the library does not name it.
 
 pub mod arguments;
 mod demo;
@@ -24,7 +24,7 @@ use serve::ServeArgs;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 
-/// A mistake in what was typed or configured: exit status 2.
+/// A usage error, on the command line or in a setting: exit status 2.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Usage(#[from] pub anyhow::Error);
@@ -33,20 +33,20 @@ const AFTER_HELP: &str = "Try it without a bucket: sftpd demo\nLog: RUST_LOG=sft
 
 /// An SFTP server that streams uploads straight into S3.
 ///
-/// Nothing a client sends is written to a disk, nothing half-sent appears in the bucket, and CLOSE says OK
-/// only after S3 did.
+/// Nothing a client sends is written to a disk, nothing half-sent appears in the bucket, and CLOSE
+/// says OK only after S3 did.
 #[derive(Parser)]
 #[command(version, after_help = AFTER_HELP)]
 pub enum Command {
     /// Serve a bucket. S3 credentials, region and endpoint come from the usual AWS settings
     /// (AWS_* variables, profiles, roles); AWS_ENDPOINT_URL names another S3 server.
     Serve(Box<ServeArgs>),
-    /// Try everything that `serve` with these settings needs, and say what is wrong and what to do. Puts objects named
-    /// .sftpd-doctor-… and removes them.
+    /// Try everything that `serve` with these settings needs, and say what is wrong and what to do.
+    /// Puts objects named .sftpd-doctor-… and removes them.
     Doctor {
         #[command(flatten)]
         settings: Box<ServeArgs>,
-        /// For programs.
+        /// Print one JSON object instead.
         #[arg(long)]
         json: bool,
     },
@@ -105,7 +105,8 @@ fn print(text: &[u8]) -> anyhow::Result<()> {
         .context("can't write to standard output")
 }
 
-/// The settings of `serve` that are not named in the line about its start and differ from their defaults.
+/// The settings of `serve` that differ from their defaults, except those that the log line about
+/// its start names anyway.
 fn changed_settings(matches: &ArgMatches) -> Vec<String> {
     let command = Command::command();
     let Some((name, matches)) = matches.subcommand() else {

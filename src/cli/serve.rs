@@ -1,4 +1,4 @@
-//! The flags of `sftpd serve` and `sftpd doctor`, and what they come to.
+//! `sftpd serve`: its flags, which are those of `sftpd doctor` too, and what they mean.
 
 use super::listen::ListenAddress;
 use super::memory::uploads_beside;
@@ -17,28 +17,33 @@ use sftpd::store::s3::{Listing, S3Store, StartError};
 use sftpd::store::{KeptConditions, Key, MIN_PART, Store, memory::MemoryStore};
 use sftpd::transfer::PartSizes;
 use sftpd::users::{FileAuth, UsersFile};
-use std::net::IpAddr;
-use std::net::SocketAddr;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// Largest part that S3 takes, in bytes
 /// ([limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)).
 const MAX_PART: u64 = 5 * 1024 * 1024 * 1024;
-/// Longest time that a flag takes. Far longer ones would leave the range of the clock.
+/// Longest time of a flag. Far longer ones would exceed the range of the clock.
 const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-/// A part of 5 MiB takes a client with 12 kbit/s that long. S3 shows a part when it is whole, so an upload whose client
-/// is slower, or pauses longer, looks like one that a server left behind.
+/// A client with 12 kbit/s needs this time for a part of 5 MiB. S3 shows only complete parts, so
+/// the upload of a client that is slower, or pauses longer, looks like one of a server that died.
 const MIN_ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
 
-/// What a server needs to know. Every flag has a variable, so that systemd's EnvironmentFile is all there is to edit.
+/// Module that the log shows for lines about the start of the server.
+const LOG_TARGET: &str = "sftpd";
+
+/// The settings of a server. Every flag has a variable, so that systemd's EnvironmentFile is the
+/// only file to edit.
 #[derive(Args)]
 pub struct ServeArgs {
-    /// Where files live: s3://BUCKET, s3://BUCKET/PREFIX, or memory: (lost at the end).
+    /// Where files are kept: s3://BUCKET, s3://BUCKET/PREFIX, or memory: (lost at the end).
     #[arg(long, env = "SFTPD_STORE", value_parser = parse_store, value_name = "URL")]
     pub store: String,
-    /// Where to listen: an address or a name, and a port; port 0 takes any free one. :2222 is port 2222 of all addresses,
-    /// IPv6 included.
+    /// Where to listen: an address or a name, and a port; port 0 takes any free one. :2222 is port
+    /// 2222 of all addresses, IPv6 included.
     #[arg(
         long,
         env = "SFTPD_LISTEN",
@@ -54,7 +59,8 @@ pub struct ServeArgs {
         value_name = "FILE"
     )]
     pub users: PathBuf,
-    /// Private keys of this host in OpenSSH's format; if there is none, an ed25519, an ECDSA and an RSA key are made.
+    /// Private keys of this host in OpenSSH's format; if there is none, an ed25519, an ECDSA and an
+    /// RSA key are made.
     #[arg(
         long,
         env = "SFTPD_HOST_KEYS",
@@ -65,35 +71,38 @@ pub struct ServeArgs {
     /// All part and read-ahead buffers together, at least four parts.
     #[arg(long, env = "SFTPD_BUFFER_MEMORY", default_value = "256MiB", value_parser = parse_size, value_name = "SIZE")]
     buffer_memory: ByteSize,
-    /// First part size: 5MiB to 5GiB. Doubles every 1,000 parts, up to a quarter of the buffer memory.
+    /// First part size: 5MiB to 5GiB. Doubles every 1,000 parts, up to a quarter of the buffer
+    /// memory.
     #[arg(long, env = "SFTPD_PART_SIZE", default_value = "5MiB", value_parser = parse_part_size, value_name = "SIZE")]
     part_size: ByteSize,
     /// All parts but the last have --part-size, as Cloudflare R2 demands.
     #[arg(long, env = "SFTPD_EQUAL_PARTS", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "off", default_missing_value = "on", value_parser = parse_switch, value_name = "on|off")]
     pub equal_parts: bool,
-    /// Directories that clients make are stored, as empty objects `dir/`: other gateways and the next start see them.
+    /// Directories that clients make are stored, as empty objects `dir/`: other gateways and the
+    /// next start see them.
     #[arg(long, env = "SFTPD_DIR_MARKERS", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "off", default_missing_value = "on", value_parser = parse_switch, value_name = "on|off")]
     dir_markers: bool,
     /// Connections at once; more are refused.
     #[arg(long, env = "SFTPD_MAX_SESSIONS", default_value = "1000", value_parser = parse_session_limit, value_name = "N")]
     pub max_sessions: usize,
-    /// Files open for writing at once, of which one user may have three quarters; as many as this machine's memory, or
-    /// the unit's MemoryMax, is enough for unless given.
+    /// Files open for writing at once, of which one user may have three quarters. The default is what
+    /// fits into this machine's memory, or into the unit's MemoryMax.
     #[arg(long, env = "SFTPD_MAX_UPLOADS", value_parser = parse_upload_limit, value_name = "N")]
     max_uploads: Option<usize>,
-    /// From connect to logged in.
+    /// For a client to log in after it has connected.
     #[arg(long, env = "SFTPD_LOGIN_TIMEOUT", default_value = "30s", value_parser = parse_time_above_zero, value_name = "TIME")]
     login_timeout: Duration,
     /// A session ends after this time without a request or an answer.
     #[arg(long, env = "SFTPD_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_time_above_zero, value_name = "TIME")]
     idle_timeout: Duration,
-    /// Open transfers may finish for this time after SIGTERM, SIGINT or SIGHUP; a second signal cuts them.
+    /// Open transfers may finish for this time after SIGTERM, SIGINT or SIGHUP; a second signal ends
+    /// them.
     #[arg(long, env = "SFTPD_DRAIN_TIMEOUT", default_value = "60s", value_parser = parse_time, value_name = "TIME")]
     drain_timeout: Duration,
-    /// Multipart uploads that a server which died left in the store are aborted after this time, at least 1h.
+    /// Incomplete multipart uploads of a server that died are aborted after this time, at least 1h.
     #[arg(long, env = "SFTPD_ABANDONED_AFTER", default_value = "24h", value_parser = parse_time, value_name = "TIME")]
     abandoned_after: Duration,
-    /// What SSH offers.
+    /// Which algorithms SSH offers.
     #[arg(
         long,
         env = "SFTPD_ALGORITHMS",
@@ -102,10 +111,12 @@ pub struct ServeArgs {
         value_name = "KIND"
     )]
     algorithms: Algorithms,
-    /// Addresses and networks (10.0.0.0/8) of load balancers, which begin each connection with a PROXY protocol header.
+    /// Addresses and networks (10.0.0.0/8) of load balancers, which begin each connection with a
+    /// PROXY protocol header.
     #[arg(long, env = "SFTPD_PROXY_PROTOCOL", value_delimiter = ',', value_parser = parse_network, value_name = "NET,NET")]
     proxy_protocol: Vec<IpNet>,
-    /// Where to serve /metrics (for Prometheus) and /healthz. There is no password: use a loopback or internal address.
+    /// Where to serve /metrics (for Prometheus) and /healthz. There is no password: use a loopback
+    /// or internal address.
     #[arg(long, env = "SFTPD_METRICS", value_name = "HOST:PORT")]
     pub metrics: Option<ListenAddress>,
 }
@@ -116,8 +127,8 @@ fn algorithms_parser() -> impl TypedValueParser<Value = Algorithms> {
         PossibleValue::new(Algorithms::PostQuantum.as_str())
             .help("Key exchange with ML-KEM and X25519 only: OpenSSH 9.9 and later, and little else as yet"),
         PossibleValue::new(Algorithms::Modern.as_str()).help(
-            "X25519 and the NIST curves too; and to clients that call themselves one of those that know nothing \
-             better, what they know",
+            "X25519 and the NIST curves too; and what legacy offers to clients that are known to support \
+             nothing better",
         ),
         PossibleValue::new(Algorithms::Legacy.as_str())
             .help("Finite-field Diffie-Hellman and encrypt-and-MAC to everyone"),
@@ -125,7 +136,7 @@ fn algorithms_parser() -> impl TypedValueParser<Value = Algorithms> {
     .try_map(|name| name.parse::<Algorithms>())
 }
 
-/// What `--store` says.
+/// A parsed `--store`.
 pub enum StoreUrl<'a> {
     /// memory:
     Memory,
@@ -135,8 +146,8 @@ pub enum StoreUrl<'a> {
 
 impl StoreUrl<'_> {
     fn parse(store: &str) -> anyhow::Result<StoreUrl<'_>> {
-        let place = store.strip_prefix("s3://").unwrap_or_default();
-        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+        let name = store.strip_prefix("s3://").unwrap_or_default();
+        let (bucket, prefix) = name.split_once('/').unwrap_or((name, ""));
         Home::new(prefix, "")
             .map_err(|error| Usage(anyhow!("the prefix {prefix:?} can't be used: {error}")))?;
         match bucket {
@@ -150,18 +161,16 @@ impl StoreUrl<'_> {
 }
 
 impl ServeArgs {
-    /// Where files live.
-    pub fn place(&self) -> anyhow::Result<StoreUrl<'_>> {
+    /// Where files are kept.
+    pub fn store_url(&self) -> anyhow::Result<StoreUrl<'_>> {
         StoreUrl::parse(&self.store)
     }
 
-    /// When uploads of servers that died are aborted.
+    /// When incomplete uploads of earlier servers are aborted.
     pub fn abandoned_after(&self) -> anyhow::Result<Duration> {
         let time = self.abandoned_after;
-        let (given, least) = (
-            humantime::format_duration(time),
-            humantime::format_duration(MIN_ABANDONED_AFTER),
-        );
+        let given = humantime::format_duration(time);
+        let least = humantime::format_duration(MIN_ABANDONED_AFTER);
         ensure!(
             time >= MIN_ABANDONED_AFTER,
             Usage(anyhow!(
@@ -172,16 +181,18 @@ impl ServeArgs {
         Ok(time)
     }
 
-    /// How uploads are cut.
+    /// Sizes of the parts of uploads.
     pub fn part_sizes(&self) -> anyhow::Result<PartSizes> {
-        let (part_size, memory) = (self.part_size, self.buffer_memory);
-        let (first, most) = (part_size.as_u64(), memory.as_u64() / 4);
-        let short =
+        let part_size = self.part_size;
+        let memory = self.buffer_memory;
+        let first = part_size.as_u64();
+        let most = memory.as_u64() / 4;
+        let advice =
             "raise --buffer-memory (SFTPD_BUFFER_MEMORY) or lower --part-size (SFTPD_PART_SIZE)";
         ensure!(
             first <= most,
             Usage(anyhow!(
-                "--buffer-memory {memory} is less than four parts of {part_size}: {short}"
+                "--buffer-memory {memory} is less than four parts of {part_size}: {advice}"
             ))
         );
         let PartSizes {
@@ -194,32 +205,36 @@ impl ServeArgs {
         })
     }
 
-    /// All that a server needs; makes the host key, and asks the bucket once.
+    /// The server's configuration. Makes host keys if there are none, and tests the bucket.
     pub async fn config(&self) -> anyhow::Result<Config> {
         let auth = FileAuth::open(self.users.clone()).map_err(Usage)?;
-        let (place, part_sizes) = (self.place()?, self.part_sizes()?);
+        let store_url = self.store_url()?;
+        let part_sizes = self.part_sizes()?;
         let abandoned_after = self.abandoned_after()?;
         let host_keys = server::load_or_create(&self.host_keys).map_err(Usage)?;
-        let (store, prefix): (Arc<dyn Store>, _) = match place {
-            StoreUrl::Memory => (Arc::new(MemoryStore::default()), ""),
+        let store: Arc<dyn Store> = match store_url {
+            StoreUrl::Memory => Arc::new(MemoryStore::default()),
             StoreUrl::Bucket(bucket, prefix) => {
-                let store = open_bucket(bucket, &top_key(prefix)?)
-                    .await
-                    .map_err(exit_status);
-                (
-                    Arc::new(store.with_context(|| format!("can't serve {}", self.store))?),
-                    prefix,
-                )
+                let opened = open_bucket(bucket, &top_key(prefix)?).await;
+                let opened = opened.map_err(exit_status);
+                Arc::new(opened.with_context(|| format!("can't serve {}", self.store))?)
             }
+        };
+        let prefix = match store_url {
+            StoreUrl::Memory => "",
+            StoreUrl::Bucket(_, prefix) => prefix,
+        };
+        let buffer_memory = self.buffer_memory.as_u64();
+        let max_uploads = match self.max_uploads {
+            Some(limit) => limit,
+            None => uploads_beside(buffer_memory),
         };
         Ok(Config {
             prefix: prefix.to_owned(),
-            buffer_memory: self.buffer_memory.as_u64(),
+            buffer_memory,
             part_sizes,
             max_sessions: self.max_sessions,
-            max_uploads: self
-                .max_uploads
-                .unwrap_or_else(|| uploads_beside(self.buffer_memory.as_u64())),
+            max_uploads,
             login_timeout: self.login_timeout,
             idle_timeout: self.idle_timeout,
             drain_timeout: self.drain_timeout,
@@ -232,13 +247,13 @@ impl ServeArgs {
     }
 }
 
-/// The URL as it is, if [`StoreUrl::parse`] takes it.
+/// The URL as it is, if it is valid.
 fn parse_store(text: &str) -> Result<String, anyhow::Error> {
     StoreUrl::parse(text)?;
     Ok(text.to_owned())
 }
 
-/// What people write for yes and no.
+/// Accepts the usual words for yes and no.
 fn parse_switch(text: &str) -> Result<bool, &'static str> {
     match text.to_ascii_lowercase().as_str() {
         "on" | "true" | "yes" | "1" => Ok(true),
@@ -295,23 +310,23 @@ fn parse_time_above_zero(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// What all keys of a store begin with.
+/// What all keys below a prefix begin with.
 pub fn top_key(prefix: &str) -> Result<Key, PathError> {
     Home::new(prefix, "")?.directory(&Path::parse("/")?)
 }
 
-/// Opens a bucket and asks it once.
+/// Opens a bucket and tests it.
 async fn open_bucket(bucket: &str, top: &Key) -> Result<S3Store, StartError> {
     let store = S3Store::open(bucket).await?;
     match store.check(top).await? {
         Listing::Allowed => {}
-        // A set-up that may only put is a valid one.
+        // Credentials that may only put objects are valid.
         Listing::Refused(why) => log::warn!("clients will see no directories: {why}"),
     }
     Ok(find_conditions(store, top).await)
 }
 
-/// Finds out what the store keeps of what is promised between clients, and says what it doesn't.
+/// Finds out which conditional requests the store honours, and logs which it doesn't.
 async fn find_conditions(store: S3Store, top: &Key) -> S3Store {
     match store.find_conditions(top).await {
         Ok(kept) => {
@@ -332,7 +347,7 @@ async fn find_conditions(store: S3Store, top: &Key) -> S3Store {
     }
 }
 
-/// The conditions that a store does not keep, in S3's words; `None` if it keeps them all.
+/// The conditions that a store does not honour, in S3's words; `None` if it honours all.
 pub fn describe_missing(kept: &KeptConditions) -> Option<String> {
     let all = [
         (kept.put_absent, "If-None-Match on PutObject"),
@@ -349,11 +364,12 @@ pub fn describe_missing(kept: &KeptConditions) -> Option<String> {
         (kept.copy_source, "x-amz-copy-source-if-match on CopyObject"),
         (kept.delete_unchanged, "If-Match on DeleteObject"),
     ];
-    let missing: Vec<_> = all
-        .iter()
-        .filter(|(kept, _)| !kept)
-        .map(|(_, name)| *name)
-        .collect();
+    let mut missing = Vec::new();
+    for (is_kept, name) in all {
+        if !is_kept {
+            missing.push(name);
+        }
+    }
     if missing.is_empty() {
         None
     } else {
@@ -361,11 +377,12 @@ pub fn describe_missing(kept: &KeptConditions) -> Option<String> {
     }
 }
 
-/// Exit status 2 says that the operator has to change something before another try.
+/// Marks errors after which the operator must change something before another try.
 fn exit_status(error: StartError) -> anyhow::Error {
-    match error.needs_operator() {
-        true => Usage(error.into()).into(),
-        false => error.into(),
+    if error.needs_operator() {
+        Usage(error.into()).into()
+    } else {
+        error.into()
     }
 }
 
@@ -388,7 +405,7 @@ fn parse_network(text: &str) -> Result<IpNet, &'static str> {
 pub async fn run(settings: &ServeArgs, changed: &[String]) -> anyhow::Result<()> {
     log_start(settings, changed);
     descriptors::provide(settings.max_sessions);
-    // Before anything is counted.
+    // Before anything is recorded.
     let metrics = match &settings.metrics {
         Some(address) => Some((address.bind().await?, exporter::install()?)),
         None => None,
@@ -398,20 +415,18 @@ pub async fn run(settings: &ServeArgs, changed: &[String]) -> anyhow::Result<()>
     let shutdown = Shutdown::default();
     watch_signals(shutdown.clone()).context("can't catch signals")?;
     if let Some((listener, handle)) = metrics {
-        log::info!(
-            "metrics on {}",
-            listener.local_addr().context("no address")?
-        );
+        let address = listener.local_addr().context("no address")?;
+        log::info!(target: LOG_TARGET, "metrics on {address}");
         tokio::spawn(exporter::serve(listener, handle, shutdown.drain.clone()));
     }
     announce(&listener, &config, &shutdown)?;
     server::run(listener, config, shutdown).await;
-    // A server without sessions ends before the task that tells systemd so has run.
+    // A server without sessions can end before the task that notifies systemd has run.
     notify_systemd(NotifyState::Stopping);
     Ok(())
 }
 
-/// One line about what was asked for, before anything of it is tried.
+/// Logs the settings in one line, before anything can fail.
 fn log_start(settings: &ServeArgs, changed: &[String]) {
     let version = env!("CARGO_PKG_VERSION");
     let ServeArgs {
@@ -430,11 +445,13 @@ fn log_start(settings: &ServeArgs, changed: &[String]) {
         changed => changed.join(" "),
     };
     log::info!(
+        target: LOG_TARGET,
         "sftpd {version}: store {store}, address {listen}, users {users}, settings {changed}"
     );
 }
 
-/// Logs that the server is ready, as the last line before it serves, and tells systemd. Returns the real address.
+/// Logs that the server is ready, as the last line before it serves, and notifies systemd. Returns
+/// the address with the real port.
 pub fn announce(
     listener: &TcpListener,
     config: &Config,
@@ -442,8 +459,8 @@ pub fn announce(
 ) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr().context("no address")?;
     let fingerprints: Vec<_> = config.host_keys.iter().map(HostKey::to_string).collect();
-    log::info!("host key {}", fingerprints.join(", "));
-    log::info!("listening on {address}");
+    log::info!(target: LOG_TARGET, "host key {}", fingerprints.join(", "));
+    log::info!(target: LOG_TARGET, "listening on {address}");
     tokio::spawn(tell_systemd(shutdown.clone()));
     Ok(address)
 }

@@ -1,27 +1,28 @@
-//! What systemd is told: readiness, the watchdog's sign of life, and the end
+//! Notifies systemd of readiness, life (for the watchdog) and the end
 //! ([sd_notify(3)](https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html)).
 
 use sd_notify::NotifyState;
 use sftpd::server::Shutdown;
 use tokio::time::sleep;
 
-/// Ready, alive, stopping: nothing where systemd did not start this.
+/// Notifies systemd until the server stops. Does nothing if systemd did not start the process.
 pub async fn tell_systemd(shutdown: Shutdown) {
     notify_systemd(NotifyState::Ready);
-    let alive = async {
-        while let Some(patience) = sd_notify::watchdog_enabled() {
-            notify_systemd(NotifyState::Watchdog);
-            sleep(patience / 3).await;
-        }
-    };
     let stopping = async {
         shutdown.drain.cancelled().await;
         notify_systemd(NotifyState::Stopping);
     };
-    tokio::join!(alive, stopping);
+    tokio::join!(feed_watchdog(), stopping);
+}
+
+async fn feed_watchdog() {
+    while let Some(patience) = sd_notify::watchdog_enabled() {
+        notify_systemd(NotifyState::Watchdog);
+        sleep(patience / 3).await;
+    }
 }
 
 pub fn notify_systemd(state: NotifyState<'_>) {
-    // Without a socket to tell it to, nobody asked.
+    // Fails if systemd does not wait for it.
     let _ = sd_notify::notify(&[state]);
 }

@@ -268,8 +268,8 @@ impl Connection {
         }
     }
 
-    /// Called when a credential was refused. paramiko sends SERVICE_REQUEST before the next one, and
-    /// russh does not answer that: the connection ends then, as the client would wait in vain.
+    /// Called when a credential was refused. paramiko sends SERVICE_REQUEST before the next one,
+    /// and russh does not answer that: the connection ends then, as the client would wait in vain.
     fn note_refusal(&self) {
         if self.client == ssh::Client::Paramiko {
             self.unanswered.watch();

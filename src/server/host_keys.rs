@@ -1,5 +1,5 @@
-//! The server's own keys. Those of an existing server can be used, so that clients see the same host
-//! as before.
+//! The server's own keys. Those of an existing server can be used, so that clients see the same
+//! host as before.
 
 use anyhow::{Context, bail};
 use russh::keys::ssh_key::private::RsaKeypair;
@@ -62,9 +62,9 @@ pub fn generate() -> anyhow::Result<Vec<HostKey>> {
     Ok(vec![temporary()?, HostKey(ecdsa), HostKey(rsa.into())])
 }
 
-/// Loads every private key in the directory, which is every file but `*.pub`. If there is none, makes
-/// one of each type that [`generate`] makes, named as OpenSSH's are (`ssh_host_ed25519_key`) and
-/// readable by their owner only.
+/// Loads every private key in the directory, which is every file but `*.pub`. If there is none,
+/// makes one of each type that [`generate`] makes, named as OpenSSH's are (`ssh_host_ed25519_key`)
+/// and readable by their owner only.
 pub fn load_or_create(directory: &Path) -> anyhow::Result<Vec<HostKey>> {
     let context = || format!("can't make the host keys in {}", directory.display());
     DirBuilder::new()

@@ -39,7 +39,8 @@ use transport::read_proxy_header;
 
 /// Pause after `accept` fails, for example when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// Shortest time between two log lines about failed accepts: without descriptors five a second fail.
+/// Shortest time between two log lines about failed accepts: without descriptors five a second
+/// fail.
 const FAILED_ACCEPTS_INTERVAL: Duration = Duration::from_secs(60);
 /// For multipart uploads to be aborted, once every session has ended.
 const ABORT_TIME: Duration = Duration::from_secs(20);
@@ -323,7 +324,8 @@ async fn find_client(
     Ok(named.unwrap_or(peer))
 }
 
-/// The address that limits count a client by. For IPv6 the network, as its owner has 2^64 addresses.
+/// The address that limits count a client by. For IPv6 the network, as its owner has 2^64
+/// addresses.
 fn source_of(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (!0 << 64)).into(),

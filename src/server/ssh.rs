@@ -57,13 +57,14 @@ pub struct UnknownAlgorithms(pub String);
 /// Client software, as far as it needs to be told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
-    /// Versions in wide use lack encrypt-then-MAC, AES-GCM or X25519: libssh2 before 1.11 (2023; curl
-    /// and PHP on Debian 12), JSch 0.1, SSH.NET before 2024 and phpseclib 2.
+    /// Versions in wide use lack encrypt-then-MAC, AES-GCM or X25519: libssh2 before 1.11 (2023;
+    /// curl and PHP on Debian 12), JSch 0.1, SSH.NET before 2024 and phpseclib 2.
     Old,
     /// libssh looks for the signature algorithms that EXT_INFO names before its first request, and
     /// finds them only if EXT_INFO arrives together with NEWKEYS.
     Libssh,
-    /// paramiko repeats SERVICE_REQUEST before each credential. russh doesn't answer the second one.
+    /// paramiko repeats SERVICE_REQUEST before each credential. russh doesn't answer the second
+    /// one.
     Paramiko,
     /// Everything else.
     Other,
@@ -123,7 +124,8 @@ const FINITE_FIELDS: [kex::Name; 6] = [
     kex::DH_G15_SHA512,
     kex::DH_G14_SHA256,
 ];
-/// EXT_INFO ([RFC 8308](https://www.rfc-editor.org/rfc/rfc8308)) and strict key exchange, announced as key exchanges.
+/// EXT_INFO ([RFC 8308](https://www.rfc-editor.org/rfc/rfc8308)) and strict key exchange, announced
+/// as key exchanges.
 const EXTENSIONS: [kex::Name; 2] = [
     kex::EXTENSION_SUPPORT_AS_SERVER,
     kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,

@@ -1,17 +1,18 @@
-//! The TCP stream of a connection: the header that a load balancer sends, and the socket below russh.
+//! The TCP stream of a connection: the header that a load balancer sends, and the socket below
+//! russh.
 //!
 //! The socket does five things that russh's session loop can't do for itself.
 //!
-//! It can be closed from outside, whatever the loop is waiting for. While the loop is busy writing it
-//! still reads, up to a bound: the loop does one at a time, so a server and a client that does the
-//! same (it sends requests, and reads the answers only then) would otherwise wait for each other
-//! forever, each with full buffers.
+//! It can be closed from outside, whatever the loop is waiting for. While the loop is busy writing
+//! it still reads, up to a bound: the loop does one at a time, so a server and a client that does
+//! the same (it sends requests, and reads the answers only then) would otherwise wait for each
+//! other forever, each with full buffers.
 //!
 //! It exchanges the identification strings before russh does, so that the algorithms in our KEXINIT
 //! can depend on the client's. It can hold our NEWKEYS back until russh sends EXT_INFO, which russh
 //! does only after the client's NEWKEYS: OpenSSH's server sends both together, and libssh looks for
-//! EXT_INFO only once, when NEWKEYS arrives. And it notices when russh leaves a message of the client
-//! unanswered.
+//! EXT_INFO only once, when NEWKEYS arrives. And it notices when russh leaves a message of the
+//! client unanswered.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use proxy_header::{Error, ParseConfig, ProxyHeader};
@@ -42,7 +43,8 @@ const QUICK_READS: u32 = 32;
 /// ([RFC 4253 §4.2](https://www.rfc-editor.org/rfc/rfc4253#section-4.2)).
 const MAX_IDENTIFICATION: usize = 255;
 
-/// The message number of NEWKEYS ([RFC 4253 §12](https://www.rfc-editor.org/rfc/rfc4253#section-12)).
+/// The message number of NEWKEYS ([RFC 4253
+/// §12](https://www.rfc-editor.org/rfc/rfc4253#section-12)).
 const NEWKEYS: u8 = 21;
 /// Length of the shortest packet, such as NEWKEYS, in bytes
 /// ([RFC 4253 §6](https://www.rfc-editor.org/rfc/rfc4253#section-6)).
@@ -50,8 +52,8 @@ const MIN_PACKET: usize = 16;
 /// How long NEWKEYS is held back from a client that sends nothing: longer than a round trip.
 const MAX_HOLD: Duration = Duration::from_secs(2);
 
-/// Limit on the length of a PROXY header, in bytes. It may hold more than the addresses (TLVs), which
-/// is ignored.
+/// Limit on the length of a PROXY header, in bytes. It may hold more than the addresses (TLVs),
+/// which is ignored.
 const MAX_PROXY_HEADER: usize = 4096;
 
 /// Reads a header of the PROXY protocol, version 1 or 2
@@ -154,8 +156,8 @@ impl Socket {
     }
 
     /// Sends our identification string and returns the client's, or as much of it as its limit
-    /// allows. Called before russh gets the socket: russh then reads the client's again, and what it
-    /// writes of ours is dropped.
+    /// allows. Called before russh gets the socket: russh then reads the client's again, and what
+    /// it writes of ours is dropped.
     pub async fn exchange_identification(&mut self, ours: &str) -> io::Result<Bytes> {
         let line = format!("{ours}\r\n");
         self.write_all(line.as_bytes()).await?;
@@ -281,7 +283,8 @@ impl Socket {
         }
     }
 
-    /// Called when russh waits for the client: sends NEWKEYS if it need not or must not wait longer.
+    /// Called when russh waits for the client: sends NEWKEYS if it need not or must not wait
+    /// longer.
     fn end_hold(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         if let NewKeys::Held {
             packet,

@@ -1,8 +1,8 @@
 //! users.json: reading, checking and replacing it.
 //!
-//! Called by [`FileAuth`](super::FileAuth) and by `sftpd users …`. Invariants: a file that was read was
-//! checked as a whole; the file is replaced, never rewritten in place; a change opens it to no other
-//! user of the machine.
+//! Called by [`FileAuth`](super::FileAuth) and by `sftpd users …`. Invariants: a file that was read
+//! was checked as a whole; the file is replaced, never rewritten in place; a change opens it to no
+//! other user of the machine.
 
 use super::keys::parse_key;
 use super::password::check_hash;
@@ -133,15 +133,15 @@ impl User {
     }
 }
 
-/// Normalises a home to a prefix: one slash between its parts and one at its end; empty for the whole
-/// store.
+/// Normalises a home to a prefix: one slash between its parts and one at its end; empty for the
+/// whole store.
 pub fn normalize_home(home: &str) -> String {
     let parts = home.split('/').filter(|part| !part.is_empty());
     parts.flat_map(|part| [part, "/"]).collect()
 }
 
-/// Fails unless the name can be a prefix, a log field and an argument: no slash, no control character,
-/// nothing that looks like an option.
+/// Fails unless the name can be a prefix, a log field and an argument: no slash, no control
+/// character, nothing that looks like an option.
 pub fn check_name(name: &str) -> anyhow::Result<()> {
     let odd = |c: char| c == '/' || c == '\\' || c.is_whitespace() || c.is_control();
     let ok = (1..=MAX_NAME_LEN).contains(&name.len())
@@ -163,8 +163,8 @@ pub struct UsersFile {
     pub users: BTreeMap<String, User>,
 }
 
-/// Reads the users, and refuses a name that occurs twice: the entry that was just corrected could be
-/// the one that is ignored.
+/// Reads the users, and refuses a name that occurs twice: the entry that was just corrected could
+/// be the one that is ignored.
 fn unique_users<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, User>, D::Error> {
@@ -316,8 +316,8 @@ pub fn exposure(path: &Path, found: &Metadata) -> Option<String> {
     ))
 }
 
-/// Locks the users file against other commands until dropped. The lock is on a file beside it, because
-/// the file itself is replaced.
+/// Locks the users file against other commands until dropped. The lock is on a file beside it,
+/// because the file itself is replaced.
 fn lock(path: &Path) -> io::Result<File> {
     let lock = OpenOptions::new()
         .create(true)
@@ -328,8 +328,8 @@ fn lock(path: &Path) -> io::Result<File> {
     Ok(lock)
 }
 
-/// Writes a temporary file, syncs it, renames it and syncs the folder, so that after a power cut there
-/// is either the old file or the new one.
+/// Writes a temporary file, syncs it, renames it and syncs the folder, so that after a power cut
+/// there is either the old file or the new one.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -346,8 +346,8 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Gives the new file the owner, group and mode of the old one, so that a server that runs as another
-/// user can still read it.
+/// Gives the new file the owner, group and mode of the old one, so that a server that runs as
+/// another user can still read it.
 fn take_over_access(path: &Path, old: &Metadata, new: &File) -> io::Result<()> {
     // Only root can change the owner. Others can change the group to one of their own.
     if fchown(new, Some(old.uid()), Some(old.gid())).is_err() {

@@ -86,8 +86,8 @@ struct Snapshot {
 }
 
 impl FileWatch {
-    /// Reads the file once, so that the operator learns of a mistake at the start. Waits for the file
-    /// system.
+    /// Reads the file once, so that the operator learns of a mistake at the start. Waits for the
+    /// file system.
     pub fn open(path: PathBuf) -> anyhow::Result<Arc<FileWatch>> {
         let missing = || {
             format!(

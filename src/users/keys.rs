@@ -3,12 +3,13 @@
 use anyhow::{bail, ensure};
 use ssh_key::{Algorithm, PublicKey};
 
-/// Smallest RSA key that is accepted, in bits, as for OpenSSH's RequiredRSASize in most distributions.
+/// Smallest RSA key that is accepted, in bits, as for OpenSSH's RequiredRSASize in most
+/// distributions.
 const MIN_RSA_BITS: u32 = 2048;
 /// How many characters of an invalid key an error shows.
 const MAX_SHOWN_CHARS: usize = 40;
-/// Texts that occur only in private keys: the end of a PEM header, that of ssh.com's format, PuTTY's
-/// first line, and the beginning of OpenSSH's format in base64.
+/// Texts that occur only in private keys: the end of a PEM header, that of ssh.com's format,
+/// PuTTY's first line, and the beginning of OpenSSH's format in base64.
 const PRIVATE_KEY_MARKS: [&str; 4] = [
     "PRIVATE KEY-----",
     "PRIVATE KEY ----",

@@ -1,8 +1,8 @@
 //! Who may log in: the [`Auth`] trait, and users.json behind it.
 //!
-//! Called by `server` at every login and by `sftpd users …`. Invariants: the file is replaced, never
-//! rewritten in place; a file that can't be read as a whole leaves the users of the last good file
-//! in force.
+//! Called by `server` at every login and by `sftpd users …`. Invariants: the file is replaced,
+//! never rewritten in place; a file that can't be read as a whole leaves the users of the last good
+//! file in force.
 
 mod file;
 mod file_auth;

@@ -1,8 +1,8 @@
 //! Passwords and their argon2id hashes.
 //!
-//! Invariant: checking passwords takes the memory of [`MAX_CHECKS`] buffers at most, which are kept and
-//! wiped after each use. (Buffers of this size that were freed would leave gaps in the heap, which are
-//! never returned to the system.)
+//! Invariant: checking passwords takes the memory of [`MAX_CHECKS`] buffers at most, which are kept
+//! and wiped after each use. (Buffers of this size that were freed would leave gaps in the heap,
+//! which are never returned to the system.)
 
 use anyhow::{Context, ensure};
 use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, PasswordHasher, Version};
@@ -12,10 +12,11 @@ use tokio::runtime::{Builder, Runtime};
 
 /// Passwords that are checked at once, on threads of their own.
 const MAX_CHECKS: usize = 2;
-/// Limit on the memory of a hash in users.json, in KiB: the default of other programs. Each buffer may
-/// keep this much.
+/// Limit on the memory of a hash in users.json, in KiB: the default of other programs. Each buffer
+/// may keep this much.
 const MAX_HASH_MEMORY: u32 = 64 * 1024;
-/// Limit on the work of a hash, in KiB times passes: about a second, for which other checks may wait.
+/// Limit on the work of a hash, in KiB times passes: about a second, for which other checks may
+/// wait.
 const MAX_HASH_WORK: u64 = 10 * MAX_HASH_MEMORY as u64;
 
 static CHECKERS: LazyLock<Option<Runtime>> = LazyLock::new(|| {

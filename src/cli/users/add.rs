@@ -11,7 +11,7 @@ use ssh_key::PublicKey;
 use std::io::{IsTerminal, stdin};
 use std::path::{Path, PathBuf};
 
-/// Longest password, in bytes: one of the hash's own limits is far above, and nobody types more.
+/// Longest password, in bytes. argon2 allows far more, and people type less.
 const MAX_PASSWORD_LEN: usize = 1024;
 
 /// The arguments of `sftpd users add`.
@@ -39,14 +39,14 @@ pub struct AddArgs {
 fn access_parser() -> impl TypedValueParser<Value = Access> {
     PossibleValuesParser::new([
         PossibleValue::new(Access::ReadWrite.as_str()).help("Everything"),
-        PossibleValue::new(Access::ReadOnly.as_str()).help("Look and fetch"),
+        PossibleValue::new(Access::ReadOnly.as_str()).help("List and download"),
         PossibleValue::new(Access::WriteOnly.as_str())
-            .help("Put, list, rename and remove, but fetch nothing back"),
+            .help("Upload, list, rename and remove, but not download"),
     ])
     .try_map(|name| name.parse::<Access>())
 }
 
-/// What to give a user, checked as far as it can be without the users file.
+/// What to give a user, checked as far as possible without the users file.
 struct Additions {
     name: String,
     keys: Vec<TypedKey>,
@@ -55,8 +55,9 @@ struct Additions {
     access: Option<Access>,
 }
 
-/// A public key as it was typed, which is how users.json keeps it, and parsed.
+/// A public key, as it was typed and as it is parsed.
 struct TypedKey {
+    /// What users.json keeps.
     line: String,
     parsed: PublicKey,
 }
@@ -65,9 +66,9 @@ struct TypedKey {
 pub(super) fn add_user(args: AddArgs, path: &Path) -> anyhow::Result<String> {
     let ask = args.password;
     let additions = check_arguments(args).map_err(Usage)?;
-    // First on a draft: no one should type a password in vain.
+    // First on a draft, so that the password is asked for only if the rest is valid.
     let mut draft = UsersFile::read_or_empty(path)?;
-    additions.check_way_in(&draft, ask)?;
+    additions.check_credentials(&draft, ask)?;
     let password = if ask {
         Some(hash(&ask_password()?)?)
     } else {
@@ -79,7 +80,7 @@ pub(super) fn add_user(args: AddArgs, path: &Path) -> anyhow::Result<String> {
         return Ok(format!("{name}: nothing to change\n"));
     }
     let (changes, disabled) = UsersFile::change(path, |file| {
-        additions.check_way_in(file, ask)?;
+        additions.check_credentials(file, ask)?;
         let changes = additions.apply(file, password.as_ref(), path);
         let disabled = file.users.get(name).is_some_and(|user| user.disabled);
         Ok((changes, disabled))
@@ -90,7 +91,7 @@ pub(super) fn add_user(args: AddArgs, path: &Path) -> anyhow::Result<String> {
     Ok(changes.into_iter().map(|change| change + "\n").collect())
 }
 
-/// Everything that can be wrong with what was typed.
+/// Checks what was typed.
 fn check_arguments(args: AddArgs) -> anyhow::Result<Additions> {
     refuse_private_key(&args.keys)?;
     check_name(&args.name)?;
@@ -121,10 +122,10 @@ fn check_arguments(args: AddArgs) -> anyhow::Result<Additions> {
 }
 
 impl Additions {
-    /// A new user needs a key or a password.
-    fn check_way_in(&self, file: &UsersFile, password: bool) -> Result<(), Usage> {
-        let way_in = password || !self.keys.is_empty();
-        if way_in || file.users.contains_key(&self.name) {
+    /// Fails for a new user without a key or a password.
+    fn check_credentials(&self, file: &UsersFile, password: bool) -> Result<(), Usage> {
+        let has_credential = password || !self.keys.is_empty();
+        if has_credential || file.users.contains_key(&self.name) {
             return Ok(());
         }
         Err(Usage(anyhow!(
@@ -133,7 +134,7 @@ impl Additions {
         )))
     }
 
-    /// Gives the user what is not there yet. Returns a sentence for each change.
+    /// Gives the user what is missing. Returns a sentence for each change.
     fn apply(&self, file: &mut UsersFile, password: Option<&String>, path: &Path) -> Vec<String> {
         let name = &self.name;
         let mut changes = Vec::new();
@@ -187,8 +188,8 @@ impl Additions {
     }
 }
 
-/// Asks on the terminal, or reads a line of standard input. Never an argument: those are in the shell's history and in
-/// `ps`.
+/// Asks on the terminal, or reads a line of standard input. A password is never an argument, as the
+/// shell's history and `ps` show those.
 fn ask_password() -> anyhow::Result<String> {
     let password = if stdin().is_terminal() {
         prompt_twice()?
@@ -197,9 +198,7 @@ fn ask_password() -> anyhow::Result<String> {
     };
     ensure!(
         !password.is_empty(),
-        Usage(anyhow!(
-            "an empty password is no password: nothing was changed"
-        ))
+        Usage(anyhow!("the password is empty: nothing was changed"))
     );
     ensure!(
         password.len() <= MAX_PASSWORD_LEN,

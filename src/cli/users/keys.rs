@@ -8,15 +8,15 @@ use std::path::Path;
 /// How the types of public keys begin.
 const KEY_TYPES: [&str; 3] = ["ssh-", "ecdsa-", "sk-"];
 
-/// Fails with a sentence about private keys if one of the words of a command, or all of them together, hold one.
+/// Fails if one of the words of a command, or all of them together, are a private key.
 pub fn refuse_private_key(words: &[impl AsRef<str>]) -> anyhow::Result<()> {
-    // Without quotes the shell makes several words of a key.
+    // Without quotes the shell splits a key into several words.
     let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
     ensure!(!is_private_key(&words.join(" ")), PRIVATE_KEY);
     Ok(())
 }
 
-/// Checks a key as it was typed, with a hint for the usual mistakes.
+/// Parses a key as it was typed. The error has a hint for the usual mistakes.
 pub fn check_typed_key(typed: &str) -> anyhow::Result<PublicKey> {
     let typed = typed.trim();
     ensure!(
@@ -64,15 +64,15 @@ pub fn read_authorized_keys(file: &Path) -> anyhow::Result<Vec<String>> {
     Ok(keys)
 }
 
-/// The key of a line of authorized_keys. Options that take away what sftpd doesn't offer are left out; leaving out any
-/// other would give the key more than it had.
+/// The key of a line of authorized_keys. Options that only disable features that sftpd lacks are
+/// dropped; any other is an error, as ignoring it would widen the key's rights.
 fn parse_authorized_key(line: &str) -> anyhow::Result<String> {
     let (options, key) = split_options(line);
     for option in options.split(',') {
-        let idle = matches!(option, "" | "restrict" | r#"command="internal-sftp""#)
+        let is_harmless = matches!(option, "" | "restrict" | r#"command="internal-sftp""#)
             || option.starts_with("no-");
         ensure!(
-            idle,
+            is_harmless,
             "sftpd has no option {option}: remove it there, or leave the key out"
         );
     }
@@ -80,7 +80,7 @@ fn parse_authorized_key(line: &str) -> anyhow::Result<String> {
     Ok(key.to_owned())
 }
 
-/// Splits a line of authorized_keys into its options, which may hold spaces in quotes, and the key.
+/// Splits a line of authorized_keys into its options, which may contain quoted spaces, and the key.
 fn split_options(line: &str) -> (&str, &str) {
     if KEY_TYPES.iter().any(|kind| line.starts_with(kind)) {
         return ("", line);

@@ -1,7 +1,7 @@
 //! `sftpd users add|remove|disable|enable|list|show`.
 //!
-//! Called by `main`. Invariant: each command either does what it says on standard output, or fails with one sentence and
-//! leaves the file as it was.
+//! Called by `cli::run`. Invariant: each command either does what it says on standard output, or
+//! fails with one sentence and leaves the file as it was.
 
 mod add;
 mod keys;
@@ -18,7 +18,8 @@ use std::path::Path;
 /// What to do to the users file.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Add a user, or give one that exists another key, a password, a home or an access. What is there already stays.
+    /// Add a user, or give one that exists another key, a password, a home or an access. What is
+    /// there already stays.
     Add(add::AddArgs),
     /// Remove a user, or one of its keys. Open sessions stay open.
     Remove {
@@ -28,7 +29,8 @@ pub enum Command {
         #[arg(long, value_name = "FINGERPRINT")]
         key: Option<String>,
     },
-    /// Keep a user from logging in, by key or password. Keys, password and files stay; open sessions stay open.
+    /// Keep a user from logging in, by key or password. Keys, password and files stay; open
+    /// sessions stay open.
     Disable {
         /// Name of the user.
         name: String,
@@ -77,8 +79,8 @@ impl Command {
     }
 }
 
-/// Fails if a private key was typed somewhere in the command line. Asked before the line is parsed, because a parser
-/// would repeat the key in its own message.
+/// Fails if a private key was typed somewhere in the command line. Called before the line is
+/// parsed, because the parser would show the key in its own message.
 pub fn check_command_line(words: impl Iterator<Item = OsString>) -> Result<(), Usage> {
     let words: Vec<String> = words
         .map(|word| word.to_string_lossy().into_owned())
@@ -86,7 +88,7 @@ pub fn check_command_line(words: impl Iterator<Item = OsString>) -> Result<(), U
     Ok(refuse_private_key(&words)?)
 }
 
-/// A users file with a mistake in it is the operator's to correct, as a wrong argument is.
+/// A mistake in the users file is a usage error, as a wrong argument is.
 fn mark_usage(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref() {
         Some(UsersFileError::Invalid { .. } | UsersFileError::TooLarge { .. }) => {
@@ -133,7 +135,7 @@ fn remove_key(name: &str, fingerprint: &str, path: &Path) -> anyhow::Result<Stri
         ensure!(
             !user.keys.is_empty() || user.password.is_some(),
             Usage(anyhow!(
-                "that is the only way in for {name}: add another first, or remove or disable the user"
+                "{name} has no other key and no password: add one first, or remove or disable the user"
             ))
         );
         Ok(format!("removed the key {fingerprint} of {name}\n"))
@@ -175,7 +177,7 @@ fn enable_user(name: &str, path: &Path) -> anyhow::Result<String> {
     })
 }
 
-/// The user of this name, or a sentence.
+/// The user of this name, or a usage error.
 fn find_user<'a>(file: &'a mut UsersFile, name: &str) -> Result<&'a mut User, Usage> {
     match file.users.get_mut(name) {
         Some(user) => Ok(user),
@@ -185,13 +187,15 @@ fn find_user<'a>(file: &'a mut UsersFile, name: &str) -> Result<&'a mut User, Us
     }
 }
 
-/// Escapes control characters: comments come from users, and must not control the operator's terminal.
+/// Escapes control characters: users write the comments of keys, which must not control the
+/// operator's terminal.
 fn printable(text: &str) -> String {
     let mut printable = String::new();
     for character in text.chars() {
-        match character.is_control() {
-            true => printable.extend(character.escape_default()),
-            false => printable.push(character),
+        if character.is_control() {
+            printable.extend(character.escape_default());
+        } else {
+            printable.push(character);
         }
     }
     printable

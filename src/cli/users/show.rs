@@ -7,14 +7,14 @@ use ssh_key::HashAlg::Sha256;
 use ssh_key::PublicKey;
 use std::path::Path;
 
-/// What `--json` says of a user. Its field names are documented and stay.
+/// A user in the output of `--json`. The field names are documented and must not change.
 #[derive(Serialize)]
 struct JsonUser<'a> {
     name: &'a str,
     home: String,
     access: &'static str,
     disabled: bool,
-    /// Whether there is one.
+    /// Whether the user has a password.
     password: bool,
     /// Fingerprints, as `remove --key` takes them.
     keys: Vec<String>,
@@ -96,7 +96,7 @@ fn status(user: &User) -> &'static str {
     if user.disabled { "disabled" } else { "enabled" }
 }
 
-/// The home in one word: `""` is the whole store, as `--home ""` makes it.
+/// The home in one word: `""` for the whole store, as for `--home`.
 fn shown_home(name: &str, user: &User) -> String {
     match user.account(name).home.as_str() {
         "" => "\"\"".to_owned(),
@@ -104,7 +104,7 @@ fn shown_home(name: &str, user: &User) -> String {
     }
 }
 
-/// The user's keys and password, in words.
+/// The user's keys and password, described.
 fn ways_in(user: &User) -> Vec<String> {
     let mut ways: Vec<String> = user.parsed_keys().map(|key| describe_key(&key)).collect();
     if user.password.is_some() {
