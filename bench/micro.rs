@@ -1,41 +1,32 @@
-//! The hot parts alone, without a network: `cargo bench --bench micro` shows them beside
-//! what the same with `-- --save` saved before.
+//! The hot parts alone, without a network: `cargo bench --bench micro` compares them with
+//! the figures that `-- --save` has saved before.
 //!
-//! A session is what a client is to the server once SSH is off: packets in, in messages of 32 KiB, replies out. One
-//! thread does it all and the best of many runs counts, so that figures hardly move unless the code does.
+//! A session is measured without SSH: packets go in, in messages of 32 KiB, and replies come out.
+//! One thread does all of it and the best of many runs counts, so that the figures hardly change
+//! unless the code does.
 
-// A panic is how this ends early.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    missing_docs
-)]
+// A panic is how this fails.
+#![allow(clippy::restriction, missing_docs)]
 
 use bytes::{BufMut, Bytes, BytesMut};
-use sftpd::sftp::{self, End, Received, SessionParams, Sink, Source};
-use sftpd::store::{Store, memory::MemoryStore};
+use sftpd::sftp::{self, End, Received, Sink, Source};
+use sftpd::store::memory::MemoryStore;
 use sftpd::transfer::BufferPool;
-use sftpd::transfer::UserLimits;
-use sftpd::transfer::{PartBuffer, PartSizes, Transfers};
-use sftpd::users::Access;
-use sftpd::{
-    path::Home,
-    vfs::{Overlay, Vfs},
-};
+use sftpd::transfer::{PartBuffer, PartSizes};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 use std::{fs, hint::black_box, sync::Arc};
-use tokio_util::sync::CancellationToken;
+
+#[path = "../tests/support/session.rs"]
+mod session;
 
 const MIB: usize = 1024 * 1024;
-/// One transfer.
+/// Bytes of one transfer.
 const FILE: usize = 64 * MIB;
 /// Small requests in one run.
 const COUNT: usize = 20_000;
 const RUNS: usize = 15;
-/// As russh hands them over.
+/// Bytes of a channel message, as russh hands them over.
 const MESSAGE: usize = 32 * 1024;
 
 const INIT: u8 = 1;
@@ -47,7 +38,7 @@ const OPENDIR: u8 = 11;
 const READDIR: u8 = 12;
 const REALPATH: u8 = 16;
 const STAT: u8 = 17;
-/// The first that a session hands out.
+/// The first handle that a session hands out.
 const HANDLE: &[u8] = b"1";
 const TO_READ: u32 = 1;
 const TO_WRITE: u32 = 2 | 8 | 16;
@@ -86,7 +77,7 @@ impl Script {
         self
     }
 
-    /// The messages that the channel brings.
+    /// The script as channel messages.
     fn messages(self) -> Vec<Bytes> {
         let all = self.0.freeze();
         (0..all.len())
@@ -156,12 +147,12 @@ fn string(out: &mut BytesMut, text: &[u8]) {
     out.put_slice(text);
 }
 
-/// And whether their end was told.
+/// The messages of a channel, and whether their end was told.
 struct Messages(VecDeque<Bytes>, bool);
 
 impl Source for Messages {
     async fn next(&mut self) -> Received {
-        // As often as a channel would: answers get their turn.
+        // As a channel does, so that replies get their turn.
         tokio::task::yield_now().await;
         match self.0.pop_front() {
             Some(bytes) => Received::Data(bytes),
@@ -180,34 +171,13 @@ impl Sink for Discard {
     }
 }
 
-/// A whole session; how long it took.
-fn session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
+/// Runs a whole session; how long it took.
+fn run_session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let store: Arc<dyn Store> = store.clone();
-    let context = Arc::new(Transfers::new(
-        store,
-        BufferPool::new(256 * MIB as u64),
-        PartSizes::default(),
-    ));
-    let settings = SessionParams {
-        pool: context.pool.clone(),
-        limits: Arc::new(UserLimits::new(256, &context.pool)),
-        uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        vfs: Vfs::new(
-            context,
-            Arc::new(Overlay::default()),
-            Home::new("", "home/").unwrap(),
-            false,
-        ),
-        access: Access::ReadWrite,
-        who: "bench".into(),
-        user: "bench".into(),
-        idle_timeout: Duration::from_secs(60),
-        drain: CancellationToken::new(),
-    };
+    let (settings, _tasks) = session::settings(store.clone(), "home", 256 * MIB as u64);
     let source = Messages(messages.to_vec().into(), false);
     runtime.block_on(async {
         let began = Instant::now();
@@ -219,11 +189,11 @@ fn session(store: &Arc<MemoryStore>, messages: &[Bytes]) -> Duration {
 
 fn filled(messages: &[Bytes]) -> Arc<MemoryStore> {
     let store = Arc::default();
-    session(&store, messages);
+    run_session(&store, messages);
     store
 }
 
-/// A file in order, or each pair of blocks the wrong way round.
+/// Assembles a file in order, or with the blocks of each pair swapped.
 fn assemble(block: usize, swapped: bool) -> Duration {
     let data = vec![7; block];
     let mut part_buffer = PartBuffer::new(PartSizes::default(), BufferPool::new(64 << 20));
@@ -242,7 +212,7 @@ fn assemble(block: usize, swapped: bool) -> Duration {
     began.elapsed()
 }
 
-/// Compares with what was saved, or saves.
+/// Compares figures with those saved before, or saves them.
 struct Report {
     before: HashMap<String, f64>,
     lines: Vec<String>,
@@ -262,7 +232,8 @@ impl Report {
         }
     }
 
-    /// Runs it and shows the time of one of `count` things, or how many MiB a second, when they are bytes.
+    /// Runs something and shows the time for each of `count` things, or MiB a second if they are
+    /// bytes.
     fn add(&mut self, name: &str, count: usize, mut run: impl FnMut() -> Duration) {
         let best = (0..RUNS).map(|_| run()).min().unwrap().as_secs_f64();
         let shown = match count {
@@ -293,14 +264,14 @@ fn main() {
     ] {
         let upload = Script::upload(block);
         report.add(&format!("session: upload, WRITEs of {name}"), FILE, || {
-            session(&Arc::default(), &upload)
+            run_session(&Arc::default(), &upload)
         });
     }
     let store = filled(&Script::upload(32 * 1024));
     for (name, block) in [("255 KiB", 255 * 1024), ("32 KiB", 32 * 1024)] {
         let download = Script::download(block);
         report.add(&format!("session: download, READs of {name}"), FILE, || {
-            session(&store, &download)
+            run_session(&store, &download)
         });
     }
     for (name, script) in [
@@ -310,12 +281,12 @@ fn main() {
         ),
         ("session: STAT", Script::paths(STAT, b"/file")),
     ] {
-        report.add(name, COUNT, || session(&store, &script));
+        report.add(name, COUNT, || run_session(&store, &script));
     }
     let store = filled(&Script::empty_files(10_000));
     let listing = Script::listing(10_000);
     report.add("session: entries of a directory", 10_000, || {
-        session(&store, &listing)
+        run_session(&store, &listing)
     });
     if std::env::args().any(|argument| argument == "--save") {
         fs::write(Report::FILE, report.lines.concat()).unwrap();

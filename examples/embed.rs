@@ -1,4 +1,4 @@
-//! The server inside another program: its own way to let users in, and any store.
+//! The server inside another program, with a user check of its own and any store.
 //!
 //! `cargo run --example embed`, then `sftp -P 2222 guest@127.0.0.1` with the password `guest`.
 
@@ -8,11 +8,11 @@ use sftpd::store::memory::MemoryStore;
 use sftpd::users::{Access, Account, Auth};
 use std::sync::Arc;
 
-/// Lets one guest look around.
-struct GuestBook;
+/// Accepts one guest, who may only read.
+struct GuestAuth;
 
 #[async_trait]
-impl Auth for GuestBook {
+impl Auth for GuestAuth {
     async fn public_key(&self, _user: &str, _key: &ssh_key::PublicKey) -> Option<Account> {
         None
     }
@@ -31,7 +31,7 @@ impl Auth for GuestBook {
 async fn main() -> anyhow::Result<()> {
     let config = Config::new(
         Arc::new(MemoryStore::default()),
-        Arc::new(GuestBook),
+        Arc::new(GuestAuth),
         vec![server::temporary()?],
     );
     let listener = tokio::net::TcpListener::bind("127.0.0.1:2222").await?;

@@ -1,12 +1,8 @@
-//! What one client can do to the others: each limit on what can be piled up is attacked, and every wait must end.
+//! What one client can do to others: every limit on what a client can accumulate is attacked, and
+//! every wait must end.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -16,14 +12,14 @@ use sftpd::transfer::BufferPool;
 use sftpd::transfer::{PartSizes, Target, Transfers, Upload, UploadError};
 use std::sync::Arc;
 use std::time::Duration;
-use support::binary::Process;
+use support::process::Process;
 use support::s3::{FakeS3, Fault, When};
 use support::*;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 
-/// With parts of 16 MiB, of which the pool holds four.
-async fn large_parts(s3: &FakeS3, equal: bool) -> Server {
+/// A server with parts of 16 MiB, four of which fill the pool.
+async fn server_with_large_parts(s3: &FakeS3, equal: bool) -> Server {
     Server::with(s3_store(s3), |config| {
         config.buffer_memory = 64 << 20;
         let double_every = if equal { 0 } else { 1000 };
@@ -36,12 +32,12 @@ async fn large_parts(s3: &FakeS3, equal: bool) -> Server {
     .await
 }
 
-/// More uploads than the pool has parts, in one session, turn by turn: what fills the first part of one comes behind what
-/// the others have to wait for.
+/// More uploads than the pool has parts, in one session, turn by turn: the bytes that fill the
+/// first part of one come after the bytes for which the others have to wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_of_one_session_never_wait_for_each_other() {
     let s3 = FakeS3::start().await;
-    let server = large_parts(&s3, false).await;
+    let server = server_with_large_parts(&s3, false).await;
     let client = server.client().await;
     let data = noise(20 * MIB, 1);
     let mut handles = Vec::new();
@@ -63,14 +59,14 @@ async fn uploads_of_one_session_never_wait_for_each_other() {
     })
     .await;
     (0..6).for_each(|n| assert!(s3.object(&format!("alice/{n}")).unwrap() == data, "{n}"));
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
-/// Each has begun to grow a part beyond its own memory, and then sends nothing more.
+/// Each has begun a part that is larger than its own memory, and then sends nothing more.
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_that_stop_leave_the_memory_to_others() {
     let s3 = FakeS3::start().await;
-    let server = large_parts(&s3, false).await;
+    let server = server_with_large_parts(&s3, false).await;
     let mut stopped = Vec::new();
     for n in 0..8 {
         let client = server.client().await;
@@ -94,7 +90,7 @@ async fn uploads_that_stop_leave_the_memory_to_others() {
                 == noise(5 * MIB + 32 * 1024, n as u64)
         );
     }
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
 async fn write(upload: &Upload, offset: u64, len: usize) -> Result<(), UploadError> {
@@ -104,9 +100,10 @@ async fn write(upload: &Upload, offset: u64, len: usize) -> Result<(), UploadErr
     answered.await.unwrap()
 }
 
-/// Where parts can't leave before they are full, an upload that finds no memory fails, and does not hang.
+/// If parts can't be sent before they are full, an upload that gets no memory fails instead of
+/// hanging.
 #[tokio::test(start_paused = true)]
-async fn equal_parts_that_find_no_memory_fail_in_the_end() {
+async fn equal_parts_that_get_no_memory_fail_in_the_end() {
     let sizes = PartSizes {
         first: 16 << 20,
         cap: 16 << 20,
@@ -138,7 +135,7 @@ async fn equal_parts_that_find_no_memory_fail_in_the_end() {
         matches!(refused, Err(UploadError::NoMemory { .. })),
         "{refused:?}"
     );
-    // The one that has the memory goes on, part by part.
+    // The upload that has the memory goes on, part by part.
     for at in (6..50).step_by(2) {
         write(&first, at << 20, 2 * MIB).await.unwrap();
     }
@@ -156,9 +153,9 @@ async fn equal_parts_that_find_no_memory_fail_in_the_end() {
     assert_eq!((store.uploads(), context.pool.used()), (0, 0));
 }
 
-/// Parts that never arrive hold neither the upload nor its memory for ever.
+/// Parts that never arrive do not keep the upload or its memory for ever.
 #[tokio::test]
-async fn an_upload_that_is_given_up_ends_though_its_parts_hang() {
+async fn an_upload_whose_parts_hang_is_aborted_after_a_disconnect() {
     let s3 = FakeS3::start().await;
     s3.fault("UploadPart", When::Every, Fault::Hang);
     let mut server = Server::start(s3_store(&s3)).await;
@@ -172,9 +169,10 @@ async fn an_upload_that_is_given_up_ends_though_its_parts_hang() {
     within("the server's end", &mut server.task).await.unwrap();
 }
 
-/// The second signal cuts a rename that copies by parts, or a directory: nothing half-done stays.
+/// The second signal ends a rename of a directory, or one that copies by parts: nothing half-done
+/// is left.
 #[tokio::test]
-async fn a_rename_that_is_cut_off_leaves_nothing_behind() {
+async fn a_rename_that_is_aborted_leaves_nothing_behind() {
     for (source, target, operation) in [
         ("/large", "/moved", "UploadPartCopy"),
         ("/d", "/e", "CopyObject"),
@@ -200,13 +198,14 @@ async fn a_rename_that_is_cut_off_leaves_nothing_behind() {
         within("the server's end", &mut server.task).await.unwrap();
         renaming.abort();
         assert_eq!(s3.objects(), before, "{source}");
-        assert_clean(&s3);
+        s3.assert_no_uploads();
     }
 }
 
-/// READs whose answers nobody takes, as of a `get` that is killed: the channel's end is the session's.
+/// READs whose replies are not read, as of a `get` that is killed: the session ends with the
+/// channel.
 #[tokio::test]
-async fn a_channel_that_is_closed_in_mid_download_ends_its_session() {
+async fn closing_a_channel_during_a_download_ends_its_session() {
     let s3 = FakeS3::start().await;
     s3.put("alice/f", noise(20 * MIB, 1));
     let server = Server::start(s3_store(&s3)).await;
@@ -217,7 +216,7 @@ async fn a_channel_that_is_closed_in_mid_download_ends_its_session() {
             loop {
                 match client.ssh.channel().await {
                     Ok(channel) => return channel,
-                    // The last one's end is on its way.
+                    // The channel before has not ended yet.
                     Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
                 }
             }
@@ -237,7 +236,7 @@ async fn a_channel_that_is_closed_in_mid_download_ends_its_session() {
             ));
         }
         channel.data(&requests[..]).await.unwrap();
-        // Some of it is on its way, and more than the window takes is not.
+        // Some replies are under way, and more than the window takes are not.
         eventually("it is read", || s3.count("GetObject") > 1).await;
         s3.reset();
         channel.close().await.unwrap();
@@ -250,18 +249,17 @@ async fn a_channel_that_is_closed_in_mid_download_ends_its_session() {
         .unwrap();
 }
 
-/// Nobody waits for the answer to a CLOSE that was sent: the file is stored all the same. Nor for a WRITE that nothing
-/// comes behind: it is given up at once.
+/// A client sends CLOSE and does not wait for the answer: the file is stored all the same. Without
+/// a CLOSE, the upload is aborted at once.
 #[tokio::test]
-async fn what_came_before_the_channel_was_closed_is_carried_out() {
+async fn requests_before_the_end_of_the_channel_are_executed() {
     let s3 = FakeS3::start().await;
     let server = Server::start(s3_store(&s3)).await;
     let client = server.client().await;
     let hold = Arc::new(Notify::new());
     s3.fault("PutObject", When::Nth(1), Fault::Hold(hold.clone()));
     for (path, closes) in [("/whole", true), ("/cut", false)] {
-        let channel = client.ssh.channel().await.unwrap();
-        channel.request_subsystem(true, "sftp").await.unwrap();
+        let channel = client.ssh.sftp_channel().await;
         let mut requests = vec![0, 0, 0, 5, 1, 0, 0, 0, 3];
         requests.extend(packet(3, 1, &[&text(path), &[0, 0, 0, 26], &[0; 4]]));
         requests.extend(packet(6, 2, &[&text("1"), &[0; 8], &text("data")]));
@@ -274,12 +272,13 @@ async fn what_came_before_the_channel_was_closed_is_carried_out() {
     eventually("the file is on its way", || s3.count("PutObject") == 1).await;
     hold.notify_one();
     eventually("it is stored", || s3.objects() == ["alice/whole"]).await;
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
-/// As many bytes without an answer as OpenSSH sends, while the store takes none: other channels of the connection go on.
+/// As many unanswered bytes as OpenSSH sends, while the store takes none: other channels of the
+/// connection go on.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_stalls_stops_no_connection() {
+async fn a_store_that_stalls_does_not_stop_other_channels() {
     let s3 = FakeS3::start().await;
     let hold = Arc::new(Notify::new());
     s3.fault("UploadPart", When::Every, Fault::Hold(hold.clone()));
@@ -323,7 +322,7 @@ async fn a_store_that_stalls_stops_no_connection() {
     assert_eq!(within("the upload", writing).await.unwrap(), StatusCode::Ok);
     releasing.abort();
     assert!(s3.object("alice/large").unwrap() == data);
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
 #[tokio::test]
@@ -343,7 +342,7 @@ async fn open_files_are_limited_by_user_and_uploads_by_memory() {
         clients.push(client);
     }
     assert_eq!(opened, sftpd::transfer::MAX_USER_HANDLES);
-    // Another user is not concerned.
+    // Another user is not affected.
     let other = server.client_as("reader").await;
     assert_eq!(other.get("/f").await.unwrap(), b"content");
     drop(clients);
@@ -383,9 +382,10 @@ async fn open_files_are_limited_by_user_and_uploads_by_memory() {
     }
 }
 
-/// Files that one user has opened and does not read take no read-ahead from another one's download.
+/// Files that one user has opened and does not read take no read-ahead from another user's
+/// download.
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_nobody_reads_cost_others_nothing() {
+async fn open_files_that_are_not_read_do_not_slow_down_other_users() {
     let s3 = FakeS3::start().await;
     let data = noise(16 * MIB, 1);
     s3.put("alice/large", data.clone());
@@ -411,7 +411,7 @@ async fn files_that_nobody_reads_cost_others_nothing() {
     );
 }
 
-/// One READ each, answered and read, of as many files as a user may have open.
+/// One READ, answered and read, of each of as many files as a user may have open.
 #[tokio::test(flavor = "multi_thread")]
 async fn open_files_that_were_read_stay_inside_the_formula() {
     let s3 = FakeS3::start().await;
@@ -419,7 +419,7 @@ async fn open_files_that_were_read_stay_inside_the_formula() {
     let process = Process::start(&s3, &["--buffer-memory", "32MiB"]);
     let mut open = Vec::new();
     for _ in 0..4 {
-        let client = process.server.client().await;
+        let client = process.client().await;
         for _ in 0..256 {
             let handle = client.open("/f", OpenFlags::READ).await.unwrap();
             let read = client.sftp.read(&handle, 1000, 255 * 1024).await.unwrap();
@@ -431,18 +431,18 @@ async fn open_files_that_were_read_stay_inside_the_formula() {
     assert!(peak <= promise, "{peak} MiB, of {promise}");
 }
 
-/// Requests whose answers are not read, until each session is cut off.
+/// Requests whose replies are not read, until each session is closed.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_nobody_reads_stay_inside_the_formula() {
+async fn replies_that_are_not_read_stay_inside_the_formula() {
     let s3 = FakeS3::start().await;
     s3.put("alice/f", "");
     let process = Process::start(&s3, &["--buffer-memory", "32MiB"]);
-    // One of ten channels is the client's own. All are open before the first floods its connection.
-    let clients = [process.server.client().await, process.server.client().await];
+    // One of ten channels is that of the client itself. All are open before the first floods its
+    // connection.
+    let clients = [process.client().await, process.client().await];
     let mut channels = Vec::new();
     for n in 0..12 {
-        let channel = clients[n / 9].ssh.channel().await.unwrap();
-        channel.request_subsystem(true, "sftp").await.unwrap();
+        let channel = clients[n / 9].ssh.sftp_channel().await;
         let mut begin = vec![0, 0, 0, 5, 1, 0, 0, 0, 3];
         begin.extend(packet(3, 1, &[&text("/f"), &1_u32.to_be_bytes(), &[0; 4]]));
         channel.data(&begin[..]).await.unwrap();
@@ -472,9 +472,9 @@ async fn answers_that_nobody_reads_stay_inside_the_formula() {
     assert!(peak <= promise, "{peak} MiB, of {promise}");
 }
 
-/// The names in directories that are renamed come out of the pool.
+/// The memory for the names in a directory that is renamed comes out of the pool.
 #[tokio::test]
-async fn names_under_rename_are_bounded() {
+async fn a_rename_of_more_names_than_the_pool_holds_fails() {
     let s3 = FakeS3::start().await;
     let name = "x".repeat(200);
     (0..3000).for_each(|n| s3.put(&format!("alice/d/{name}{n}"), ""));

@@ -1,21 +1,13 @@
-//! Clients that die, vanish or dawdle, stores that panic, and keys that change in mid-transfer: a client's end costs
-//! nobody else anything, and leaves nothing behind.
+//! Clients that are killed, vanish or dawdle, stores that panic, and keys that change during a
+//! transfer: other clients are not affected, and nothing is left behind.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
-#[path = "support/process.rs"]
-mod process;
 mod support;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use process::Gateway;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::sftp::{End, SessionParams};
@@ -23,38 +15,36 @@ use sftpd::store::{
     Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource, Store,
     StoreError, memory::MemoryStore,
 };
-use sftpd::transfer::BufferPool;
-use sftpd::transfer::UserLimits;
-use sftpd::transfer::{PartSizes, Transfers};
-use sftpd::users::Access;
-use sftpd::{path::Home, vfs::Vfs};
+use sftpd::transfer::PartSizes;
 use std::cell::Cell;
 use std::ops::Range;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::proxy::{Fate, Proxy, place};
-use support::s3::{self, FakeS3, Fault, When};
+use support::commands::Running;
+use support::gateway::{Content, Gateway, HOST};
+use support::proxy::{Fate, Proxy, connect_when_admitted};
+use support::s3::{FakeS3, Fault, When};
+use support::wait::wait_until;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
 const KIB: usize = 1024;
 const HELLO: &[u8] = b"SSH-2.0-test\r\n";
 
 // Clients that are killed
 
-/// Kills in each operation: with each of these numbers of bytes passed, handshake and login included.
+/// Kills in each operation, each after another number of bytes, handshake and login included.
 const KILLS: usize = 50;
-/// So small that a file of several costs no time.
+/// Bytes of a part: so few that a file of several parts takes no time.
 const PART: usize = 64 * KIB;
 
-/// A server with one place, so that whoever gets in proves that the one before is gone.
-async fn one_place(s3: &FakeS3) -> Server {
+/// A server for one connection, so that a client that is admitted proves that the one before has
+/// gone.
+async fn server_for_one(s3: &FakeS3) -> Server {
     s3.set_min_part(PART);
-    // In flight when the client is killed, all of them.
+    // So that they are in flight when the client is killed.
     for op in ["UploadPart", "CopyObject", "ListObjectsV2"] {
         s3.fault(op, When::Every, Fault::Stall(Duration::from_millis(2)));
     }
@@ -70,14 +60,15 @@ async fn one_place(s3: &FakeS3) -> Server {
     .await
 }
 
-/// Runs `act` as a client that is killed after so many bytes; how many had passed when it was over.
+/// Runs `act` as a client that is killed after `limit` bytes. Returns how many had passed at its
+/// end.
 async fn killed(
     server: &Server,
     limit: usize,
     act: impl AsyncFnOnce(Client) -> Result<(), SftpError>,
 ) -> usize {
     let proxy = Proxy::start(server.address, limit, Fate::Reset).await;
-    let whole = async { act(proxy.server.client().await).await };
+    let whole = async { act(proxy.client().await).await };
     tokio::select! {
         biased;
         () = proxy.broken() => {}
@@ -86,8 +77,9 @@ async fn killed(
     proxy.passed()
 }
 
-/// Kills `act` at many points, most of them near the end, and calls `check` once the bucket is quiet each time.
-async fn at_every_point(
+/// Kills `act` at many points, most of them near the end, and each time calls `check` once the
+/// bucket is quiet.
+async fn kill_at_many_points(
     s3: &FakeS3,
     server: &Server,
     act: impl AsyncFn(Client) -> Result<(), SftpError>,
@@ -96,23 +88,28 @@ async fn at_every_point(
     let all = killed(server, usize::MAX, &act).await;
     eventually("no upload is in progress", || s3.uploads() == 0).await;
     check(all);
-    let mut dice = dice(17);
+    let mut dice = Dice::new(17);
     for n in 0..KILLS {
         let limit = match n % 3 {
-            0 => dice(all),
-            1 => all - dice(all.min(4 * KIB)),
+            0 => dice.size_below(all),
+            1 => all - dice.size_below(all.min(4 * KIB)),
             // Around the last request and its reply.
-            _ => all - 200 + dice(250),
+            _ => all - 200 + dice.size_below(250),
         };
         killed(server, limit, &act).await;
-        // Nobody gets in before the session has ended; its uploads may end a little later.
-        within("the place", place(server.address, HELLO)).await;
+        // No connection is admitted before the session has ended; its uploads may end a little
+        // later.
+        within(
+            "the connection is admitted",
+            connect_when_admitted(server.address, HELLO),
+        )
+        .await;
         eventually("no upload is in progress", || s3.uploads() == 0).await;
         check(limit);
     }
-    // The whole pool is there, and nothing is shown that is not stored.
+    // The whole pool is free, and listings show only what is stored.
     let proxy = Proxy::start(server.address, usize::MAX, Fate::Reset).await;
-    let client = proxy.server.client().await;
+    let client = proxy.client().await;
     let data = noise(20 * PART, 7);
     within("a put with all of the pool", client.put("/last", &data))
         .await
@@ -126,14 +123,14 @@ async fn at_every_point(
     .await;
 }
 
-/// The files of the home's top, as [`Client::list`] shows them.
+/// The files at the top of the home that a client sees, as [`Client::list`] has them.
 async fn shown(client: &Client) -> Vec<String> {
     let mut names = client.list("/").await.unwrap();
     names.retain(|name| !name.ends_with('/'));
     names
 }
 
-/// The same as they are.
+/// The files at the top of the home that are in the bucket, in the same form.
 fn stored(s3: &FakeS3) -> Vec<String> {
     let files = s3
         .objects()
@@ -154,7 +151,7 @@ fn stored(s3: &FakeS3) -> Vec<String> {
 async fn a_client_killed_in_a_put_leaves_the_old_object_or_the_whole_new_one() {
     for old in [None, Some("the old one")] {
         let s3 = FakeS3::start().await;
-        let server = one_place(&s3).await;
+        let server = server_for_one(&s3).await;
         let data = noise(5 * PART + 99, 1);
         let closing = Cell::new(false);
         let act = async |client: Client| {
@@ -177,8 +174,9 @@ async fn a_client_killed_in_a_put_leaves_the_old_object_or_the_whole_new_one() {
             closing.set(true);
             client.sftp.close(&handle).await.map(drop)
         };
-        let (whole, kept) = (Cell::new(0), Cell::new(0));
-        at_every_point(&s3, &server, act, |limit| match s3.object("alice/f") {
+        let whole = Cell::new(0);
+        let kept = Cell::new(0);
+        kill_at_many_points(&s3, &server, act, |limit| match s3.object("alice/f") {
             Some(object) if object == data => {
                 assert!(closing.get(), "stored after {limit} bytes, before CLOSE");
                 whole.set(whole.get() + 1);
@@ -196,7 +194,7 @@ async fn a_client_killed_in_a_put_leaves_the_old_object_or_the_whole_new_one() {
 #[tokio::test]
 async fn a_client_killed_in_a_get_changes_nothing() {
     let s3 = FakeS3::start().await;
-    let server = one_place(&s3).await;
+    let server = server_for_one(&s3).await;
     let data = noise(600 * KIB, 1);
     s3.put("alice/f", data.clone());
     let act = async |client: Client| {
@@ -215,7 +213,7 @@ async fn a_client_killed_in_a_get_changes_nothing() {
         }
         client.sftp.close(&handle).await.map(drop)
     };
-    at_every_point(&s3, &server, act, |_| {
+    kill_at_many_points(&s3, &server, act, |_| {
         assert_eq!(s3.object("alice/f").as_ref(), Some(&data))
     })
     .await;
@@ -224,9 +222,9 @@ async fn a_client_killed_in_a_get_changes_nothing() {
 #[tokio::test]
 async fn a_client_killed_in_a_rename_leaves_every_file_under_one_name() {
     let s3 = FakeS3::start().await;
-    let server = one_place(&s3).await;
+    let server = server_for_one(&s3).await;
     let names = ["a", "b/c", "d"];
-    // Directories are remembered.
+    // New names each time: the server remembers directories.
     let round = Cell::new(0);
     let act = async |client: Client| {
         for key in s3.objects() {
@@ -252,7 +250,7 @@ async fn a_client_killed_in_a_rename_leaves_every_file_under_one_name() {
             .await
             .map(drop)
     };
-    at_every_point(&s3, &server, act, |limit| {
+    kill_at_many_points(&s3, &server, act, |limit| {
         let (objects, both) = (
             s3.objects(),
             ["from", "to"].map(|top| format!("{top}-{}", round.get())),
@@ -263,7 +261,7 @@ async fn a_client_killed_in_a_rename_leaves_every_file_under_one_name() {
             "d"
         };
         let whole = both.map(|top| ["a", "b/c", d].map(|name| format!("alice/{top}/{name}")));
-        // Killed before it had begun, it leaves what the last check or none left.
+        // Killed before it has begun, it leaves what was there.
         assert!(
             whole.iter().any(|whole| objects == *whole),
             "after {limit} bytes: {objects:?}"
@@ -273,9 +271,9 @@ async fn a_client_killed_in_a_rename_leaves_every_file_under_one_name() {
 }
 
 #[tokio::test]
-async fn a_client_killed_in_a_listing_harms_nobody() {
+async fn a_client_killed_in_a_listing_leaves_the_server_working() {
     let s3 = FakeS3::start().await;
-    let server = one_place(&s3).await;
+    let server = server_for_one(&s3).await;
     for n in 0..2500 {
         s3.put(&format!("alice/file-{n:04}"), "");
     }
@@ -284,10 +282,10 @@ async fn a_client_killed_in_a_listing_harms_nobody() {
         while client.sftp.readdir(&handle).await.is_ok() {}
         client.sftp.close(&handle).await.map(drop)
     };
-    at_every_point(&s3, &server, act, |_| assert!(s3.objects().len() >= 2500)).await;
+    kill_at_many_points(&s3, &server, act, |_| assert!(s3.objects().len() >= 2500)).await;
 }
 
-/// The client most people have; it has many requests on their way when it dies.
+/// The most common client; it has many requests under way when it is killed.
 #[test]
 fn a_killed_openssh_client_leaves_the_old_object_or_the_whole_new_one() {
     const SIZE: usize = 11 * MIB;
@@ -295,28 +293,26 @@ fn a_killed_openssh_client_leaves_the_old_object_or_the_whole_new_one() {
         return;
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (old, new) = (
-        process::Content::from("the old one"),
-        process::noise(SIZE, 1),
-    );
+    let old = Content::from("the old one");
+    let new = noise(SIZE, 1);
     gateway.write("new", &new);
     gateway.put_object("large", &new);
     gateway.write(".put", "put new file");
     gateway.write(".get", "get large back");
-    let mut dice = dice(4);
+    let mut dice = Dice::new(4);
     for n in 0..20 {
         gateway.put_object("file", &old.0);
         let limit = if n % 4 == 0 {
-            SIZE + dice(8 * KIB)
+            SIZE + dice.size_below(8 * KIB)
         } else {
-            dice(SIZE)
+            dice.size_below(SIZE)
         };
         let address = ([127, 0, 0, 1], gateway.port).into();
         let proxy = runtime.block_on(Proxy::start(address, limit, Fate::Hold));
         let mut sftp = gateway.command("sftp");
         sftp.args([
             "-o",
-            &format!("Port={}", proxy.server.address.port()),
+            &format!("Port={}", proxy.address.port()),
             "-o",
             "StrictHostKeyChecking=no",
         ]);
@@ -327,11 +323,8 @@ fn a_killed_openssh_client_leaves_the_old_object_or_the_whole_new_one() {
             if n % 2 == 0 { ".put" } else { ".get" },
             "-F",
         ]);
-        sftp.arg(gateway.ssh_config()).arg(process::HOST);
-        sftp.stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let mut client = process::Running::spawn(&mut sftp);
+        sftp.arg(gateway.ssh_config()).arg(HOST);
+        let mut client = Running::spawn_quietly(&mut sftp);
         let broken = runtime.block_on(async {
             tokio::select! {
                 () = proxy.broken() => true,
@@ -339,9 +332,7 @@ fn a_killed_openssh_client_leaves_the_old_object_or_the_whole_new_one() {
             }
         });
         drop(client);
-        process::eventually("no upload is in progress", || {
-            gateway.uploads().is_empty().then_some(())
-        });
+        wait_until("no upload is in progress", || gateway.uploads().is_empty());
         let object = gateway.object("file").expect("the old one at least");
         // CLOSE follows the last byte of the file.
         let may_be_new = n % 2 == 0 && limit > SIZE;
@@ -360,20 +351,21 @@ fn a_killed_openssh_client_leaves_the_old_object_or_the_whole_new_one() {
             .command("sftp")
             .args(["-b", ".put", "-F"])
             .arg(gateway.ssh_config())
-            .arg(process::HOST),
+            .arg(HOST),
     );
     gateway.expect_object("file", new);
 }
 
 // Clients that vanish or dawdle
 
-/// No reset, no end of stream: a cable was pulled, or a NAT forgot. The clock runs ahead whenever nothing happens.
+/// No reset and no end of stream, as when a cable is pulled or a NAT forgets the connection. The
+/// clock is paused, so it runs ahead whenever nothing happens.
 #[tokio::test]
-async fn a_peer_that_vanishes_without_a_word_is_found() {
+async fn a_client_that_vanishes_without_a_reset_is_detected() {
     let store = Arc::new(MemoryStore::default());
     let server = Server::with(store.clone(), |config| config.max_sessions = 1).await;
     let proxy = Proxy::start(server.address, usize::MAX, Fate::Vanish).await;
-    let client = proxy.server.client().await;
+    let client = proxy.client().await;
     let handle = client.open("/f", PUT).await.unwrap();
     client.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
     eventually("a part is on its way", || store.uploads() == 1).await;
@@ -383,7 +375,7 @@ async fn a_peer_that_vanishes_without_a_word_is_found() {
     assert_eq!(
         store.uploads(),
         1,
-        "a quiet client that answers is left in peace"
+        "a quiet client that answers keep-alives stays"
     );
     proxy.break_now();
     while store.uploads() > 0 {
@@ -394,15 +386,19 @@ async fn a_peer_that_vanishes_without_a_word_is_found() {
         );
     }
     tokio::time::resume();
-    within("its place", place(server.address, HELLO)).await;
+    within(
+        "the next is admitted",
+        connect_when_admitted(server.address, HELLO),
+    )
+    .await;
 }
 
-/// It answers every keep-alive, but asks for nothing.
+/// The client answers every keep-alive, but sends no request.
 #[tokio::test]
-async fn a_login_without_a_session_does_not_last() {
+async fn a_connection_without_a_session_is_closed() {
     for with_channel in [false, true] {
         let server = Server::start(Arc::new(MemoryStore::default())).await;
-        let mut ssh = SshClient::connect(&server).await;
+        let mut ssh = SshClient::connect(server.address).await;
         assert!(ssh.login("alice", PASSWORD).await);
         let _channel = if with_channel {
             Some(ssh.channel().await.unwrap())
@@ -433,13 +429,14 @@ async fn a_login_without_a_session_does_not_last() {
 }
 
 #[tokio::test]
-async fn one_byte_at_a_time_is_no_way_to_stay_without_a_login() {
+async fn bytes_that_trickle_in_do_not_extend_the_login_timeout() {
     let brief = Duration::from_millis(500);
     let server = Server::with(Arc::new(MemoryStore::default()), |config| {
         config.login_timeout = brief
     })
     .await;
-    // Before the version is whole, and in the middle of a packet of 32 KiB that would begin the key exchange.
+    // Before the version is whole, and in the middle of a packet of 32 KiB that would begin the key
+    // exchange.
     for greeting in [&b"SSH-2.0-"[..], b"SSH-2.0-test\r\n\0\0\x80\0\x04\x14"] {
         let (mut from, mut to) = TcpStream::connect(server.address)
             .await
@@ -459,30 +456,11 @@ async fn one_byte_at_a_time_is_no_way_to_stay_without_a_login() {
     }
 }
 
-/// A session whose clock may be paused: there is no socket.
+/// A session without a socket, so that its clock can be paused.
 fn settings(idle_timeout: Duration) -> (Arc<MemoryStore>, SessionParams) {
     let store = Arc::new(MemoryStore::default());
-    let context = Arc::new(Transfers::new(
-        store.clone(),
-        BufferPool::new(64 << 20),
-        PartSizes::default(),
-    ));
-    let settings = SessionParams {
-        pool: context.pool.clone(),
-        limits: Arc::new(UserLimits::new(256, &context.pool)),
-        uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        vfs: Vfs::new(
-            context,
-            Arc::default(),
-            Home::new("", "alice").unwrap(),
-            false,
-        ),
-        access: Access::ReadWrite,
-        who: "alice@test".into(),
-        user: "alice".into(),
-        idle_timeout,
-        drain: CancellationToken::new(),
-    };
+    let (mut settings, _tasks) = session::settings(store.clone(), "alice", 64 << 20);
+    settings.idle_timeout = idle_timeout;
     (store, settings)
 }
 
@@ -502,12 +480,11 @@ impl sftpd::sftp::Source for Slow {
     }
 }
 
-/// Hears everything.
-struct Ear(Arc<Mutex<Vec<u8>>>);
+/// Reads every reply.
+struct Reader;
 
-impl sftpd::sftp::Sink for Ear {
-    async fn send(&mut self, bytes: Bytes) -> bool {
-        self.0.lock().unwrap().extend(bytes);
+impl sftpd::sftp::Sink for Reader {
+    async fn send(&mut self, _bytes: Bytes) -> bool {
         true
     }
 }
@@ -524,7 +501,7 @@ fn open_and_write() -> (Vec<u8>, Vec<u8>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_byte_of_a_packet_a_second_is_idleness() {
+async fn one_byte_of_a_packet_a_second_counts_as_idle() {
     let minute = Duration::from_secs(60);
     for writes in [false, true] {
         let (_, settings) = settings(minute);
@@ -534,13 +511,12 @@ async fn one_byte_of_a_packet_a_second_is_idleness() {
             pieces.extend(write.iter().map(|byte| Bytes::from(vec![*byte])));
         }
         let began = Instant::now();
-        let heard = Ear(Arc::default());
         let end = sftpd::sftp::serve(
             Slow {
                 pieces,
                 pause: Duration::from_secs(1),
             },
-            heard,
+            Reader,
             settings,
         )
         .await;
@@ -550,8 +526,8 @@ async fn one_byte_of_a_packet_a_second_is_idleness() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_line_is_not_idle() {
-    // 255 KiB at 10 KB/s, ten times over, with a timeout just above what one WRITE takes.
+async fn slow_writes_do_not_count_as_idle() {
+    // Ten WRITEs of 255 KiB at 10 KB/s, with a timeout just above the time that one of them takes.
     let (store, settings) = settings(Duration::from_secs(30));
     let (open, write) = open_and_write();
     let mut pieces = vec![Bytes::from(open)];
@@ -561,13 +537,12 @@ async fn a_slow_line_is_not_idle() {
         pieces.extend(write.chunks(1000).map(Bytes::copy_from_slice));
     }
     pieces.push(packet(4, 3, &[&text("1")]).into());
-    let heard = Ear(Arc::default());
     let end = sftpd::sftp::serve(
         Slow {
             pieces,
             pause: Duration::from_millis(100),
         },
-        heard,
+        Reader,
         settings,
     )
     .await;
@@ -578,10 +553,11 @@ async fn a_slow_line_is_not_idle() {
 
 // Stores that panic
 
-/// A store of the test's own, which panics in one of its methods.
+/// A store that panics in one of its methods.
 #[derive(Default)]
 struct Fragile {
     store: MemoryStore,
+    /// The method that panics.
     breaks: Mutex<&'static str>,
 }
 
@@ -676,7 +652,7 @@ impl Store for Fragile {
     }
 }
 
-/// A client that closes what it has opened, come what may.
+/// Writes a file, and closes it also if the WRITE fails.
 async fn write(client: &Client, path: &str, flags: OpenFlags, data: &[u8]) -> Result<(), Failed> {
     let handle = client.open(path, flags).await?;
     let written = client.write(&handle, 0, data).await;
@@ -684,7 +660,7 @@ async fn write(client: &Client, path: &str, flags: OpenFlags, data: &[u8]) -> Re
 }
 
 #[tokio::test]
-async fn a_store_that_panics_costs_one_request() {
+async fn a_store_that_panics_fails_one_request() {
     let store = Arc::new(Fragile::default());
     let mut server = Server::start(store.clone()).await;
     let (client, other) = (server.client().await, server.client().await);
@@ -737,7 +713,7 @@ async fn a_store_that_panics_costs_one_request() {
         }
     }
     assert!(client.get("/old").await.unwrap() == large);
-    // Even an abort that fails so: the upload stays in the bucket, but nothing here waits for it.
+    // If an abort panics, the upload stays in the bucket, but nothing here waits for it.
     let handle = client.open("/f", PUT).await.unwrap();
     client.write(&handle, 0, &large[..6 * MIB]).await.unwrap();
     *store.breaks.lock().unwrap() = "abort";
@@ -751,8 +727,8 @@ async fn a_store_that_panics_costs_one_request() {
     within("the server's end", &mut server.task).await.unwrap();
 }
 
-/// S3 takes longer for every part than the client waits for answers to its keep-alives, and the file is larger than all that
-/// can be under way.
+/// S3 takes longer for every part than the client waits for answers to its keep-alives, and the
+/// file is larger than what can be under way at once.
 #[test]
 fn openssh_stays_connected_while_the_store_stalls() {
     let Some(gateway) = Gateway::start(&["sftp"]) else {
@@ -761,7 +737,7 @@ fn openssh_stays_connected_while_the_store_stalls() {
     if !gateway.stall("UploadPart", Duration::from_secs(8)) {
         return;
     }
-    let data = process::noise(80 * MIB, 1);
+    let data = noise(80 * MIB, 1);
     gateway.write("up", &data);
     gateway.write(".batch", "put up file");
     let mut sftp = gateway.command("sftp");
@@ -773,16 +749,17 @@ fn openssh_stays_connected_while_the_store_stalls() {
         "-b",
         ".batch",
     ]);
-    gateway.run(sftp.arg("-F").arg(gateway.ssh_config()).arg(process::HOST));
+    gateway.run(sftp.arg("-F").arg(gateway.ssh_config()).arg(HOST));
     gateway.expect_object("file", &data);
 }
 
-// Keys that change in mid-transfer
+// Keys that change during a transfer
 
-/// Puts and gets a file; how many key exchanges that took.
-fn key_exchanges(size: usize, options: &[&str]) -> Option<usize> {
+/// Puts and gets a file. Returns how many key exchanges that took; `None` if `sftp` is not
+/// installed.
+fn count_key_exchanges(size: usize, options: &[&str]) -> Option<usize> {
     let gateway = Gateway::start(&["sftp"])?;
-    let data = process::noise(size, 1);
+    let data = noise(size, 1);
     gateway.write("up", &data);
     gateway.write(".batch", "put up file\nget file down");
     let mut sftp = gateway.command("sh");
@@ -796,7 +773,7 @@ fn key_exchanges(size: usize, options: &[&str]) -> Option<usize> {
         ".batch",
     ])
     .args(options);
-    let said = gateway.run(sftp.arg("-F").arg(gateway.ssh_config()).arg(process::HOST));
+    let said = gateway.run(sftp.arg("-F").arg(gateway.ssh_config()).arg(HOST));
     gateway.expect_object("file", &data);
     assert!(gateway.read("down").0 == data);
     Some(said.matches("SSH2_MSG_NEWKEYS received").count())
@@ -804,17 +781,18 @@ fn key_exchanges(size: usize, options: &[&str]) -> Option<usize> {
 
 #[test]
 fn transfers_survive_many_key_exchanges() {
-    let Some(exchanges) = key_exchanges(64 * MIB, &["-o", "RekeyLimit=1M"]) else {
+    let Some(exchanges) = count_key_exchanges(64 * MIB, &["-o", "RekeyLimit=1M"]) else {
         return;
     };
     assert!(exchanges > 60, "{exchanges} key exchanges");
 }
 
-/// With this cipher OpenSSH's client asks for none below 64 GiB: those after the first are the server's.
+/// With this cipher OpenSSH's client starts no key exchange below 64 GiB: those after the first are
+/// the server's.
 #[test]
 #[ignore = "moves 2.4 GB: for a release build"]
-fn transfers_survive_the_key_exchanges_that_the_server_asks_for() {
-    let Some(exchanges) = key_exchanges(1200 * MIB, &["-c", "aes128-gcm@openssh.com"]) else {
+fn transfers_survive_the_key_exchanges_that_the_server_starts() {
+    let Some(exchanges) = count_key_exchanges(1200 * MIB, &["-c", "aes128-gcm@openssh.com"]) else {
         return;
     };
     assert_eq!(exchanges, 3, "one at the start, one each way");

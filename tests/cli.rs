@@ -1,158 +1,85 @@
-//! What operators type and see: flags and variables, addresses, errors, the log, signals, limits of the process, completions and
-//! the manual page. All of it with the real binary.
+//! What operators type and see: flags and variables, addresses, errors, the log, signals, limits of
+//! the process, completions and the manual page. All of it with the real binary.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use support::binary::Process;
+use support::process::{Process, add_user, sftpd};
 use support::s3::FakeS3;
-use support::{PUT, eventually};
+use support::{Client, PASSWORD, PUT, eventually, http_get};
 
 /// A folder with a users.json of one user.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let mut add = Command::new(env!("CARGO_BIN_EXE_sftpd"));
-    add.current_dir(folder.path())
-        .args(["users", "add", "alice", "--password"]);
-    let mut add = add
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    add.stdin
-        .take()
-        .unwrap()
-        .write_all(support::PASSWORD.as_bytes())
-        .unwrap();
-    assert!(add.wait().unwrap().success());
+    add_user(folder.path(), "alice", &[], Some(PASSWORD));
     folder
 }
 
-/// The binary in the folder, with these variables and none of its own else.
-fn sftpd(folder: &Path, variables: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sftpd"));
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy().into_owned();
-        if name.starts_with("SFTPD_") || name == "RUST_LOG" || name == "JOURNAL_STREAM" {
-            command.env_remove(name);
-        }
-    }
-    command
-        .current_dir(folder)
-        .envs(variables.iter().copied())
-        .stdin(Stdio::null());
-    command
-}
-
-/// The exit status and standard error of `serve` with an address that can't be bound: with a good configuration 1.
-fn try_serve(folder: &Path, args: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let mut command = sftpd(folder, variables);
-    command
-        .args(["serve", "--store", "memory:", "--listen", &address])
-        .args(args);
+/// The exit status and what was printed to standard error.
+fn run(command: &mut Command) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = command.output().unwrap();
     (status.code(), String::from_utf8(stderr).unwrap())
 }
 
-/// A server whose log is read line by line. Dropped, it is killed.
-struct Running {
-    child: Child,
-    /// The lines of its log up to the one that says that it is ready.
-    log: Vec<String>,
-    address: SocketAddr,
+/// Runs `serve` with an address that can't be bound: with a good configuration it exits with 1.
+fn try_serve(folder: &Path, args: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut command = sftpd(folder);
+    command
+        .args(["serve", "--store", "memory:", "--listen", &address])
+        .args(args)
+        .envs(variables.iter().copied());
+    run(&mut command)
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Whether an SSH server answers at this address and the server's port.
+fn greets_at(server: &Process, host: &str) -> bool {
+    let mut stream = TcpStream::connect((host, server.address.port())).unwrap();
+    let mut banner = [0; 10];
+    stream.read_exact(&mut banner).unwrap();
+    banner == *b"SSH-2.0-sf"
 }
 
-impl Running {
-    fn start(mut command: Command) -> Running {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap())
-            .lines()
-            .map_while(Result::ok);
-        let mut log = Vec::new();
-        let ready = loop {
-            let Some(line) = lines.next() else {
-                panic!("never ready: {log:#?}")
-            };
-            log.push(line.clone());
-            if let Some((_, address)) = line.split_once("listening on ") {
-                break address.to_owned();
-            }
-        };
-        // Nobody reads on, and the server must not wait for a reader.
-        std::thread::spawn(move || lines.for_each(drop));
-        Running {
-            child,
-            log,
-            address: ready.parse().unwrap(),
-        }
-    }
-
-    fn line(&self, text: &str) -> Option<&String> {
-        self.log.iter().find(|line| line.contains(text))
-    }
-
-    /// Whether an SSH server answers at this address and the server's port.
-    fn greets_at(&self, host: &str) -> bool {
-        let mut stream = TcpStream::connect((host, self.address.port())).unwrap();
-        let mut banner = [0; 10];
-        stream.read_exact(&mut banner).unwrap();
-        banner == *b"SSH-2.0-sf"
-    }
+fn healthy() -> (String, String) {
+    ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned())
 }
 
-/// The status line and body of a GET.
-fn http_get(address: &str, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: sftpd\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.lines().next().unwrap().to_owned(), body.to_owned())
+fn is_open(mut stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let read = stream.read(&mut [0]);
+    read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
-/// Balancers give up after a few seconds, long before other connections have used up their time.
+/// Load balancers give up after a few seconds, long before the timeout of other connections ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_answered_while_others_hold_connections() {
     let s3 = FakeS3::start().await;
     let server = Process::start(&s3, &["--metrics", "127.0.0.1:0"]);
     let address = server.said("metrics on ").unwrap();
-    // On a machine that is busy for more than a second the others may be gone before the answer; not five times in a row.
+    // On a machine that is busy for more than a second the others may be closed before the answer;
+    // not five times in a row.
     let answered_beside_others = (0..5).any(|_| {
-        let others: Vec<_> = (0..20).map(|_| TcpStream::connect(&address).unwrap()).collect();
-        assert_eq!(http_get(&address, "/healthz"), ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned()));
-        others.iter().all(|other| {
-            other.set_nonblocking(true).unwrap();
-            matches!((&mut &*other).read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
-        })
+        let others: Vec<_> = (0..20)
+            .map(|_| TcpStream::connect(&address).unwrap())
+            .collect();
+        assert_eq!(http_get(&address, "/healthz"), healthy());
+        others.iter().all(is_open)
     });
     assert!(
         answered_beside_others,
-        "the answer came after the others had to go"
+        "the answer came after the others were closed"
     );
-    // More than there are places for: they are cut, one after the other.
+    // More than the listener accepts at once: they are closed, one after the other.
     let _others: Vec<_> = (0..200)
         .map(|_| TcpStream::connect(&address).unwrap())
         .collect();
@@ -160,7 +87,7 @@ async fn health_is_answered_while_others_hold_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn switches_take_what_people_write() {
+async fn switches_accept_on_off_yes_no_and_numbers() {
     for (setting, args, on) in [
         ("export SFTPD_DIR_MARKERS=on", &[][..], true),
         ("export SFTPD_DIR_MARKERS=Yes", &[], true),
@@ -182,18 +109,14 @@ async fn switches_take_what_people_write() {
     ] {
         let s3 = FakeS3::start().await;
         let server = Process::start_after(setting, &s3, args);
-        let client = server.server.client().await;
-        client.sftp.mkdir("/d", Default::default()).await.unwrap();
+        server.client().await.mkdir("/d").await.unwrap();
         assert_eq!(s3.objects() == ["alice/d/"], on, "{setting} {args:?}");
     }
 }
 
 /// Every variable that `--help` names.
 fn variables(folder: &Path, command: &str) -> Vec<String> {
-    let output = sftpd(folder, &[])
-        .args([command, "--help"])
-        .output()
-        .unwrap();
+    let output = sftpd(folder).args([command, "--help"]).output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     let named = help
         .split("[env: ")
@@ -208,19 +131,20 @@ fn empty_variables_count_as_unset() {
     let names = variables(folder.path(), "serve");
     assert!(names.len() > 12, "{names:?}");
     let empty: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
-    let mut serve = sftpd(folder.path(), &empty);
-    serve.args(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"]);
-    let server = Running::start(serve);
+    let mut serve = sftpd(folder.path());
+    serve
+        .args(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"])
+        .envs(empty.iter().copied());
+    let server = Process::spawn(serve);
     assert!(
         server.line("settings defaults").is_some(),
-        "{:#?}",
-        server.log
+        "{}",
+        server.log()
     );
-    assert!(server.greets_at("127.0.0.1"));
-    // Where one is needed, empty is missing, and the error names it.
-    let output = sftpd(folder.path(), &empty).arg("serve").output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2));
+    assert!(greets_at(&server, "127.0.0.1"));
+    // A required one that is empty is missing, and the error names it.
+    let (status, said) = run(sftpd(folder.path()).envs(empty).arg("serve"));
+    assert_eq!(status, Some(2));
     assert!(
         said.contains("--store <URL>") && said.contains("SFTPD_STORE"),
         "{said}"
@@ -314,7 +238,7 @@ fn an_error_names_the_variable_that_a_value_comes_from() {
 }
 
 #[test]
-fn values_that_cannot_be_meant_are_refused() {
+fn senseless_values_are_refused() {
     let folder = folder();
     for (flag, sentence) in [
         ("--max-sessions=0", "nobody could connect"),
@@ -345,7 +269,7 @@ fn values_that_cannot_be_meant_are_refused() {
 }
 
 #[test]
-fn addresses_are_taken_as_people_write_them() {
+fn addresses_are_accepted_in_every_usual_form() {
     let folder = folder();
     let has_ipv6 = TcpListener::bind("[::1]:0").is_ok();
     for (address, host) in [
@@ -360,44 +284,34 @@ fn addresses_are_taken_as_people_write_them() {
             eprintln!("skipped: no IPv6: {address}");
             continue;
         }
-        let mut serve = sftpd(folder.path(), &[("SFTPD_LISTEN", address)]);
-        serve.args(["serve", "--store", "memory:", "--metrics", address]);
-        let server = Running::start(serve);
-        assert!(server.greets_at(host), "{address}");
-        let metrics = server
-            .line("metrics on ")
-            .unwrap()
-            .rsplit(':')
-            .next()
-            .unwrap();
+        let mut serve = sftpd(folder.path());
+        serve
+            .args(["serve", "--store", "memory:", "--metrics", address])
+            .env("SFTPD_LISTEN", address);
+        let server = Process::spawn(serve);
+        assert!(greets_at(&server, host), "{address}");
+        let bound = server.said("metrics on ").unwrap();
+        let (_, port) = bound.rsplit_once(':').unwrap();
         let metrics = if host.contains(':') {
-            format!("[{host}]:{metrics}")
+            format!("[{host}]:{port}")
         } else {
-            format!("{host}:{metrics}")
+            format!("{host}:{port}")
         };
         assert_eq!(http_get(&metrics, "/healthz").1, "ok\n", "{address}");
-        let mut demo = sftpd(folder.path(), &[]);
+        let mut demo = sftpd(folder.path());
         demo.args(["demo", "--listen", address])
             .stdout(Stdio::piped());
-        let mut demo = Running::start(demo);
-        assert!(demo.greets_at(host), "{address}");
+        let mut demo = Process::spawn(demo);
+        assert!(greets_at(&demo, host), "{address}");
         let mut lines = BufReader::new(demo.child.stdout.take().unwrap())
             .lines()
             .map_while(Result::ok);
         let shown = lines.find(|line| line.contains("sftp -P")).unwrap();
         let reachable = shown.rsplit('@').next().unwrap().trim_matches(['[', ']']);
-        assert!(demo.greets_at(reachable), "{shown}");
+        assert!(greets_at(&demo, reachable), "{shown}");
     }
-    let (status, said) = {
-        let output = sftpd(folder.path(), &[])
-            .args(["demo", "--listen", "no-such-host.invalid:2222"])
-            .output()
-            .unwrap();
-        (
-            output.status.code(),
-            String::from_utf8(output.stderr).unwrap(),
-        )
-    };
+    let unknown = ["demo", "--listen", "no-such-host.invalid:2222"];
+    let (status, said) = run(sftpd(folder.path()).args(unknown));
     assert_eq!(status, Some(1));
     assert!(
         said.contains("can't listen on no-such-host.invalid:2222"),
@@ -405,39 +319,27 @@ fn addresses_are_taken_as_people_write_them() {
     );
 }
 
-/// To a socket for IPv6 a client with IPv4 has an address of another form.
+/// On a socket for IPv6 and IPv4, a client with IPv4 has an address of another form.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_is_known_by_its_own_address_on_a_socket_for_all() {
+async fn a_client_on_a_socket_for_all_addresses_is_logged_with_its_ipv4_address() {
     let folder = folder();
-    let log = folder.path().join("log");
-    let mut serve = sftpd(folder.path(), &[]);
-    serve
-        .args(["serve", "--store", "memory:", "--listen", "0"])
-        .stderr(File::create(&log).unwrap());
-    let mut child = serve.spawn().unwrap();
-    let mut port = None;
-    eventually("ready", || {
-        let text = fs::read_to_string(&log).unwrap();
-        let line = text.lines().find(|line| line.contains("listening on "));
-        port = line.map(|line| line.rsplit(':').next().unwrap().parse::<u16>().unwrap());
-        port.is_some()
+    let mut serve = sftpd(folder.path());
+    serve.args(["serve", "--store", "memory:", "--listen", "0"]);
+    let server = Process::spawn(serve);
+    let address = SocketAddr::from(([127, 0, 0, 1], server.address.port()));
+    let _client = Client::connect(address).await;
+    eventually("the login is logged", || {
+        server.logged(" alice@127.0.0.1:") > 0
     })
     .await;
-    let server = support::Server::elsewhere(SocketAddr::from(([127, 0, 0, 1], port.unwrap())));
-    let client = server.client().await;
-    let text = fs::read_to_string(&log).unwrap();
-    drop(client);
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(text.contains(" alice@127.0.0.1:"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_drains_unless_it_is_ignored() {
+async fn sighup_drains_unless_it_is_ignored() {
     let s3 = FakeS3::start().await;
     // The tests themselves may run under nohup.
     let mut server = Process::start_after(r#"exec env --default-signal=HUP "$0" "$@""#, &s3, &[]);
-    let client = server.server.client().await;
+    let client = server.client().await;
     let handle = client.open("/f", PUT).await.unwrap();
     server.signal("HUP");
     eventually("it drains", || server.logged("shutting down") > 0).await;
@@ -448,14 +350,14 @@ async fn a_hangup_drains_unless_it_is_ignored() {
     // As nohup starts it.
     let mut server = Process::start_after("trap '' HUP", &s3, &[]);
     server.signal("HUP");
-    server.server.client().await.put("/g", b"x").await.unwrap();
+    server.client().await.put("/g", b"x").await.unwrap();
     assert_eq!(server.logged("shutting down"), 0);
     server.signal("TERM");
     assert!(server.ended().await.success());
 }
 
 #[test]
-fn a_wrong_log_level_does_not_silence_the_log() {
+fn an_invalid_log_level_is_warned_of_and_does_not_silence_the_log() {
     let folder = folder();
     for (level, warned) in [
         ("bogus", true),
@@ -464,21 +366,21 @@ fn a_wrong_log_level_does_not_silence_the_log() {
         ("", false),
         ("info", false),
     ] {
-        let mut serve = sftpd(folder.path(), &[("RUST_LOG", level)]);
-        serve.args(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"]);
-        let server = Running::start(serve);
+        let mut serve = sftpd(folder.path());
+        serve
+            .args(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"])
+            .env("RUST_LOG", level);
+        let server = Process::spawn(serve);
         let warning = server.line("RUST_LOG");
         assert_eq!(
-            warning.is_some_and(|line| line.contains("RUST_LOG=sftpd=debug")),
+            warning
+                .as_ref()
+                .is_some_and(|line| line.contains("RUST_LOG=sftpd=debug")),
             warned,
             "{level}: {warning:?}"
         );
     }
-    let help = sftpd(folder.path(), &[])
-        .arg("--help")
-        .output()
-        .unwrap()
-        .stdout;
+    let help = sftpd(folder.path()).arg("--help").output().unwrap().stdout;
     assert!(
         String::from_utf8(help)
             .unwrap()
@@ -487,12 +389,12 @@ fn a_wrong_log_level_does_not_silence_the_log() {
 }
 
 #[test]
-fn the_first_line_says_what_was_asked_for() {
+fn the_first_log_line_names_all_settings_but_defaults() {
     let folder = folder();
-    let mut serve = sftpd(
-        folder.path(),
-        &[("SFTPD_MAX_SESSIONS", "40"), ("SFTPD_IDLE_TIMEOUT", "30m")],
-    );
+    let mut serve = sftpd(folder.path());
+    serve
+        .env("SFTPD_MAX_SESSIONS", "40")
+        .env("SFTPD_IDLE_TIMEOUT", "30m");
     serve.args([
         "serve",
         "--store",
@@ -508,8 +410,9 @@ fn the_first_line_says_what_was_asked_for() {
         "127.0.0.1:0",
     ]);
     serve.env("AWS_SECRET_ACCESS_KEY", "hush");
-    let server = Running::start(serve);
-    let first = &server.log[0];
+    let server = Process::spawn(serve);
+    let lines = server.lines();
+    let first = &lines[0];
     for part in [
         &format!("sftpd {}: ", env!("CARGO_PKG_VERSION")),
         "store memory:",
@@ -526,32 +429,34 @@ fn the_first_line_says_what_was_asked_for() {
         !first.contains("idle-timeout") && !first.contains("part-size"),
         "defaults: {first}"
     );
-    assert!(server.log.iter().all(|line| !line.contains("hush")));
-    let last = server.log.last().unwrap();
+    assert!(lines.iter().all(|line| !line.contains("hush")));
+    let ready = server.line("listening on ").unwrap();
     assert!(
-        last.ends_with(&format!("INFO  sftpd] listening on {}", server.address)),
-        "{last}"
+        ready.ends_with(&format!("INFO  sftpd] listening on {}", server.address)),
+        "{ready}"
     );
 }
 
-/// Runs `serve` until it fails for want of its address, with a file as standard error that systemd announces, or not.
+/// Runs `serve` until it fails because its address is taken. Standard error is a file, and
+/// `journal` makes of it what JOURNAL_STREAM says. Returns the content of the file.
 fn log_in_file(folder: &Path, args: &[&str], journal: impl FnOnce(&File) -> String) -> String {
     let path = folder.join("journal");
     let file = File::create(&path).unwrap();
     let stream = journal(&file);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let mut command = sftpd(folder, &[("JOURNAL_STREAM", &stream)]);
+    let mut command = sftpd(folder);
     command
         .args(["serve", "--store", "memory:", "--listen", &address])
         .args(args)
+        .env("JOURNAL_STREAM", &stream)
         .stderr(file);
     assert!(!command.status().unwrap().success());
     fs::read_to_string(path).unwrap()
 }
 
 #[test]
-fn lines_for_the_journal_have_priorities_and_no_time() {
+fn log_lines_for_the_journal_have_priorities_and_no_time() {
     let folder = folder();
     let announce = |file: &File| {
         format!(
@@ -592,24 +497,14 @@ fn lines_for_the_journal_have_priorities_and_no_time() {
     }
 }
 
-/// The soft limit on open files.
-fn soft_limit(server: &Process) -> u64 {
-    let limits = fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap();
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))
-        .unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn descriptors_are_provided_for_all_sessions_or_a_warning() {
+async fn the_limit_on_descriptors_is_raised_for_all_sessions_or_a_warning_is_logged() {
     let s3 = FakeS3::start().await;
     let server = Process::start_after("ulimit -Sn 60", &s3, &["--max-sessions", "200"]);
-    assert!(soft_limit(&server) >= 400);
+    assert!(server.max_open_files() >= 400);
     assert_eq!(server.logged("file descriptors"), 0);
     let server = Process::start_after("ulimit -n 60", &s3, &["--max-sessions", "200"]);
-    assert_eq!(soft_limit(&server), 60);
+    assert_eq!(server.max_open_files(), 60);
     assert_eq!(
         server.logged(
             "--max-sessions 200 may need 500 file descriptors and this process may have 60"
@@ -635,7 +530,7 @@ async fn without_descriptors_the_log_is_not_flooded_and_a_metric_counts() {
     assert_eq!(count(), 0);
     let began = Instant::now();
     let crowd: Vec<_> = (0..100)
-        .map(|_| TcpStream::connect(server.server.address).unwrap())
+        .map(|_| TcpStream::connect(server.address).unwrap())
         .collect();
     eventually("no descriptor is left", || {
         server.logged("can't accept a connection") > 0
@@ -643,10 +538,8 @@ async fn without_descriptors_the_log_is_not_flooded_and_a_metric_counts() {
     .await;
     // Five tries a second go on meanwhile.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let (lines, minutes) = (
-        server.logged("can't accept a connection"),
-        began.elapsed().as_secs() / 60,
-    );
+    let lines = server.logged("can't accept a connection");
+    let minutes = began.elapsed().as_secs() / 60;
     assert!(
         lines as u64 <= 1 + minutes,
         "{lines} lines in {:?}",
@@ -663,7 +556,7 @@ async fn without_descriptors_the_log_is_not_flooded_and_a_metric_counts() {
 fn completions_and_the_manual_cover_every_command() {
     let folder = folder();
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        let output = sftpd(folder.path(), &[])
+        let output = sftpd(folder.path())
             .args(["completions", shell])
             .output()
             .unwrap();
@@ -676,7 +569,8 @@ fn completions_and_the_manual_cover_every_command() {
             "{shell}"
         );
     }
-    let output = sftpd(folder.path(), &[("SFTPD_STORE", "s3://not-in-the-manual")])
+    let output = sftpd(folder.path())
+        .env("SFTPD_STORE", "s3://not-in-the-manual")
         .arg("man")
         .output()
         .unwrap();
@@ -701,9 +595,9 @@ fn completions_and_the_manual_cover_every_command() {
     assert!(!page.contains("not-in-the-manual"));
 }
 
-/// Without a build, and without a server.
+/// Needs no build and no server.
 #[test]
-fn manage_users_explains_itself() {
+fn manage_users_prints_help_and_usage_errors() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("manage-users");
     fs::copy(
@@ -711,7 +605,7 @@ fn manage_users_explains_itself() {
         &script,
     )
     .unwrap();
-    let run = |args: &[&str]| {
+    let manage_users = |args: &[&str]| {
         let output = Command::new(&script)
             .args(args)
             .env("PATH", "/usr/bin:/bin")
@@ -723,12 +617,12 @@ fn manage_users_explains_itself() {
             String::from_utf8([output.stdout, output.stderr].concat()).unwrap(),
         )
     };
-    let (status, said) = run(&["--help"]);
+    let (status, said) = manage_users(&["--help"]);
     assert_eq!(status, Some(0), "{said}");
     assert!(
         said.contains("--host") && !said.contains("set -eu"),
         "{said}"
     );
-    let (status, said) = run(&["--host"]);
+    let (status, said) = manage_users(&["--host"]);
     assert_eq!(status, Some(2), "{said}");
 }

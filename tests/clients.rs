@@ -1,44 +1,40 @@
-//! Real clients against the real binary over a real S3 wire: what arrives in the bucket, and what comes back.
+//! Real clients against the real binary over a real S3 wire: what arrives in the bucket, and what
+//! clients get back.
 //!
-//! A client that isn't installed is skipped, with a word; `SFTPD_TEST_ALL_CLIENTS=1` makes that a failure.
-//! `SFTPD_TEST_S3=http://…` (with `SFTPD_TEST_S3_KEY`, `SFTPD_TEST_S3_SECRET`) takes that S3 server instead of
-//! the one in `support/s3.rs`. After every test no multipart upload may be in progress.
+//! A test whose client isn't installed is skipped and says so; `SFTPD_TEST_ALL_CLIENTS=1` makes
+//! that a failure. `SFTPD_TEST_S3=http://…` (with `SFTPD_TEST_S3_KEY`, `SFTPD_TEST_S3_SECRET`)
+//! takes that S3 server instead of the one in `support/s3`. After every test no multipart upload
+//! may be in progress.
 
-// A panic is how a test fails, in its helpers too.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+// A panic is how a test fails.
+#![allow(clippy::restriction)]
 
-#[path = "support/process.rs"]
-mod process;
-#[path = "support/s3.rs"]
-mod s3;
+mod support;
 
-use process::*;
+use bytes::Bytes;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use support::commands::Running;
+use support::gateway::{Content, Deviation, Files, Gateway, HOST, LARGE, USER};
+use support::wait::wait_until;
+use support::{MIB, PASSWORD, noise};
 
-/// More than one S3 part.
-const LARGE: usize = 12 * 1024 * 1024 + 345;
-
-/// Files as one finds them: empty ones, one of several parts, and directories in directories.
+/// A usual tree: an empty file, one of several parts, and directories in directories.
 fn a_tree() -> Files {
-    let files: [(&str, Vec<u8>); 5] = [
-        ("hello.txt", b"hello".to_vec()),
-        ("empty", Vec::new()),
+    let files = [
+        ("hello.txt", Bytes::from("hello")),
+        ("empty", Bytes::new()),
         ("large.bin", noise(LARGE, 1)),
         ("sub/one", noise(70_000, 2)),
-        ("sub/deeper/two", noise(5 * 1024 * 1024, 3)),
+        ("sub/deeper/two", noise(5 * MIB, 3)),
     ];
     files
         .map(|(name, bytes)| (name.to_owned(), Content(bytes)))
         .into()
 }
 
-/// Names that shells, URLs and S3 have their own ideas about.
+/// Names that shells, URLs and S3 treat specially.
 const ODD_NAMES: &str = "two words/ leading/trailing /grüße 日本 🦀/a+b/100%20/%/c#d/q?x=1&y/it's \"quoted\"/[ab]*/~tilde/\
     -dash/semi;colon/a=b/(c)/.hidden/.../$HOME/`x`/<&>/a|b/UPPER/upper/tab\there/e\u{301}/é";
 
@@ -71,7 +67,7 @@ fn sftp_puts_and_gets() {
     };
     for (name, bytes) in [
         ("small", noise(1000, 1)),
-        ("empty", Vec::new()),
+        ("empty", Bytes::new()),
         ("big", noise(20_000_000, 2)),
     ] {
         gateway.write(name, &bytes);
@@ -104,7 +100,7 @@ fn sftp_puts_and_gets_directories() {
 }
 
 #[test]
-fn sftp_takes_odd_names() {
+fn sftp_uses_unusual_names() {
     let Some(gateway) = Gateway::start(&["sftp"]) else {
         return;
     };
@@ -137,9 +133,9 @@ fn sftp_takes_odd_names() {
     }
 }
 
-/// No SFTP client can make these, other users of the bucket can.
+/// Objects that no SFTP client can make, but other users of the bucket can.
 #[test]
-fn sftp_shows_what_only_s3_allows() {
+fn sftp_shows_markers_and_a_file_beside_a_directory_of_its_name() {
     let Some(gateway) = Gateway::start(&["sftp"]) else {
         return;
     };
@@ -189,7 +185,7 @@ fn sftp_shows_what_only_s3_allows() {
 }
 
 #[test]
-fn sftp_manages_files() {
+fn sftp_makes_lists_renames_and_removes_files_and_directories() {
     let Some(gateway) = Gateway::start(&["sftp"]) else {
         return;
     };
@@ -231,12 +227,13 @@ fn sftp_manages_files() {
 }
 
 #[test]
-fn sftp_resumes() {
+fn sftp_resumes_uploads_and_downloads() {
     let Some(gateway) = Gateway::start(&["sftp"]) else {
         return;
     };
     let whole = noise(20_000_000, 4);
-    // Loaded into the buffer, copied inside the store, and one whose tail is too short to be copied.
+    // Loaded into the buffer, copied inside the store, and copied but for a tail that is too short
+    // for that.
     for there in [1000, 7_000_000, 10 * 1024 * 1024 + 7] {
         gateway.put_object("up", &whole[..there]);
         gateway.write("up", &whole);
@@ -258,7 +255,7 @@ fn sftp_logs_in_with_a_password() {
     gateway.write("file", "hello");
     let login = || {
         let mut command = gateway.command("sftp");
-        // The first word on an option counts, and -b brings BatchMode.
+        // The first value of an option counts, and -b implies BatchMode.
         let options =
             "-oBatchMode=no -oPreferredAuthentications=password -oNumberOfPasswordPrompts=1";
         command.args(options.split(' '));
@@ -281,8 +278,8 @@ fn sftp_logs_in_with_a_password() {
     gateway.expect_object("file", "hello");
 }
 
-/// A transfer in progress, slow enough (5 MB/s) to be caught in the middle.
-fn slow_put(gateway: &Gateway) -> Running {
+/// Starts an upload that is slow enough (5 MB/s) to be killed in the middle.
+fn start_slow_put(gateway: &Gateway) -> Running {
     gateway.write("new", noise(60_000_000, 5));
     gateway.write(".batch", "put new file");
     let mut command = gateway.command("sftp");
@@ -290,12 +287,7 @@ fn slow_put(gateway: &Gateway) -> Running {
         .args(["-l", "40000", "-b", ".batch", "-F"])
         .arg(gateway.ssh_config())
         .arg(HOST);
-    Running::spawn(
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null()),
-    )
+    Running::spawn_quietly(&mut command)
 }
 
 #[test]
@@ -304,21 +296,16 @@ fn a_killed_client_leaves_the_old_object_and_nothing_else() {
         return;
     };
     gateway.put_object("file", "the old one");
-    let client = slow_put(&gateway);
-    eventually("a multipart upload begins", || {
-        (!gateway.uploads().is_empty()).then_some(())
+    let client = start_slow_put(&gateway);
+    wait_until("a multipart upload begins", || {
+        !gateway.uploads().is_empty()
     });
     drop(client);
-    eventually("no upload is in progress", || {
-        gateway.uploads().is_empty().then_some(())
-    });
+    wait_until("no upload is in progress", || gateway.uploads().is_empty());
     gateway.expect_object("file", "the old one");
     assert_eq!(gateway.keys(), ["file"]);
-    eventually("the log says so", || {
-        gateway
-            .log()
-            .contains("put \"/file\" forced to end")
-            .then_some(())
+    wait_until("the log says so", || {
+        gateway.log().contains("put \"/file\" forced to end")
     });
 }
 
@@ -383,7 +370,7 @@ fn a_write_only_user_reads_nothing() {
 }
 
 #[test]
-fn ssh_is_told_that_there_is_no_shell() {
+fn ssh_gets_a_message_that_only_sftp_is_served() {
     let Some(gateway) = Gateway::start(&["ssh"]) else {
         return;
     };
@@ -447,9 +434,9 @@ fn scp_copies_directories() {
 struct Mount<'a>(&'a Gateway);
 
 impl Mount<'_> {
-    /// `None`, with a word, where no machine could mount anything.
+    /// `None`, with the reason printed, if this machine can mount nothing.
     fn new(gateway: &Gateway) -> Option<Mount<'_>> {
-        if !std::path::Path::new("/dev/fuse").exists() {
+        if !Path::new("/dev/fuse").exists() {
             eprintln!("skipped: there is no /dev/fuse");
             return None;
         }
@@ -464,7 +451,7 @@ impl Mount<'_> {
         Some(Mount(gateway))
     }
 
-    /// A shell script, in the mounted directory.
+    /// Runs a shell script in the mounted directory.
     fn shell(&self, script: &str) -> String {
         self.0.run(
             self.0
@@ -493,7 +480,7 @@ impl Drop for Mount<'_> {
 }
 
 #[test]
-fn sshfs_copies_and_manages() {
+fn sshfs_copies_renames_and_removes_trees() {
     let Some(gateway) = Gateway::start(&["sshfs", "fusermount3"]) else {
         return;
     };
@@ -524,7 +511,7 @@ fn sshfs_copies_and_manages() {
 }
 
 #[test]
-fn sshfs_edits_in_place() {
+fn sshfs_edits_files_in_place() {
     let Some(gateway) = Gateway::start(&["sshfs", "fusermount3"]) else {
         return;
     };
@@ -547,7 +534,7 @@ fn sshfs_edits_in_place() {
 }
 
 #[test]
-fn sshfs_reads_anywhere() {
+fn sshfs_reads_at_any_offset() {
     let Some(gateway) = Gateway::start(&["sshfs", "fusermount3"]) else {
         return;
     };
@@ -577,18 +564,11 @@ fn sshfs_reads_anywhere() {
 // lftp
 
 #[test]
-fn lftp_transfers_and_mirrors() {
+fn lftp_puts_gets_and_mirrors() {
     let Some(gateway) = Gateway::start(&["lftp"]) else {
         return;
     };
-    let lftp = |commands: &str| {
-        let connect = format!("ssh -a -x -F {}", gateway.ssh_config().display());
-        let script = format!(
-            "set cmd:fail-exit yes; set net:max-retries 2; set sftp:connect-program \"{connect}\"; \
-             open sftp://{USER}:unused@{HOST}; {commands}"
-        );
-        gateway.run(gateway.command("lftp").args(["-c", &script]))
-    };
+    let lftp = |commands: &str| gateway.run(&mut gateway.lftp(commands));
     let files = a_tree();
     gateway.write_all("tree", &files);
     gateway.write("file", "hello");
@@ -612,7 +592,7 @@ const CURVE: &str = "[fail] using elliptic curves that are suspected as being ba
 const NONCE: &str = "[warn] using weak random number generator could reveal the key";
 const QUANTUM: &str = "[warn] does not provide protection against post-quantum attacks";
 
-/// What ssh-audit finds wrong: algorithms with all that is said of each.
+/// What ssh-audit finds wrong: algorithms, each with all complaints about it.
 fn findings(audit: &str) -> Vec<(&str, Vec<&str>)> {
     let mut findings: Vec<(&str, Vec<&str>)> = Vec::new();
     for line in audit.lines() {
@@ -631,7 +611,8 @@ fn findings(audit: &str) -> Vec<(&str, Vec<&str>)> {
     findings
 }
 
-/// What is left to find is what clients need that are older than OpenSSH 9.9, or can't do X25519 or ed25519.
+/// The remaining findings are needed by clients that are older than OpenSSH 9.9, or can't do X25519
+/// or ed25519.
 #[test]
 fn ssh_audit_finds_only_what_old_clients_need() {
     let audit = |gateway: &Gateway, port: u16| {
@@ -656,11 +637,11 @@ fn ssh_audit_finds_only_what_old_clients_need() {
     assert_eq!(findings(&all), expected, "{all}");
     let strict = ["--algorithms", "post-quantum"];
     let post_quantum = gateway.another(&strict);
-    let all = gateway.refused(&mut audit(&gateway, post_quantum.port));
+    let all = gateway.refused(&mut audit(&gateway, post_quantum.address.port()));
     assert_eq!(findings(&all), [host_key], "{all}");
     fs::remove_file(gateway.host_keys().join("ssh_host_ecdsa_key")).unwrap();
     let without_ecdsa = gateway.another(&strict);
-    let all = gateway.run(&mut audit(&gateway, without_ecdsa.port));
+    let all = gateway.run(&mut audit(&gateway, without_ecdsa.address.port()));
     assert_eq!(findings(&all), [], "{all}");
 }
 
@@ -688,7 +669,7 @@ fn curl_uploads_and_downloads() {
     };
     for (name, bytes) in [
         ("small", noise(1000, 1)),
-        ("empty", Vec::new()),
+        ("empty", Bytes::new()),
         ("large", noise(LARGE, 2)),
     ] {
         gateway.write(name, &bytes);
@@ -732,25 +713,11 @@ fn rclone_copies_checks_and_purges() {
         return;
     };
     let rclone = |args: &[&str]| {
-        let mut command = gateway.command("rclone");
-        command
-            .env("RCLONE_CONFIG", gateway.path("rclone.conf"))
-            .env("RCLONE_SFTP_HOST", "127.0.0.1");
-        command
-            .env("RCLONE_SFTP_PORT", gateway.port.to_string())
-            .env("RCLONE_SFTP_USER", USER);
-        command
-            .env("RCLONE_SFTP_KEY_FILE", gateway.key())
-            .env("RCLONE_SFTP_KNOWN_HOSTS_FILE", gateway.known_hosts());
-        gateway.run(
-            command
-                .args(["--low-level-retries", "1", "--retries", "1"])
-                .args(args),
-        )
+        let once = ["--low-level-retries", "1", "--retries", "1"];
+        gateway.run(gateway.rclone().args(once).args(args))
     };
     let files = a_tree();
     gateway.write_all("tree", &files);
-    gateway.write("rclone.conf", "");
     rclone(&["copy", "tree", ":sftp:up/tree"]);
     // Newer versions upload to NAME.HASH.partial and rename.
     assert_eq!(gateway.objects("up/tree/"), files);
@@ -796,7 +763,8 @@ fn paramiko(gateway: &Gateway, script: &str, args: &[&str]) -> String {
     gateway.run(&mut gateway.python(&format!("{PARAMIKO}{script}client.close()\n"), args))
 }
 
-/// Characters that XML can't carry, and that URLs have their own ideas about: stored, listed, fetched, renamed, removed.
+/// Characters that XML can't carry or that URLs treat specially: stored, listed, fetched, renamed
+/// and removed.
 #[test]
 fn paramiko_uses_every_character_in_names() {
     let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
@@ -835,7 +803,7 @@ fn paramiko_puts_and_gets() {
     };
     for (name, bytes) in [
         ("small", noise(1000, 1)),
-        ("empty", Vec::new()),
+        ("empty", Bytes::new()),
         ("large", noise(LARGE, 2)),
     ] {
         gateway.write(name, &bytes);
@@ -850,7 +818,8 @@ fn paramiko_puts_and_gets() {
     }
 }
 
-/// 6,400 READs at once: a server that stops reading its socket while its answers wait stops for ever.
+/// 6,400 READs at once: a server that stops reading its socket while its replies wait hangs for
+/// ever.
 #[test]
 fn paramiko_gets_200_megabytes() {
     let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
@@ -863,7 +832,7 @@ fn paramiko_gets_200_megabytes() {
 }
 
 #[test]
-fn paramiko_edits() {
+fn paramiko_appends_edits_and_truncates() {
     let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
         return;
     };
@@ -888,7 +857,7 @@ with sftp.open("notes", "r+") as f: f.write("new")
 }
 
 #[test]
-fn paramiko_manages_files() {
+fn paramiko_makes_renames_and_removes_files_and_directories() {
     let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
         return;
     };
@@ -928,7 +897,7 @@ assert sftp.normalize("../../d/./c") == "/d/c"
 }
 
 #[test]
-fn paramiko_logs_in_with_other_keys() {
+fn paramiko_logs_in_with_ecdsa_and_rsa_keys() {
     let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
         return;
     };
@@ -944,7 +913,7 @@ fn paramiko_logs_in_with_other_keys() {
 }
 
 #[test]
-fn paramiko_is_refused_with_a_strangers_key() {
+fn paramiko_is_refused_with_an_unknown_key() {
     let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
         return;
     };
@@ -976,7 +945,7 @@ async def main():
 "#;
 
 #[test]
-fn asyncssh_does_much_at_once() {
+fn asyncssh_transfers_many_files_at_once() {
     let Some(gateway) = Gateway::start(&["python3:asyncssh"]) else {
         return;
     };

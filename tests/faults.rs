@@ -1,16 +1,11 @@
-//! The fault matrix: every S3 operation that a request sends fails in every way S3 and the network know, on the first,
-//! the last and every call. What the client is told and what is in the bucket must agree each time, nothing half-done
-//! may stay, and the server must work on.
+//! The fault matrix: every S3 operation of a request fails in every way that S3 and the network
+//! know, on the first, the last and every call. Each time the client's status and the bucket must
+//! agree, nothing half-done may be left, and the server must go on working.
 //!
 //! `cargo test --test faults -- --nocapture` prints the table.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -25,25 +20,26 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use support::binary::Process;
+use support::process::Process;
 use support::s3::{FakeS3, Fault, When};
 use support::*;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Small, so that a file of several parts is cheap.
+/// Bytes of a part: few, so that a file of several parts takes little time.
 const PART: usize = 64 * 1024;
-/// After so long the store's client gives an answer up; see [`Impatience`].
+/// How long the store's client waits for an answer; see [`Impatience`].
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The same where an answer's body stops half-way, which is found by the clock.
+/// The same if the body of an answer stops half-way, which only the real clock can detect.
 const STALLED: Duration = Duration::from_secs(1);
-/// Cells at once.
+/// Cells that run at once.
 const AT_ONCE: usize = 16;
-/// Fewer would mean that something is no longer sent, or no longer struck.
-const LEAST_CELLS: usize = 2000;
+/// Fewer cells would mean that a request is no longer sent, or no longer struck by its fault.
+const MIN_CELLS: usize = 2000;
 
-/// What a client does. The `InDoubt` and `Refused` ones fail already; there only what decides or clears away fails too.
+/// What a client does. `InDoubt` and `Refused` fail even without the fault of a cell: there the
+/// fault strikes the requests that decide the outcome or clean up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Scenario {
     PutSmall,
@@ -137,10 +133,10 @@ fn listed() -> Vec<String> {
 }
 
 impl Scenario {
-    /// What is there before.
+    /// Fills the bucket.
     async fn prepare(self, s3: &FakeS3, client: &Client) {
         s3.set_min_part(1);
-        s3.put("alice/other", "somebody else's");
+        s3.put("alice/other", "another client's");
         match self {
             PutExcl | MakeDirectory => {}
             PutSmall | PutSmallInDoubt | PutLarge | PutLargeInDoubt | PutLargeRefused
@@ -172,7 +168,7 @@ impl Scenario {
         }
     }
 
-    /// What is wrong already, so that there is something to decide or to clear away.
+    /// A fault besides that of the cell, so that there is something to decide or to clean up.
     fn trouble(self) -> Option<(&'static str, When, Fault)> {
         let refused = Fault::Status(403, "AccessDenied");
         match self {
@@ -185,7 +181,7 @@ impl Scenario {
         }
     }
 
-    /// True where the client got what it asked for, whole.
+    /// Does it. True if the client got exactly what it asked for.
     async fn act(self, store: &Arc<dyn Store>, client: &Client) -> Result<bool, Failed> {
         let create = OpenFlags::WRITE | OpenFlags::CREATE;
         let append = OpenFlags::WRITE | OpenFlags::APPEND;
@@ -197,7 +193,7 @@ impl Scenario {
                 let mut server = serve(store).await;
                 let client = server.client().await;
                 let handle = client.open("/f", PUT).await?;
-                // It may or may not hear of a part that failed before it goes.
+                // A part that failed may or may not be reported before the client goes.
                 let _ = client.write(&handle, 0, &large()).await;
                 drop(client);
                 server.shutdown.drain.cancel();
@@ -225,7 +221,7 @@ impl Scenario {
                         .map(|n| format!("{n} 4"))
                         .collect::<Vec<_>>());
             }
-            MakeDirectory => drop(client.sftp.mkdir("/d", FileAttributes::empty()).await?),
+            MakeDirectory => drop(client.mkdir("/d").await?),
             RemoveDirectory => drop(client.sftp.rmdir("/d").await?),
             Remove => drop(client.sftp.remove("/f").await?),
             Replace | ReplaceByParts | ReplaceInParts => client.posix_rename("/f", "/g").await?,
@@ -234,7 +230,7 @@ impl Scenario {
         Ok(true)
     }
 
-    /// The bucket once it is done.
+    /// The bucket after success.
     fn done(self, before: &Objects) -> Objects {
         let mut after = before.clone();
         let mut set = |body| drop(after.insert("alice/f".to_owned(), body));
@@ -262,7 +258,7 @@ impl Scenario {
         after
     }
 
-    /// What the session knows besides the bucket.
+    /// Whether the session's view agrees with the status, where the bucket does not tell.
     async fn seen(self, client: &Client, told: bool) -> bool {
         match self {
             MakeDirectory => client.is_dir("/d").await.is_ok() == told,
@@ -271,15 +267,16 @@ impl Scenario {
         }
     }
 
-    /// Failures that can't be told from success, or not be undone: the client is told of a failure although something
-    /// was done. Then all there is must be whole, old or new, with nothing lost.
+    /// Failures that can't be distinguished from success, or can't be undone: the client gets an
+    /// error although something was done. Then every object must be whole, old or new, and nothing
+    /// may be lost.
     fn may_end_half_way(self, cell: &Cell) -> bool {
         let Cell { op, fault, .. } = cell;
         match (self, op.as_str()) {
-            // Is it ours? Nobody can tell without HEAD.
+            // Without HEAD it is unknown whose object is there.
             (PutSmallInDoubt | PutLargeInDoubt, "HeadObject") => true,
-            // The ETag of an object made of parts does not tell whether its copy is there, and what was replaced can't
-            // be brought back.
+            // The ETag of an object made of parts does not tell whether its copy is there, and what
+            // was replaced can't be brought back.
             (ReplaceByParts, "CopyObject") => fault.answer_is_lost(),
             // Copies are there, sources stay.
             (
@@ -314,8 +311,9 @@ async fn serve(store: &Arc<dyn Store>) -> Server {
     Server::with(store.clone(), |config| config.part_sizes = sizes).await
 }
 
-/// The clock of the SDK, on which [`PATIENCE`] is over as soon as every request under way hangs, and not before: no cell
-/// waits, and on no machine, however slow, is a request given up that would be answered.
+/// The clock of the SDK: [`PATIENCE`] ends as soon as every request under way hangs, and not
+/// before. So no cell waits for a timeout, and even on a slow machine no request times out that
+/// would be answered.
 #[derive(Clone, Debug, Default)]
 struct Impatience(Arc<watch::Sender<UnderWay>>);
 
@@ -323,7 +321,7 @@ struct Impatience(Arc<watch::Sender<UnderWay>>);
 struct UnderWay {
     requests: usize,
     hanging: usize,
-    /// How often all were given up.
+    /// How often all of them have timed out.
     given_up: usize,
 }
 
@@ -338,7 +336,7 @@ impl Impatience {
     }
 }
 
-/// A request with its timeout.
+/// A request under way.
 struct Waiting(Impatience);
 
 impl Drop for Waiting {
@@ -402,7 +400,7 @@ impl Kind for Fault {
         )
     }
 
-    /// Another try may do better.
+    /// Another try may succeed.
     fn is_transient(&self) -> bool {
         !matches!(self, Fault::Status(403, _) | Fault::HtmlStatus(301 | 404))
     }
@@ -440,7 +438,7 @@ struct Cell {
 }
 
 impl Cell {
-    /// One call fails, and might not when it is tried again.
+    /// One call fails, and may succeed when it is tried again.
     fn is_transient(&self) -> bool {
         self.fault.is_transient() && matches!(self.when, When::Nth(_))
     }
@@ -448,27 +446,28 @@ impl Cell {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// The client was told so, and it is exact.
+    /// The client was told OK, and the result is exact.
     Done,
-    /// The client was told of an error, and the old state stands.
+    /// The client was told of an error, and the old state is unchanged.
     Refused,
     /// See [`Scenario::may_end_half_way`].
     HalfWay,
-    /// What must not be.
+    /// Must not happen.
     False(String),
 }
 
 struct Report {
     outcome: Outcome,
-    /// Multipart uploads that stay.
+    /// Multipart uploads that are left.
     left: usize,
-    /// Requests of each operation that the scenario sent.
+    /// How many requests of each operation the scenario sent.
     calls: BTreeMap<String, usize>,
-    /// The fault came to pass.
+    /// Whether the fault struck a request.
     struck: bool,
 }
 
-/// Everything there is and was is whole, and nothing that should be kept or made is nowhere.
+/// Every object is whole, old or new, and the content of every object to be kept or made is
+/// somewhere.
 fn nothing_lost(before: &Objects, done: &Objects, now: &Objects) -> bool {
     let known = |body| before.values().chain(done.values()).any(|b| b == body);
     let elsewhere = |body| {
@@ -587,10 +586,10 @@ async fn run(scenario: Scenario, cell: Option<Cell>) -> Report {
     if !matches!(outcome, Outcome::False(_)) && !scenario.seen(&client, told.is_ok()).await {
         outcome = Outcome::False(format!("{told:?}, and the session sees something else"));
     }
-    // The server works on: the same again where it failed, else something else.
+    // The server must go on working: repeat what failed, or do something else.
     let again = match &outcome {
         Outcome::Done => client
-            .put("/other", b"somebody else's")
+            .put("/other", b"another client's")
             .await
             .map(|()| true),
         Outcome::Refused => scenario.act(&store, &client).await,
@@ -631,7 +630,8 @@ async fn run(scenario: Scenario, cell: Option<Cell>) -> Report {
     }
 }
 
-/// Uploads that nobody can abort: the store refused every abort, or never told their name.
+/// How many uploads may be left because they can't be aborted: the store refused every abort, or
+/// never told their ids.
 fn may_be_left(cell: &Cell, calls: &BTreeMap<String, usize>) -> usize {
     match cell.op.as_str() {
         "AbortMultipartUpload" if !cell.is_transient() => 1,
@@ -671,7 +671,7 @@ async fn fault_matrix() {
             "{name}, without a fault"
         );
         for (op, calls) in reference.calls {
-            // What goes wrong before is another scenario's.
+            // Faults before the trouble belong to another scenario.
             let clears =
                 ["HeadObject", "AbortMultipartUpload", "DeleteObject"].contains(&op.as_str());
             if trouble.is_some() && !clears {
@@ -770,10 +770,10 @@ async fn fault_matrix() {
     let kept = format!("{half_way} ended half-way with nothing lost");
     let line = format!(
         "fault matrix: {cells} cells: {done} OK and exact, {refused} refused with the old state intact, {kept}, {} false; \
-         in {left} of them a multipart upload is left that nobody can abort",
+         in {left} of them a multipart upload is left that can't be aborted",
         bad.len()
     );
-    // Not `eprintln`, which the test harness keeps to itself when all is well.
+    // Not `eprintln`, whose output the test harness hides when the test passes.
     writeln!(std::io::stderr(), "{line}").unwrap();
     bad.sort();
     assert!(
@@ -782,10 +782,11 @@ async fn fault_matrix() {
         bad.len(),
         bad.join("\n")
     );
-    assert!(cells >= LEAST_CELLS, "only {cells} cells");
+    assert!(cells >= MIN_CELLS, "only {cells} cells");
 }
 
-/// A rename that fails takes back its own copies, not what somebody else put there meanwhile.
+/// A rename that fails removes its own copies, not the files that other clients have put there
+/// meanwhile.
 #[tokio::test]
 async fn a_failed_rename_of_a_directory_removes_only_what_it_made() {
     let s3 = FakeS3::start().await;
@@ -800,7 +801,8 @@ async fn a_failed_rename_of_a_directory_removes_only_what_it_made() {
     eventually("the first copies are held", || s3.count("CopyObject") == 16).await;
     let second = Server::start(s3_store(&s3)).await;
     let other = second.client().await;
-    // One that is being copied goes, and others put files where it and a later one would have been copied to.
+    // A file that is being copied is removed, and other clients put files where it and a later one
+    // would have been copied to.
     other.sftp.remove("/d/00").await.unwrap();
     other.put("/e/00", b"theirs").await.unwrap();
     other.put("/e/39", b"theirs").await.unwrap();
@@ -817,10 +819,10 @@ async fn a_failed_rename_of_a_directory_removes_only_what_it_made() {
     want.extend(["alice/e/00", "alice/e/39"].map(str::to_owned));
     assert_eq!(s3.objects(), want);
     assert_eq!(s3.object("alice/e/39").unwrap(), "theirs");
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
-/// The SDK would stop to try again once a hundred requests of the process are at it.
+/// By default, the SDK stops to retry once a hundred requests of the process retry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_of_failures_is_absorbed() {
     let s3 = FakeS3::start().await;
@@ -829,7 +831,7 @@ async fn a_burst_of_failures_is_absorbed() {
     let mut puts = Vec::new();
     let mut closes = JoinSet::new();
     for session in 0..10 {
-        let client = Arc::new(sftpd.server.client().await);
+        let client = Arc::new(sftpd.client().await);
         for n in 0..16 {
             let handle = client.open(&format!("/{session}-{n}"), PUT).await.unwrap();
             client.write(&handle, 0, b"small").await.unwrap();

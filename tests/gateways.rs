@@ -1,26 +1,22 @@
-//! Several servers on one bucket behind a real haproxy, one of them killed in mid-run.
+//! Several servers on one bucket behind a real haproxy, one of which is killed during transfers.
 
-// A panic is how a test fails, in its helpers too.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+// A panic is how a test fails.
+#![allow(clippy::restriction)]
 
-#[path = "support/process.rs"]
-mod process;
-#[path = "support/s3.rs"]
-mod s3;
+mod support;
 
-use process::*;
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use support::commands::Running;
+use support::gateway::{Gateway, HOST};
+use support::wait::wait_until;
+use support::{MIB, noise};
 
-/// The configuration in contrib/, with the addresses of this test.
-fn balance(gateway: &mut Gateway, servers: [String; 2]) -> Running {
+/// Starts haproxy with the example configuration and the addresses of this test. Clients connect to
+/// it from then on.
+fn start_haproxy(gateway: &mut Gateway, servers: [String; 2]) -> Running {
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -36,30 +32,23 @@ fn balance(gateway: &mut Gateway, servers: [String; 2]) -> Running {
         config = config.replace(theirs, &ours);
     }
     gateway.write("haproxy.cfg", config);
-    let haproxy =
-        Running::spawn(
-            gateway
-                .command("haproxy")
-                .args(["-db", "-q", "-f", "haproxy.cfg"]),
-        );
-    eventually("haproxy listens", || {
-        TcpStream::connect(("127.0.0.1", port)).ok()
+    let mut command = gateway.command("haproxy");
+    let haproxy = Running::spawn(command.args(["-db", "-q", "-f", "haproxy.cfg"]));
+    wait_until("haproxy listens", || {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
     gateway.port = port;
     gateway.configure_ssh();
     haproxy
 }
 
-/// Where a server listens, and where it says whether it is well.
-fn place(port: u16, log: &str) -> String {
-    let metrics = log
-        .lines()
-        .find_map(|line| Some(line.split_once("metrics on 127.0.0.1:")?.1))
-        .unwrap();
-    format!("127.0.0.1:{port} port {metrics}")
+/// Where a server listens, and the port at which it reports its health, as haproxy wants them.
+fn backend(port: u16, metrics_port: Option<String>) -> String {
+    let metrics_port = metrics_port.expect("metrics are on");
+    format!("127.0.0.1:{port} port {metrics_port}")
 }
 
-/// From an address that haproxy has not.
+/// From an address that is not haproxy's.
 fn sftp(gateway: &Gateway, batch: &str, commands: &str) -> Command {
     gateway.write(batch, commands);
     let mut command = gateway.command("sftp");
@@ -86,18 +75,22 @@ fn clients_behind_haproxy_lose_nothing_when_a_gateway_dies() {
         return;
     };
     let second = gateway.another(&args);
-    let places = [
-        place(gateway.port, &gateway.log()),
-        place(second.port, &second.log()),
+    let metrics = "metrics on 127.0.0.1:";
+    let backends = [
+        backend(gateway.port, gateway.said(metrics)),
+        backend(second.address.port(), second.said(metrics)),
     ];
-    let _haproxy = balance(&mut gateway, places);
+    let _haproxy = start_haproxy(&mut gateway, backends);
     gateway.run(&mut sftp(&gateway, "mkdir", "mkdir d"));
-    // As many as there are gateways, so that each is asked.
-    (0..2).for_each(|_| drop(gateway.run(&mut sftp(&gateway, "cd", "cd d\nls"))));
-    let (jobs, most) = (4, 8);
+    // As many sessions as there are gateways, so that each of them serves one.
+    for _ in 0..2 {
+        gateway.run(&mut sftp(&gateway, "cd", "cd d\nls"));
+    }
+    let jobs = 4;
+    let most = 8;
     let stored = AtomicUsize::new(0);
     let mut second = Some(second);
-    let large = noise(6 * 1024 * 1024, 1);
+    let large = noise(6 * MIB, 1);
     gateway.write("large", &large);
     std::thread::scope(|scope| {
         for job in 0..jobs {
@@ -108,7 +101,7 @@ fn clients_behind_haproxy_lose_nothing_when_a_gateway_dies() {
                     gateway.write(&small, &small);
                     let batch = format!("batch {job}");
                     let put = format!("put large d/large{job}{n}\nput \"{small}\" d/\n");
-                    // As any job does that was told of a failure: again.
+                    // A job that is told of a failure tries again.
                     let tries =
                         (1..).find(|_| sftp(gateway, &batch, &put).status().unwrap().success());
                     assert!(
@@ -119,8 +112,8 @@ fn clients_behind_haproxy_lose_nothing_when_a_gateway_dies() {
                 }
             });
         }
-        eventually("a quarter is stored", || {
-            (stored.load(Ordering::Relaxed) * 4 > jobs * most).then_some(())
+        wait_until("a quarter is stored", || {
+            stored.load(Ordering::Relaxed) * 4 > jobs * most
         });
         let log = second.take().map(|second| second.log()).unwrap();
         assert!(
@@ -137,14 +130,14 @@ fn clients_behind_haproxy_lose_nothing_when_a_gateway_dies() {
         gateway.expect_object(&format!("d/large{job}{n}"), &large);
         gateway.expect_object(&format!("d/small {job} {n}"), format!("small {job} {n}"));
     }
-    // What the killed one had begun goes when it starts again.
+    // A server that starts aborts what the killed one had begun.
     gateway.expire_empty_uploads();
     if !gateway.age_uploads(Duration::from_secs(25 * 60 * 60)) {
         return;
     }
     let restarted = gateway.another(&[]);
-    eventually("nothing is left in progress", || {
-        gateway.uploads().is_empty().then_some(())
+    wait_until("nothing is left in progress", || {
+        gateway.uploads().is_empty()
     });
     drop(restarted);
 }

@@ -1,24 +1,19 @@
-//! That S3 checks what it was sent, and that nothing of a server that died stays.
+//! S3 checks what it receives, and uploads of a server that was killed are aborted.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
 use aws_sdk_s3::config::RequestChecksumCalculation;
 use sftpd::store::{Attributes, Condition, Key, Store};
 use std::time::Duration;
-use support::binary::Process;
+use support::process::Process;
 use support::s3::{FakeS3, Fault, When};
 use support::*;
 
-/// As with AWS, and wherever the settings ask for it. The S3 of the tests refuses a checksum that is wrong, that it was
-/// not told of at the beginning, or that is missing at the end.
+/// As with AWS, and wherever the settings ask for it. The S3 of the tests refuses a checksum that
+/// is wrong, that was not announced at the beginning, or that is missing at the end.
 #[tokio::test]
 async fn parts_carry_checksums_and_complete_repeats_them() {
     let s3 = FakeS3::start().await;
@@ -34,11 +29,11 @@ async fn parts_carry_checksums_and_complete_repeats_them() {
         assert!(client.get("/f").await.unwrap() == data);
     }
     assert_eq!(s3.count("UploadPart"), 3);
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
 #[tokio::test]
-async fn an_object_of_another_size_is_refused_by_the_store() {
+async fn complete_with_a_wrong_size_is_refused_by_the_store() {
     let s3 = FakeS3::start().await;
     let (store, key) = (s3_store(&s3), Key::new("k").unwrap());
     let id = store
@@ -57,8 +52,8 @@ async fn an_object_of_another_size_is_refused_by_the_store() {
     assert_eq!(s3.objects(), [""; 0]);
 }
 
-/// An upload to this key that was begun and never ended.
-async fn left(store: &dyn Store, key: &str, parts: &[(u32, usize)]) -> String {
+/// Begins an upload to this key and leaves it incomplete; its id.
+async fn leave_upload(store: &dyn Store, key: &str, parts: &[(u32, usize)]) -> String {
     let key = Key::new(key).unwrap();
     let id = store
         .create_upload(&key, &Attributes::default())
@@ -74,21 +69,21 @@ async fn left(store: &dyn Store, key: &str, parts: &[(u32, usize)]) -> String {
 }
 
 #[tokio::test]
-async fn only_our_own_old_uploads_are_aborted() {
+async fn only_old_uploads_of_our_own_are_aborted() {
     let s3 = FakeS3::start().await;
     let store = s3_store(&s3);
-    left(store.as_ref(), "inbox/alice/a", &[(1, 5 * MIB), (3, MIB)]).await;
-    left(
+    leave_upload(store.as_ref(), "inbox/alice/a", &[(1, 5 * MIB), (3, MIB)]).await;
+    leave_upload(
         store.as_ref(),
         "inbox/alice/other-sizes",
         &[(1, 6 * MIB), (2, MIB)],
     )
     .await;
-    left(store.as_ref(), "inbox/alice/no-part", &[]).await;
-    left(store.as_ref(), "outbox/elsewhere", &[(1, 5 * MIB)]).await;
-    // Of a server that ended while it asked for its own name.
-    left(store.as_ref(), "inbox/.sftpd-probe-0123456789abcdef", &[]).await;
-    s3.give_away(&left(store.as_ref(), "inbox/alice/theirs", &[(1, 5 * MIB)]).await);
+    leave_upload(store.as_ref(), "inbox/alice/no-part", &[]).await;
+    leave_upload(store.as_ref(), "outbox/elsewhere", &[(1, 5 * MIB)]).await;
+    // From a server that ended while it looked up its own name.
+    leave_upload(store.as_ref(), "inbox/.sftpd-probe-0123456789abcdef", &[]).await;
+    s3.give_away(&leave_upload(store.as_ref(), "inbox/alice/theirs", &[(1, 5 * MIB)]).await);
     let young = Server::with(store.clone(), |config| config.prefix = "inbox".to_owned()).await;
     young
         .client()
@@ -102,16 +97,16 @@ async fn only_our_own_old_uploads_are_aborted() {
         (config.prefix, config.abandoned_after) = ("inbox".to_owned(), Duration::ZERO);
     })
     .await;
-    // One is what it learned its own name from.
+    // One of them is the upload from which it learns its own name.
     eventually("the aborts", || s3.count("AbortMultipartUpload") == 3).await;
     eventually("the end of the look", || s3.uploads() == 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_server_leaves_the_next_one_aborts() {
+async fn uploads_of_a_killed_server_are_aborted_by_the_next_one() {
     let s3 = FakeS3::start().await;
     let mut killed = Process::start(&s3, &[]);
-    let client = killed.server.client().await;
+    let client = killed.client().await;
     let handle = client.open("/big", PUT).await.unwrap();
     client.write(&handle, 0, &noise(17 * MIB, 1)).await.unwrap();
     eventually("parts that are stored", || s3.count("UploadPart") >= 2).await;
@@ -121,28 +116,23 @@ async fn what_a_killed_server_leaves_the_next_one_aborts() {
     s3.age_uploads(Duration::from_secs(25 * 60 * 60));
     let next = Process::start(&s3, &[]);
     eventually("the abort", || s3.uploads() == 0).await;
-    next.server
-        .client()
-        .await
-        .put("/small", b"x")
-        .await
-        .unwrap();
+    next.client().await.put("/small", b"x").await.unwrap();
     assert_eq!(s3.objects(), ["alice/small"]);
 }
 
-/// Clients choose names, and a log is read line by line.
+/// Clients choose names, and log readers take each line for an entry.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_writes_lines_of_their_own_into_the_log() {
+async fn names_chosen_by_clients_cannot_forge_log_lines() {
     let s3 = FakeS3::start().await;
     let process = Process::start(&s3, &[]);
     let evil = "x\n[2026-01-01T00:00:00Z INFO  sftpd] alice: logged in\u{1b}[2J";
     assert!(
-        Client::login(&process.server, evil, "guess")
+        Client::login(process.address, evil, "guess")
             .await
             .is_none()
     );
-    let client = process.server.client().await;
-    // What S3 says of it is logged too.
+    let client = process.client().await;
+    // The error of S3 is logged too.
     s3.fault("PutObject", When::Every, Fault::Status(403, "AccessDenied"));
     client.put(&format!("/{evil}"), b"x").await.unwrap_err();
     eventually("the lines", || {

@@ -1,34 +1,27 @@
 //! The SFTP libraries that programs are written with, against the real binary over a real S3 wire.
 //!
-//! Each runs the same errand, a script in `tests/clients`: it logs in with a password and with a key, puts the
-//! directory `tree` to `up` and gets it back as `down`, lists and stats what it has put, and then renames, removes,
-//! appends, resumes an upload, and looks at the codes and words of what is refused. The test looks into the bucket.
+//! Each runs the same errand, a script in `tests/clients`: it logs in with a password and with a
+//! key, puts the directory `tree` to `up` and gets it back as `down`, lists and stats what it has
+//! put, and then renames, removes, appends, resumes an upload, and checks the status codes and
+//! messages of refused requests. The test looks into the bucket.
 //!
-//! Scripts get the arguments PORT KNOWN_HOSTS KEY PASSWORD. A library that isn't installed is skipped, with a word;
-//! `SFTPD_TEST_ALL_CLIENTS=1` makes that a failure. `.ci/run` installs all of them.
+//! Scripts get the arguments PORT KNOWN_HOSTS KEY PASSWORD. A test whose library isn't installed is
+//! skipped and says so; `SFTPD_TEST_ALL_CLIENTS=1` makes that a failure. `.ci/run` installs all of
+//! them.
 
-// A panic is how a test fails, in its helpers too.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+// A panic is how a test fails.
+#![allow(clippy::restriction)]
 
-#[path = "support/process.rs"]
-mod process;
-#[path = "support/s3.rs"]
-mod s3;
+mod support;
 
-use process::*;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use support::gateway::{Content, Deviation, Files, Gateway, LARGE, script};
+use support::{MIB, PASSWORD, noise};
 
-/// More than one S3 part.
-const LARGE: usize = 12 * 1024 * 1024 + 345;
-/// How much of `tree/large.bin` is in `begun`, with which an upload begins that is resumed later.
+/// Bytes of `tree/large.bin` in `begun`, with which an upload begins that is resumed later.
 const BEGUN: usize = 7_000_000;
-/// Names that shells, URLs and S3 have their own ideas about.
+/// Names that shells, URLs and S3 treat specially.
 const ODD_NAMES: [&str; 22] = [
     "two words",
     " leading",
@@ -54,7 +47,7 @@ const ODD_NAMES: [&str; 22] = [
     "é",
 ];
 
-/// What every errand puts and gets.
+/// The files that every errand puts and gets.
 fn errand_files(gateway: &Gateway) -> Files {
     let mut files = Files::new();
     files.insert("hello.txt".to_owned(), "hello".into());
@@ -62,10 +55,7 @@ fn errand_files(gateway: &Gateway) -> Files {
     files.insert("large.bin".to_owned(), Content(noise(LARGE, 1)));
     files.insert("sub/one".to_owned(), Content(noise(70_000, 2)));
     files.insert("sub/20000".to_owned(), Content(noise(20_000, 3)));
-    files.insert(
-        "sub/deeper/two".to_owned(),
-        Content(noise(5 * 1024 * 1024, 4)),
-    );
+    files.insert("sub/deeper/two".to_owned(), Content(noise(5 * MIB, 4)));
     for name in ODD_NAMES {
         files.insert(format!("odd/{name}"), name.into());
     }
@@ -76,7 +66,7 @@ fn errand_files(gateway: &Gateway) -> Files {
     files
 }
 
-/// What every errand leaves in the bucket.
+/// The files that every errand leaves in the bucket.
 fn left_by_errand(files: &Files) -> Files {
     let mut left = files.clone();
     let renamed = left.remove("hello.txt").expect("was put");
@@ -85,12 +75,6 @@ fn left_by_errand(files: &Files) -> Files {
     left.insert("notes".to_owned(), "one\ntwo\n".into());
     left.insert("resumed".to_owned(), files["large.bin"].clone());
     left
-}
-
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/clients")
-        .join(name)
 }
 
 /// Adds the arguments that every script gets.
@@ -102,7 +86,7 @@ fn add_login<'a>(gateway: &Gateway, command: &'a mut Command, key: &Path) -> &'a
         .arg(PASSWORD)
 }
 
-/// Runs an errand, and compares what came back and what is in the bucket with what was sent.
+/// Runs an errand, and compares what it got and what is in the bucket with what it put.
 fn run_errand(gateway: &Gateway, mut command: Command, key: &Path) {
     command.current_dir(gateway.path(""));
     let files = errand_files(gateway);
@@ -113,7 +97,7 @@ fn run_errand(gateway: &Gateway, mut command: Command, key: &Path) {
     assert_eq!(gateway.objects("up/"), left_by_errand(&files));
 }
 
-/// A key in the format that libraries from before OpenSSH's own one read.
+/// Adds a key in the PEM format, which libraries read that are older than OpenSSH's own format.
 fn add_pem_key(gateway: &Gateway, name: &str, kind: &[&str]) -> PathBuf {
     gateway.add_key(name, &[kind, &["-m", "PEM"]].concat())
 }
@@ -136,7 +120,8 @@ fn ssh2_runs_the_errand() {
 
 /// Uploads one file several times with `fastPut`, one after the other, and compares each object.
 ///
-/// `fastPut` has 64 WRITEs on their way, or `concurrency`, in the order in which its reads of the file end.
+/// `fastPut` has 64 WRITEs under way, or `concurrency`, in the order in which its reads of the file
+/// end.
 fn fast_put(gateway: &Gateway, size: usize, count: usize, concurrency: usize) {
     let content = Content(noise(size, (size + concurrency) as u64));
     gateway.write("local", &content.0);
@@ -160,7 +145,7 @@ fn fast_put(gateway: &Gateway, size: usize, count: usize, concurrency: usize) {
     }
 }
 
-/// The default of `fastPut`.
+/// The default concurrency of `fastPut`.
 const DEFAULT: usize = 64;
 
 #[test]
@@ -184,7 +169,7 @@ fn ssh2_fast_puts_large_files() {
 }
 
 #[test]
-fn ssh2_fast_puts_with_more_at_once() {
+fn ssh2_fast_puts_with_other_concurrencies() {
     let Some(gateway) = Gateway::start(&["node:ssh2"]) else {
         return;
     };
@@ -209,7 +194,7 @@ fn ssh2_sftp_client_puts_and_gets() {
     for local in ["stream", "file", "fast"] {
         assert_eq!(&gateway.read(local), large, "{local}");
     }
-    let appended = Content([&large.0[..], b"end"].concat());
+    let appended = Content::from([&large.0[..], b"end"].concat());
     let left = [("copied", large), ("file", &appended), ("stream", large)];
     assert_eq!(
         gateway.objects("put/"),
@@ -227,7 +212,7 @@ fn net_sftp_runs_the_errand() {
     };
     let mut command = gateway.command("ruby");
     command.arg(script("net_sftp_errand.rb"));
-    // For ed25519 keys net-ssh wants two more packages.
+    // For ed25519 keys net-ssh needs two more packages.
     let key = add_pem_key(&gateway, "id_ecdsa", &["-t", "ecdsa"]);
     run_errand(&gateway, command, &key);
 }
@@ -268,7 +253,7 @@ fn phpseclib_runs_the_errand() {
     };
     let mut command = gateway.command("php");
     command.arg(script("phpseclib_errand.php"));
-    // This version reads no other keys than RSA.
+    // This version reads RSA keys only.
     let key = add_pem_key(&gateway, "id_rsa", &["-t", "rsa", "-b", "3072"]);
     run_errand(&gateway, command, &key);
 }
@@ -310,8 +295,8 @@ fn libssh_runs_the_errand() {
 
 // What docs/clients.md says of tools that compare times
 
-/// A local file from before its upload, and its object, which then gets other content of the same size: what
-/// is still there after the next run was not sent again.
+/// Gives the object of a local file other content of the same size, and runs a command: if that
+/// content is still there, the file was not sent again.
 fn assert_sends_again(gateway: &Gateway, command: &mut Command, expected: bool) {
     gateway.put_object("up/file", "other");
     gateway.run(command);
@@ -323,6 +308,7 @@ fn assert_sends_again(gateway: &Gateway, command: &mut Command, expected: bool) 
     );
 }
 
+/// Writes a file that is older than any upload of it.
 fn write_old_file(gateway: &Gateway) {
     gateway.write("tree/file", "hello");
     gateway.run(
@@ -338,20 +324,10 @@ fn rclone_sends_nothing_twice_with_update_or_size_only() {
         return;
     };
     let rclone = |args: &[&str]| {
-        let mut command = gateway.command("rclone");
-        command
-            .env("RCLONE_CONFIG", gateway.path("rclone.conf"))
-            .env("RCLONE_SFTP_HOST", "127.0.0.1");
-        command
-            .env("RCLONE_SFTP_PORT", gateway.port.to_string())
-            .env("RCLONE_SFTP_USER", USER);
-        command
-            .env("RCLONE_SFTP_KEY_FILE", gateway.key())
-            .env("RCLONE_SFTP_KNOWN_HOSTS_FILE", gateway.known_hosts());
+        let mut command = gateway.rclone();
         command.args(args);
         command
     };
-    gateway.write("rclone.conf", "");
     write_old_file(&gateway);
     gateway.run(&mut rclone(&["sync", "tree", ":sftp:up"]));
     gateway.expect_object("up/file", "hello");
@@ -385,16 +361,7 @@ fn lftp_mirror_sends_nothing_twice() {
     let Some(gateway) = Gateway::start(&["lftp"]) else {
         return;
     };
-    let connect = format!("ssh -a -x -F {}", gateway.ssh_config().display());
-    let script = format!(
-        "set cmd:fail-exit yes; set net:max-retries 2; set sftp:connect-program \"{connect}\"; \
-         open sftp://{USER}:unused@{HOST}; mirror -R --overwrite tree up"
-    );
-    let mirror = || {
-        let mut command = gateway.command("lftp");
-        command.args(["-c", &script]);
-        command
-    };
+    let mirror = || gateway.lftp("mirror -R --overwrite tree up");
     write_old_file(&gateway);
     gateway.run(&mut mirror());
     gateway.expect_object("up/file", "hello");

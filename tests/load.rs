@@ -1,15 +1,11 @@
-//! The real binary with its hands full, and how it dies: many sessions, no places left, no descriptors left, signals.
+//! The real binary under load, and how it ends: many sessions, limits reached, no descriptors left,
+//! signals.
 //!
 //! The long run, with its figures:
 //! `cargo test --release --locked --test load -- --ignored --nocapture two_hundred`
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -20,7 +16,7 @@ use russh_sftp::protocol::{FileAttributes, OpenFlags};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::binary::Process;
+use support::process::Process;
 use support::proxy::{Fate, Proxy};
 use support::s3::{FakeS3, Fault, When};
 use support::*;
@@ -30,7 +26,8 @@ use tokio::task::JoinSet;
 
 const BLOCK: usize = 128 * 1024;
 
-/// As [`Client::put`], for a server that may end in the middle of it.
+/// Like [`Client::put`], for a server that may end in the middle of it: other errors than a status
+/// are returned.
 async fn put(client: &Client, path: &str, data: &[u8]) -> Result<(), SftpError> {
     let handle = client
         .sftp
@@ -68,29 +65,30 @@ async fn get(client: &Client, path: &str, size: usize) -> Result<Vec<u8>, SftpEr
 
 // Many sessions
 
-/// All at once, each putting and getting files of 1 byte to `largest`, every byte compared, in the bucket and back.
-async fn sessions(count: usize, files: usize, largest: usize, pool: usize) {
+/// Runs sessions at once, each of which puts and gets files of 1 byte to `largest`. Every byte is
+/// compared, in the bucket and after the download.
+async fn run_sessions(count: usize, files: usize, largest: usize, pool: usize) {
     let s3 = Arc::new(FakeS3::start().await);
     let process = Process::start(&s3, &["--buffer-memory", &format!("{pool}MiB")]);
     let began = Instant::now();
     let mut clients = JoinSet::new();
     for n in 0..count {
-        let (s3, address) = (s3.clone(), process.server.address);
+        let (s3, address) = (s3.clone(), process.address);
         clients.spawn(async move {
-            let client = Server::elsewhere(address).client().await;
-            let (mut dice, mut bytes, mut errors) = (dice(n as u64 + 1), 0, 0);
+            let client = Client::connect(address).await;
+            let mut dice = Dice::new(n as u64 + 1);
+            let mut bytes = 0;
+            let mut errors = 0;
             for file in 0..files {
-                // As many small ones as large ones.
-                let most = 2 << dice(largest.ilog2() as usize + 1);
+                // Small files as often as large ones.
+                let most = 2 << dice.below(u64::from(largest.ilog2()) + 1);
                 let size = match (n, file) {
                     (0, 0) => 1,
                     (0, 1) => largest,
-                    _ => dice(most).clamp(1, largest),
+                    _ => dice.size_below(most).clamp(1, largest),
                 };
-                let (path, data) = (
-                    format!("/{n}-{file}"),
-                    noise(size, (n * files + file) as u64),
-                );
+                let path = format!("/{n}-{file}");
+                let data = noise(size, (n * files + file) as u64);
                 let outcome = async {
                     put(&client, &path, &data).await?;
                     assert!(
@@ -99,7 +97,7 @@ async fn sessions(count: usize, files: usize, largest: usize, pool: usize) {
                     );
                     assert!(
                         get(&client, &path, size).await? == data,
-                        "{path}, as it came back"
+                        "{path}, downloaded"
                     );
                     client.sftp.remove(&path).await
                 };
@@ -115,14 +113,11 @@ async fn sessions(count: usize, files: usize, largest: usize, pool: usize) {
         });
     }
     let outcomes = clients.join_all().await;
-    let (bytes, errors) = outcomes
-        .iter()
-        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-    let (peak, took, cpu) = (
-        process.peak(),
-        began.elapsed().as_secs_f64(),
-        process.ticks() as f64 / 100.0,
-    );
+    let bytes: usize = outcomes.iter().map(|(bytes, _)| bytes).sum();
+    let errors: usize = outcomes.iter().map(|(_, errors)| errors).sum();
+    let peak = process.peak();
+    let took = began.elapsed().as_secs_f64();
+    let cpu = process.ticks() as f64 / 100.0;
     println!(
         "{count} sessions, {} files put and got, {} MiB in both directions together, {errors} errors, {took:.1} s, \
          {cpu:.1} s of the server's processor time, peak RSS {peak} MiB",
@@ -130,41 +125,42 @@ async fn sessions(count: usize, files: usize, largest: usize, pool: usize) {
         bytes / MIB
     );
     assert_eq!((errors, s3.objects()), (0, Vec::new()));
-    // 40 of the process and of two password checks, the pool, and each upload's and session's share.
+    // 40 for the process and two password checks, the pool, and a share for each upload and
+    // session.
     let promise = 40 + pool + count * 41 / 4;
     assert!(peak <= promise, "{peak} MiB, of {promise}");
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_sessions_at_once_lose_nothing() {
-    sessions(24, 4, 6 * MIB, 32).await;
+    run_sessions(24, 4, 6 * MIB, 32).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes a minute, in a release build"]
 async fn two_hundred_sessions_at_once_lose_nothing() {
-    sessions(200, 12, 20 * MIB, 256).await;
+    run_sessions(200, 12, 20 * MIB, 256).await;
 }
 
 // Limits
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_without_a_place_disturb_no_transfer() {
+async fn connections_beyond_the_limit_are_refused_and_disturb_no_transfer() {
     const PLACES: usize = 8;
     let s3 = FakeS3::start().await;
     let process = Process::start(&s3, &["--max-sessions", &PLACES.to_string()]);
     let data = noise(6 * MIB, 1);
     let mut transfers = Vec::new();
     for n in 0..PLACES {
-        let client = process.server.client().await;
+        let client = process.client().await;
         let handle = client.open(&format!("/{n}"), PUT).await.unwrap();
         client.write(&handle, 0, &data[..MIB]).await.unwrap();
         transfers.push((client, handle));
     }
     let mut crowd = JoinSet::new();
     for _ in 0..100 {
-        let address = process.server.address;
+        let address = process.address;
         crowd.spawn(async move {
             let mut heard = String::new();
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -190,23 +186,23 @@ async fn connections_without_a_place_disturb_no_transfer() {
     );
     assert!((0..PLACES).all(|n| s3.object(&format!("alice/{n}")).as_ref() == Some(&data)));
     drop(transfers.pop());
-    within("the place", async {
-        while Client::login_or_refused(&process.server).await.is_none() {}
+    within("a place is free", async {
+        while Client::try_connect(process.address).await.is_none() {}
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_descriptors_nobody_is_lied_to() {
+async fn without_descriptors_close_still_tells_the_truth() {
     let s3 = FakeS3::start().await;
     let process = Process::start_after("ulimit -n 64", &s3, &[]);
     s3.put("alice/old", noise(3 * MIB, 9));
     let data = noise(17 * MIB, 1);
     let mut transfers = Vec::new();
     for n in 0..4 {
-        let client = process.server.client().await;
+        let client = process.client().await;
         let handle = client.open(&format!("/{n}"), PUT).await.unwrap();
-        // Two of them have begun to send to the store.
+        // Two of them have begun to send parts to the store.
         client
             .write(&handle, 0, &data[..[1000, 6 * MIB][n % 2]])
             .await
@@ -215,19 +211,19 @@ async fn without_descriptors_nobody_is_lied_to() {
     }
     let mut crowd = Vec::new();
     for _ in 0..100 {
-        crowd.push(TcpStream::connect(process.server.address).await.unwrap());
+        crowd.push(TcpStream::connect(process.address).await.unwrap());
     }
     eventually("no descriptor is left", || {
         process.logged("can't accept") > 0
     })
     .await;
-    let (began, lines, ticks) = (Instant::now(), process.logged(""), process.ticks());
+    let began = Instant::now();
+    let lines_before = process.logged("");
+    let ticks_before = process.ticks();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let (lines, ticks, took) = (
-        process.logged("") - lines,
-        process.ticks() - ticks,
-        began.elapsed(),
-    );
+    let lines = process.logged("") - lines_before;
+    let ticks = process.ticks() - ticks_before;
+    let took = began.elapsed();
     assert!(
         lines <= took.as_millis() as usize / 200 + 1,
         "{lines} lines of log in {took:?}"
@@ -263,7 +259,7 @@ async fn without_descriptors_nobody_is_lied_to() {
         transfers.len()
     );
     drop(crowd);
-    let client = within("a place", async { process.server.client().await }).await;
+    let client = within("a place is free", async { process.client().await }).await;
     within("a put", client.put("/new", &data)).await.unwrap();
     assert!(s3.object("alice/new").unwrap() == data);
     for (client, _) in &transfers {
@@ -272,16 +268,16 @@ async fn without_descriptors_nobody_is_lied_to() {
     eventually("no upload is in progress", || s3.uploads() == 0).await;
 }
 
-// Those who only take up room
+// Clients that only take up memory
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_dawdle_before_login_take_little_and_go() {
+async fn connections_without_a_login_take_little_memory_and_are_closed() {
     const COUNT: usize = 200;
     let s3 = FakeS3::start().await;
     let process = Process::start(&s3, &["--login-timeout", "3s"]);
     let mut crowd = JoinSet::new();
     for _ in 0..COUNT {
-        let mut stream = TcpStream::connect(process.server.address).await.unwrap();
+        let mut stream = TcpStream::connect(process.address).await.unwrap();
         crowd.spawn(async move {
             // All but the end of a packet of 32 KiB that would begin the key exchange.
             let packet = [&b"SSH-2.0-test\r\n\0\0\x80\0\x04\x14"[..], &[b'x'; 32_000]].concat();
@@ -290,29 +286,28 @@ async fn connections_that_dawdle_before_login_take_little_and_go() {
         });
     }
     crowd.join_all().await;
-    within("a place", async {
-        while Client::login_or_refused(&process.server).await.is_none() {}
+    within("a place is free", async {
+        while Client::try_connect(process.address).await.is_none() {}
     })
     .await;
     let peak = process.peak();
     println!("{COUNT} connections before login: peak RSS {peak} MiB");
-    // 20 of the process, 20 of the password check at the end.
+    // 20 for the process, 20 for the password check at the end.
     assert!(peak < 40 + COUNT / 4, "{peak} MiB");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_ask_and_never_read_take_little_and_go() {
+async fn clients_that_never_read_replies_take_little_memory_and_are_closed() {
     const COUNT: usize = 10;
     let s3 = FakeS3::start().await;
     s3.put("alice/f", noise(40 * MIB, 1));
     let process = Process::start(&s3, &["--idle-timeout", "3s", "--buffer-memory", "32MiB"]);
     let mut deaf = Vec::new();
     for _ in 0..COUNT {
-        let proxy = Proxy::start(process.server.address, usize::MAX, Fate::Deaf).await;
-        let mut ssh = SshClient::connect(&proxy.server).await;
+        let proxy = Proxy::start(process.address, usize::MAX, Fate::Deaf).await;
+        let mut ssh = SshClient::connect(proxy.address).await;
         assert!(ssh.login("alice", PASSWORD).await);
-        let mut channel = ssh.channel().await.unwrap();
-        channel.request_subsystem(true, "sftp").await.unwrap();
+        let mut channel = ssh.sftp_channel().await;
         channel.data(&packet(1, 3, &[])[..]).await.unwrap();
         while !matches!(channel.wait().await.unwrap(), ChannelMsg::Data { .. }) {}
         proxy.break_now();
@@ -340,29 +335,36 @@ async fn clients_that_ask_and_never_read_take_little_and_go() {
     let promise = 60 + 32 + COUNT * 4;
     assert!(peak <= promise, "{peak} MiB, of {promise}");
     assert_eq!(
-        process.server.client().await.size("/f").await.unwrap(),
+        process.client().await.size("/f").await.unwrap(),
         40 * MIB as u64
     );
 }
 
-// A server that dies
+// A server that ends
 
-/// What clients were told, and what they sent.
+/// What clients have sent, by key, and what they were told.
 #[derive(Default)]
 struct Told {
     sent: BTreeMap<String, Bytes>,
+    /// The keys whose CLOSE was answered OK.
     stored: Vec<String>,
 }
 
-/// Clients that put one file after another until that fails.
-async fn busy(process: &Process, count: usize, seed: u64) -> (Arc<Mutex<Told>>, JoinSet<()>) {
-    let (told, mut clients) = (Arc::new(Mutex::new(Told::default())), JoinSet::new());
+/// Starts clients that put one file after another until that fails.
+async fn start_busy_clients(
+    process: &Process,
+    count: usize,
+    seed: u64,
+) -> (Arc<Mutex<Told>>, JoinSet<()>) {
+    let told = Arc::new(Mutex::new(Told::default()));
+    let mut clients = JoinSet::new();
     for n in 0..count {
-        let (client, told) = (process.server.client().await, told.clone());
-        let mut dice = dice(seed * 100 + n as u64);
+        let (client, told) = (process.client().await, told.clone());
+        let mut dice = Dice::new(seed * 100 + n as u64);
         clients.spawn(async move {
             for file in 0.. {
-                let data = noise([1, 100_000, 5 * MIB, 6 * MIB][dice(4)], dice(1000) as u64);
+                let size = *dice.pick(&[1, 100_000, 5 * MIB, 6 * MIB]);
+                let data = noise(size, dice.below(1000));
                 let path = format!("{n}-{file}");
                 told.lock()
                     .unwrap()
@@ -378,7 +380,7 @@ async fn busy(process: &Process, count: usize, seed: u64) -> (Arc<Mutex<Told>>, 
     (told, clients)
 }
 
-/// What was stored is whole, and what clients were told is stored.
+/// Every object is whole, and every object is there whose CLOSE was answered OK.
 fn check(s3: &FakeS3, told: &Told) {
     for key in s3.objects() {
         assert!(
@@ -395,18 +397,18 @@ fn check(s3: &FakeS3, told: &Told) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_under_load_drains_and_a_second_one_cuts() {
+async fn sigterm_under_load_drains_and_a_second_one_aborts() {
     for patience in ["2s", "1h"] {
         let s3 = FakeS3::start().await;
         let mut process = Process::start(&s3, &["--drain-timeout", patience]);
-        let stuck = process.server.client().await;
+        let stuck = process.client().await;
         let handle = stuck.open("/stuck", PUT).await.unwrap();
         stuck.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
-        let (told, clients) = busy(&process, 4, 1).await;
+        let (told, clients) = start_busy_clients(&process, 4, 1).await;
         eventually("files are stored", || told.lock().unwrap().stored.len() > 4).await;
         process.signal("TERM");
         if patience == "1h" {
-            // Each finishes the file it is at, and is told that there is no other.
+            // Each finishes its file, and is refused the next.
             within("the transfers", clients.join_all()).await;
             assert!(
                 process.child.try_wait().unwrap().is_none(),
@@ -421,7 +423,7 @@ async fn a_signal_under_load_drains_and_a_second_one_cuts() {
             process.signal("TERM");
         }
         assert_eq!(within("the end", process.ended()).await.code(), Some(0));
-        assert_clean(&s3);
+        s3.assert_no_uploads();
         assert_eq!(s3.object("alice/stuck"), None);
         check(&s3, &told.lock().unwrap());
     }
@@ -429,15 +431,15 @@ async fn a_signal_under_load_drains_and_a_second_one_cuts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_server_leaves_whole_objects_only() {
-    let mut dice = dice(5);
+    let mut dice = Dice::new(5);
     for round in 0..6 {
         let s3 = FakeS3::start().await;
         for op in ["PutObject", "UploadPart", "CompleteMultipartUpload"] {
             s3.fault(op, When::Every, Fault::Stall(Duration::from_millis(2)));
         }
         let mut process = Process::start(&s3, &[]);
-        let (told, clients) = busy(&process, 3, round).await;
-        let requests = 1 + dice(40);
+        let (told, clients) = start_busy_clients(&process, 3, round).await;
+        let requests = 1 + dice.size_below(40);
         eventually("requests have been sent", || {
             s3.requests().len() >= requests
         })

@@ -1,36 +1,25 @@
-//! Clients that log in in ways of their own: old ones, and ones with several credentials.
+//! Clients whose logins are unusual: old ones, and ones with several credentials.
 //!
-//! A client that isn't installed is skipped, with a word; `SFTPD_TEST_ALL_CLIENTS=1` makes that a failure.
+//! A test whose client isn't installed is skipped and says so; `SFTPD_TEST_ALL_CLIENTS=1` makes
+//! that a failure.
 
-// A panic is how a test fails, in its helpers too.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+// A panic is how a test fails.
+#![allow(clippy::restriction)]
 
-#[path = "support/process.rs"]
-mod process;
-#[path = "support/s3.rs"]
-mod s3;
+mod support;
 
-use process::*;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::PathBuf;
+use support::commands::Running;
+use support::gateway::{Content, Gateway, script};
+use support::wait::wait_until;
+use support::{PASSWORD, noise};
 
-/// Several packets, and no more.
+/// Several packets, in bytes.
 const SIZE: usize = 300_000;
 
-/// The source of a client.
-fn source(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/clients")
-        .join(name)
-}
-
-/// Runs a client that puts a file and gets it back; what it is called with begins with the port and known_hosts.
+/// Runs a client that puts a file and gets it back. Its arguments: `before`, the port, known_hosts,
+/// the credential, and the names of the files.
 fn put_and_get(gateway: &Gateway, program: &str, before: &[&str], credential: &[&str], name: &str) {
     let bytes = noise(SIZE, 1);
     gateway.write("file", &bytes);
@@ -46,14 +35,15 @@ fn put_and_get(gateway: &Gateway, program: &str, before: &[&str], credential: &[
     fs::remove_file(gateway.path("back")).unwrap();
 }
 
-// Net::SSH of Ruby has no X25519; with OpenSSL 3 it reads no private keys in OpenSSH's format but ed25519.
+// Ruby's Net::SSH has no X25519; with OpenSSL 3 it reads no private keys in OpenSSH's format but
+// ed25519.
 
 #[test]
 fn net_sftp_logs_in() {
     let Some(gateway) = Gateway::start(&["ruby:net/sftp"]) else {
         return;
     };
-    let source = source("net_sftp.rb");
+    let source = script("net_sftp.rb");
     let key = gateway.add_key("rsa", &["-t", "rsa", "-b", "3072", "-m", "PEM"]);
     let client = [source.to_str().unwrap()];
     put_and_get(&gateway, "ruby", &client, &["password", PASSWORD], "one");
@@ -75,7 +65,7 @@ fn jsch_logs_in() {
     let Some(gateway) = Gateway::start(&["java", "javac", JAR]) else {
         return;
     };
-    let source = source("Jsch.java");
+    let source = script("Jsch.java");
     let key = gateway.add_key("ecdsa", &["-t", "ecdsa", "-m", "PEM"]);
     let client = ["-cp", JAR, source.to_str().unwrap()];
     put_and_get(&gateway, "java", &client, &["password", PASSWORD], "one");
@@ -91,7 +81,7 @@ fn jsch_logs_in() {
 // libssh decides how to sign with an RSA key before its first request.
 
 #[test]
-fn libssh_logs_in_with_any_key_at_once() {
+fn libssh_logs_in_with_rsa_ecdsa_and_ed25519_keys() {
     let Some(gateway) = Gateway::start(&["cc", "/usr/include/libssh/sftp.h"]) else {
         return;
     };
@@ -99,7 +89,7 @@ fn libssh_logs_in_with_any_key_at_once() {
         gateway
             .command("cc")
             .args(["-Wall", "-Wextra", "-Werror", "-o", "client"])
-            .arg(source("libssh.c"))
+            .arg(script("libssh.c"))
             .arg("-lssh"),
     );
     let client = gateway.path("client");
@@ -121,8 +111,8 @@ fn libssh_logs_in_with_any_key_at_once() {
 
 // paramiko repeats SERVICE_REQUEST before each credential.
 
-/// Connects as `sys.argv[4]` says, with credentials that are looked for below `sys.argv[5]`. A server that leaves it waiting
-/// would do so longer than a test may take.
+/// `sys.argv[4]` is a password, and below `sys.argv[5]` paramiko looks for other credentials. It
+/// waits for an answer longer than a test may take.
 const PARAMIKO: &str = r#"
 import logging, os, sys, paramiko
 logging.basicConfig(stream=sys.stdout, level=logging.INFO)
@@ -142,8 +132,9 @@ def connect_refused(**options):
     else: raise AssertionError("logged in")
 "#;
 
-/// A home directory with a key that no user has, in `.ssh` or in an agent, which ends when dropped.
-fn strangers_home(gateway: &Gateway, in_agent: bool) -> (PathBuf, Option<Running>) {
+/// Makes a home directory with a key that no user has, in `.ssh` or in an agent, which ends when
+/// dropped.
+fn home_with_unknown_key(gateway: &Gateway, in_agent: bool) -> (PathBuf, Option<Running>) {
     let home = gateway.path(if in_agent { "with-agent" } else { "with-key" });
     fs::create_dir_all(home.join(".ssh")).unwrap();
     let key = home.join(if in_agent { "key" } else { ".ssh/id_ed25519" });
@@ -158,15 +149,8 @@ fn strangers_home(gateway: &Gateway, in_agent: bool) -> (PathBuf, Option<Running
     }
     let socket = home.join("agent");
     let mut agent = gateway.command("ssh-agent");
-    let running = Running::spawn(
-        agent
-            .arg("-D")
-            .arg("-a")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null()),
-    );
-    eventually("the agent listens", || socket.exists().then_some(()));
+    let running = Running::spawn_quietly(agent.arg("-D").arg("-a").arg(&socket));
+    wait_until("the agent listens", || socket.exists());
     gateway.run(
         gateway
             .command("ssh-add")
@@ -183,9 +167,9 @@ fn paramiko_is_told_that_it_has_one_credential_a_connection() {
         return;
     };
     for in_agent in [false, true] {
-        let (home, _agent) = strangers_home(&gateway, in_agent);
+        let (home, _agent) = home_with_unknown_key(&gateway, in_agent);
         let before = gateway.log().matches("one credential a connection").count();
-        // More often than an address may guess passwords.
+        // More often than an address may try passwords.
         let script = format!(
             "{PARAMIKO}for _ in range(20): connect_refused(password=how)\n\
              connect(password=how, look_for_keys=False, allow_agent=False)\n\
@@ -202,13 +186,13 @@ fn paramiko_is_told_that_it_has_one_credential_a_connection() {
     gateway.expect_object("file", "hello");
 }
 
-/// The transport of paramiko that asks for the service once can go on, as every other client.
+/// The transport of paramiko that requests the service once can go on, like every other client.
 #[test]
-fn paramiko_that_asks_once_may_try_several_credentials() {
+fn paramiko_that_requests_the_service_once_may_try_several_credentials() {
     let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
         return;
     };
-    let (home, _) = strangers_home(&gateway, false);
+    let (home, _) = home_with_unknown_key(&gateway, false);
     let script = format!(
         r#"{PARAMIKO}
 from paramiko.transport import ServiceRequestingTransport
@@ -228,7 +212,7 @@ transport.close()
 }
 
 #[test]
-fn paramiko_may_not_guess_passwords() {
+fn paramiko_is_refused_after_several_wrong_passwords() {
     let Some(gateway) = Gateway::start(&["python3:paramiko"]) else {
         return;
     };

@@ -1,12 +1,7 @@
 //! The memory promise of docs/requests.md, measured on the real binary: peak RSS against the formula.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -16,7 +11,7 @@ use sftpd::transfer::MAX_USER_HANDLES;
 use sftpd::transfer::REORDER_WINDOW;
 use std::collections::HashSet;
 use std::time::Duration;
-use support::binary::Process;
+use support::process::Process;
 use support::s3::{FakeS3, Fault, When};
 use support::*;
 
@@ -34,22 +29,24 @@ async fn many_uploads_stay_inside_the_formula() {
     let data = noise(11 * MIB, 1);
     let mut puts = tokio::task::JoinSet::new();
     for n in 0..UPLOADS {
-        let client = process.server.client().await;
+        let client = process.client().await;
         let data = data.clone();
         puts.spawn(async move { client.put(&format!("/{n}"), &data).await.unwrap() });
     }
     puts.join_all().await;
-    // 20 of the process, 14 for two password checks, the pool, and each upload's and session's share.
+    // 20 for the process, 14 for two password checks, the pool, and a share for each upload and
+    // session.
     let promise = 34 + 32 + UPLOADS * 21 / 4 + UPLOADS * 4;
     let peak = process.peak();
     assert!(
         (UPLOADS * 5..=promise).contains(&peak),
         "{peak} MiB, of {promise}"
     );
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
-/// Every upload waits for one block at the end of its first part, and has sent all that is taken behind it.
+/// Every upload lacks one block at the end of its first part, and has sent all that is accepted
+/// behind it.
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_written_out_of_order_stay_inside_the_formula() {
     const UPLOADS: usize = 16;
@@ -60,7 +57,7 @@ async fn uploads_written_out_of_order_stay_inside_the_formula() {
     let data = noise(5 * MIB + REORDER_WINDOW as usize - BLOCK, 1);
     let mut puts = tokio::task::JoinSet::new();
     for n in 0..UPLOADS {
-        let client = process.server.client().await;
+        let client = process.client().await;
         let data = data.clone();
         puts.spawn(async move {
             let handle = client.open(&format!("/{n}"), PUT).await.unwrap();
@@ -72,7 +69,7 @@ async fn uploads_written_out_of_order_stay_inside_the_formula() {
                     data[at..data.len().min(at + BLOCK)].to_vec(),
                 )
             };
-            // Those that are far ahead are answered once the gap is closed, or nothing else comes.
+            // WRITEs far ahead are answered once the gap is closed, or when nothing else arrives.
             let ahead = join_all((gap + BLOCK..data.len()).step_by(BLOCK).map(write)).await;
             ahead.into_iter().for_each(|answer| drop(answer.unwrap()));
             (client, handle)
@@ -80,7 +77,7 @@ async fn uploads_written_out_of_order_stay_inside_the_formula() {
     }
     let open = puts.join_all().await;
     let peak = process.peak();
-    // As above, and what each upload has out of order.
+    // As above, and what each upload holds out of order.
     let promise = 34 + 32 + UPLOADS * 21 / 4 + UPLOADS * 4 + UPLOADS * 9;
     let held = UPLOADS * (data.len() / MIB);
     assert!(
@@ -95,14 +92,14 @@ async fn uploads_written_out_of_order_stay_inside_the_formula() {
         client.close(&handle).await.unwrap();
     }
     (0..UPLOADS).for_each(|n| assert!(s3.object(&format!("alice/{n}")).unwrap() == data, "{n}"));
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_transfer_at_default_settings_is_small() {
+async fn one_transfer_at_default_settings_takes_little_memory() {
     let s3 = FakeS3::start().await;
     let process = Process::start(&s3, &[]);
-    let client = process.server.client().await;
+    let client = process.client().await;
     let data = noise(200 * MIB, 1);
     client.put("/f", &data).await.unwrap();
     assert!(client.get("/f").await.unwrap() == data);
@@ -110,17 +107,18 @@ async fn one_transfer_at_default_settings_is_small() {
     assert!(peak < 120, "{peak} MiB");
 }
 
-/// Checks of passwords use one buffer of 7 MiB each, two at once at most, whatever comes of them.
+/// Password checks use one buffer of 7 MiB each, and at most two run at once, whatever their
+/// result.
 #[tokio::test(flavor = "multi_thread")]
 async fn password_checks_stay_inside_the_formula() {
     let s3 = FakeS3::start().await;
     let process = Process::start(&s3, &["--buffer-memory", "20MiB"]);
     let mut resident = vec![process.resident()];
     for n in 0..20 {
-        // Wrong ones for names of their own: more of them would not be looked at.
+        // Wrong ones, each for another name: more of them for one name would not be checked.
         if n % 4 == 0 {
             let guess = async |m| {
-                Client::login(&process.server, &format!("user{n}{m}"), "guess")
+                Client::login(process.address, &format!("user{n}{m}"), "guess")
                     .await
                     .is_none()
             };
@@ -131,17 +129,17 @@ async fn password_checks_stay_inside_the_formula() {
                     .all(|refused| refused)
             );
         }
-        let at_once = join_all((0..3).map(|_| process.server.client())).await;
+        let at_once = join_all((0..3).map(|_| process.client())).await;
         drop(at_once);
         resident.push(process.resident());
     }
-    // 20 of the process, 7 for each check, and the share of each session.
+    // 20 for the process, 7 for each check, and the share of each session.
     let promise = 34 + 3 * 4;
     let peak = process.peak();
     assert!(peak <= promise, "{peak} MiB, after each round {resident:?}");
 }
 
-/// Entries of a directory, read to the end.
+/// Reads a directory to its end; the number of its entries.
 async fn count_entries(sftp: &RawSftpSession, handle: &str) -> usize {
     let mut names = HashSet::new();
     let mut count = 0;
@@ -153,7 +151,7 @@ async fn count_entries(sftp: &RawSftpSession, handle: &str) -> usize {
     count
 }
 
-/// As many directories as one user can have open, none of which is read to its end.
+/// As many directories as one user may have open, none of which is read to its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn open_directories_stay_inside_the_formula() {
     const SESSIONS: usize = 5;
@@ -161,7 +159,7 @@ async fn open_directories_stay_inside_the_formula() {
     const NAMES: usize = 1000;
     let s3 = FakeS3::start().await;
     let process = Process::start(&s3, &["--store", "memory:", "--buffer-memory", "20MiB"]);
-    let client = process.server.client().await;
+    let client = process.client().await;
     for n in 0..NAMES {
         client.put(&format!("/d/{n:0200}"), b"").await.unwrap();
     }
@@ -182,7 +180,7 @@ async fn open_directories_stay_inside_the_formula() {
     // As above, without the pool; and the pages of one user.
     let promise = 34 + SESSIONS * 4 + 2;
     assert!(peak <= promise, "{peak} MiB, of {promise}");
-    // What had to go is fetched again.
+    // Pages that were dropped are fetched again.
     assert_eq!(count_entries(&sessions[0], &handles[0][0]).await, NAMES + 2);
     assert_eq!(
         count_entries(&sessions[SESSIONS - 2], &handles[SESSIONS - 2][HANDLES - 1]).await,
@@ -190,21 +188,18 @@ async fn open_directories_stay_inside_the_formula() {
     );
 }
 
-/// Directories that only this process knows, and directories full of them.
+/// Directories that only this process knows, and listings of them.
 #[tokio::test(flavor = "multi_thread")]
-async fn made_directories_stay_inside_the_formula() {
+async fn virtual_directories_stay_inside_the_formula() {
     const DIRECTORIES: usize = 100_000;
     let s3 = FakeS3::start().await;
     let process = Process::start(&s3, &["--store", "memory:", "--buffer-memory", "20MiB"]);
-    let client = process.server.client().await;
+    let client = process.client().await;
     for at_once in (0..DIRECTORIES).collect::<Vec<_>>().chunks(64) {
-        let made = join_all(
-            at_once
-                .iter()
-                .map(|n| client.sftp.mkdir(format!("/d/{n:060}"), Default::default())),
-        )
-        .await;
-        made.into_iter().for_each(|answer| drop(answer.unwrap()));
+        let mkdir = async |n| client.mkdir(&format!("/d/{n:060}")).await;
+        for made in join_all(at_once.iter().map(mkdir)).await {
+            made.unwrap();
+        }
     }
     let before = process.peak();
     let mut handles = Vec::new();

@@ -1,13 +1,8 @@
-//! What operators see: `sftpd doctor`, metrics and health, systemd's notifications, load balancers in front, and
-//! directories that a restart remembers.
+//! What operators see: `sftpd doctor`, metrics and health, systemd's notifications, load balancers,
+//! and directories that survive a restart.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -19,7 +14,7 @@ use std::net::SocketAddr;
 use std::os::unix::{fs::PermissionsExt, net::UnixDatagram};
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use support::binary::{Process, sftpd};
+use support::process::{Process, sftpd_on};
 use support::s3::{FakeS3, Fault, When};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,17 +22,17 @@ use tokio::net::{TcpListener, TcpStream};
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB9dG4kjRhQTtWTVzd2t27+t0DEHBPW7iOD23TUiYLio alice@example.com";
 
-/// `sftpd doctor --json`: its exit status, and grade and text of each check, of which no two have one name.
+/// Runs `sftpd doctor --json`: its exit status, and the grade and text of each check. Each check is
+/// there once.
 async fn doctor(s3: &FakeS3, args: &[&str]) -> (i32, BTreeMap<String, (String, String)>) {
     let folder = tempfile::tempdir().unwrap();
     let users = serde_json::json!({"users": {"alice": {"keys": [KEY]}}});
     let file = folder.path().join("users.json");
     std::fs::write(&file, users.to_string()).unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let mut command = sftpd(":", s3, folder.path(), "doctor");
+    let mut command = sftpd_on(s3, folder.path());
     command
-        .arg("--json")
-        .args(["--listen", "127.0.0.1:0"])
+        .args(["doctor", "--json", "--listen", "127.0.0.1:0"])
         .args(args);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap())
         .await
@@ -54,7 +49,7 @@ async fn doctor(s3: &FakeS3, args: &[&str]) -> (i32, BTreeMap<String, (String, S
     (output.status.code().unwrap(), found)
 }
 
-/// Checks that did not end well.
+/// The checks that are not ok, with their grades.
 fn troubles(found: &BTreeMap<String, (String, String)>) -> Vec<(&str, &str)> {
     found
         .iter()
@@ -77,9 +72,10 @@ async fn doctor_finds_nothing_wrong_and_leaves_nothing_behind() {
     assert_eq!((s3.objects(), s3.uploads()), (vec![], 0));
 }
 
-/// What a policy that lacks an action means, and that nothing stays where it can be removed.
+/// A policy that lacks an action: the check says what is missing, and doctor leaves nothing that it
+/// can remove.
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_says_what_each_missing_permission_costs() {
+async fn doctor_reports_each_missing_permission() {
     let failed = [
         ("PutObject", "put"),
         ("CreateMultipartUpload", "multipart"),
@@ -134,7 +130,7 @@ async fn doctor_says_what_each_missing_permission_costs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_knows_what_to_do() {
+async fn doctor_says_what_to_do() {
     let s3 = FakeS3::start().await;
     let (status, found) = doctor(&s3, &["--store", "s3://elsewhere"]).await;
     assert_eq!((status, &*found["list"].0), (1, "failed"));
@@ -167,7 +163,7 @@ async fn doctor_knows_what_to_do() {
     assert_eq!((status, troubles(&found)), (0, vec![("store", "warning")]));
 }
 
-/// The setting that turns checksums off is named only where an error speaks of them.
+/// The setting that turns checksums off is named only if an error is about checksums.
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_names_the_checksum_setting_where_it_can_help() {
     const SETTING: &str = "AWS_REQUEST_CHECKSUM_CALCULATION";
@@ -194,7 +190,7 @@ async fn doctor_names_the_checksum_setting_where_it_can_help() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_tries_the_addresses() {
+async fn doctor_tries_to_listen_on_the_addresses() {
     let s3 = FakeS3::start().await;
     let running = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let taken = running.local_addr().unwrap().to_string();
@@ -230,9 +226,9 @@ async fn doctor_finds_a_store_that_ignores_if_match() {
     assert_eq!(s3.objects(), [] as [&str; 0]);
 }
 
-/// What can't be opened is told by the check that it belongs to.
+/// A store that can't be opened is reported by its own check.
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_says_what_serve_would_refuse() {
+async fn doctor_reports_settings_that_serve_refuses() {
     let s3 = FakeS3::start().await;
     let (status, found) = doctor(&s3, &["--store", "s3://my bucket"]).await;
     assert_eq!(
@@ -242,20 +238,7 @@ async fn doctor_says_what_serve_would_refuse() {
     );
 }
 
-/// GET by hand: the status line and the body.
-async fn http_get(address: &str, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    stream
-        .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
-        .await
-        .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.lines().next().unwrap().to_owned(), body.to_owned())
-}
-
-/// Each sample of an exposition, by name and labels.
+/// The samples of a metrics page, by name and labels.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text
         .lines()
@@ -267,13 +250,13 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_tell_what_happened() {
+async fn metrics_count_logins_transfers_and_requests() {
     let s3 = FakeS3::start().await;
     let server = Process::start(&s3, &["--metrics", "127.0.0.1:0", "--max-sessions", "40"]);
     let address = server.said("metrics on ").unwrap();
-    let client = server.server.client().await;
+    let client = server.client().await;
     assert!(
-        Client::login(&server.server, "alice", "wrong")
+        Client::login(server.address, "alice", "wrong")
             .await
             .is_none()
     );
@@ -286,7 +269,7 @@ async fn metrics_tell_what_happened() {
     s3.fault("UploadPart", When::Nth(1), Fault::Status(503, "SlowDown"));
     let open = client.open("/open", PUT).await.unwrap();
     client.write(&open, 0, &noise(100_000, 1)).await.unwrap();
-    let cut = server.server.client().await;
+    let cut = server.client().await;
     let handle = cut.open("/cut", PUT).await.unwrap();
     cut.write(&handle, 0, b"0123456789").await.unwrap();
     drop(cut);
@@ -331,7 +314,8 @@ async fn metrics_tell_what_happened() {
             "sftpd_transferred_bytes_total{direction=\"download\",result=\"ok\"}",
             1000.0,
         ),
-        // One, two and two are of the start, which finds out what the store keeps.
+        // The second numbers are requests of the start, which finds out which conditions the store
+        // keeps.
         (
             "sftpd_s3_request_duration_seconds_count{operation=\"PutObject\",result=\"ok\"}",
             1.0 + 1.0,
@@ -359,9 +343,9 @@ async fn metrics_tell_what_happened() {
     ];
     let mut text = String::new();
     for _ in 0..1000 {
-        text = http_get(&address, "/metrics").await.1;
+        text = http_get(&address, "/metrics").1;
         let found = samples(&text);
-        // The server has yet to hear of who is gone.
+        // The server may not have noticed yet that a client has gone.
         if found["sftpd_transfers_total{direction=\"upload\",result=\"cut_off\"}"] > 0.0
             && found["sftpd_connections"] < 2.0
         {
@@ -373,7 +357,7 @@ async fn metrics_tell_what_happened() {
     for (name, value) in wanted {
         assert_eq!(found.get(name), Some(&value), "{name} in\n{text}");
     }
-    // A bucket whose bound is above all that can have been.
+    // The bucket of the histogram that holds all requests.
     assert!(
         text.contains("sftpd_s3_request_duration_seconds_bucket{operation=\"PutObject\",result=\"ok\",le=\"+Inf\"} 2")
     );
@@ -390,7 +374,7 @@ async fn metrics_tell_what_happened() {
     promtool(&["check", "metrics"], &text);
 }
 
-/// Prometheus' own opinion, where it is installed.
+/// Checks something with Prometheus' own tool, if it is installed.
 fn promtool(args: &[&str], input: &str) {
     let mut command = Command::new("promtool");
     let command = command
@@ -423,7 +407,7 @@ fn promtool(args: &[&str], input: &str) {
 
 /// Each alert fires when it should, and none on a normal day.
 #[test]
-fn alerts_are_rules_that_fire() {
+fn alerts_fire_when_they_should() {
     let contrib = concat!(env!("CARGO_MANIFEST_DIR"), "/contrib");
     promtool(&["check", "rules", &format!("{contrib}/alerts.yml")], "");
     promtool(
@@ -433,49 +417,42 @@ fn alerts_are_rules_that_fire() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_drains_is_unhealthy_and_a_broken_users_file_shows() {
+async fn health_and_metrics_show_draining_and_a_broken_users_file() {
     let s3 = FakeS3::start().await;
     let mut server = Process::start(&s3, &["--metrics", "127.0.0.1:0"]);
     let address = server.said("metrics on ").unwrap();
     assert_eq!(
-        http_get(&address, "/healthz").await,
+        http_get(&address, "/healthz"),
         ("HTTP/1.1 200 OK".into(), "ok\n".into())
     );
-    assert_eq!(http_get(&address, "/").await.0, "HTTP/1.1 404 Not Found");
+    assert_eq!(http_get(&address, "/").0, "HTTP/1.1 404 Not Found");
     std::fs::write(server.folder().join("users.json"), "{").unwrap();
-    // Nobody has to log in for that.
-    for _ in 0..1000 {
-        if server.logged("the users of the last good file stay in force") > 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    // Without a login.
+    eventually("the file is found to be broken", || {
+        server.logged("the users of the last good file stay in force") > 0
+    })
+    .await;
     assert_eq!(
-        samples(&http_get(&address, "/metrics").await.1)["sftpd_users_file_ok"],
+        samples(&http_get(&address, "/metrics").1)["sftpd_users_file_ok"],
         0.0
     );
-    let client = server.server.client().await;
+    let client = server.client().await;
     let handle = client.open("/f", PUT).await.unwrap();
     server.signal("TERM");
-    for _ in 0..1000 {
-        if http_get(&address, "/healthz").await.0 == "HTTP/1.1 503 Service Unavailable" {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(
-        http_get(&address, "/healthz").await.0,
-        "HTTP/1.1 503 Service Unavailable"
-    );
+    eventually("the server is unhealthy", || {
+        http_get(&address, "/healthz").0 == "HTTP/1.1 503 Service Unavailable"
+    })
+    .await;
     client.write(&handle, 0, b"in time").await.unwrap();
     client.close(&handle).await.unwrap();
     assert!(server.ended().await.success());
     assert_eq!(s3.object("alice/f").as_deref(), Some(&b"in time"[..]));
 }
 
-/// What alerts and dashboard ask for must exist: a typing error there is an alarm that never comes.
+/// The metrics that alerts and dashboard name must exist: an alert with a misspelt name never
+/// fires.
 #[tokio::test(flavor = "multi_thread")]
-async fn alerts_and_dashboard_ask_for_metrics_that_exist() {
+async fn alerts_and_dashboard_name_existing_metrics() {
     let source = include_str!("../src/metrics.rs");
     let names: Vec<_> = source
         .split('"')
@@ -506,8 +483,9 @@ async fn alerts_and_dashboard_ask_for_metrics_that_exist() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn systemd_hears_when_it_is_ready_alive_and_stopping() {
-    let (s3, folder) = (FakeS3::start().await, tempfile::tempdir().unwrap());
+async fn systemd_is_notified_when_the_server_is_ready_alive_and_stopping() {
+    let s3 = FakeS3::start().await;
+    let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket
@@ -532,8 +510,9 @@ async fn systemd_hears_when_it_is_ready_alive_and_stopping() {
     assert!(server.ended().await.success());
 }
 
-/// Connects as a load balancer does: a header first. What the server says then.
-async fn through(server: &Server, header: &[u8]) -> (TcpStream, String) {
+/// Connects as a load balancer does, with a header first. Returns the beginning of what the server
+/// sends.
+async fn connect_with_header(server: &Server, header: &[u8]) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     // The server may have hung up already.
     let _ = stream
@@ -547,12 +526,13 @@ async fn through(server: &Server, header: &[u8]) -> (TcpStream, String) {
     )
 }
 
-fn from(client: &str) -> Vec<u8> {
+/// A header of version 1 that names a client.
+fn header_for(client: &str) -> Vec<u8> {
     format!("PROXY TCP4 {client} 127.0.0.1 40000 22\r\n").into_bytes()
 }
 
-/// Version 2, with bytes of another kind behind the addresses.
-fn binary_from(client: SocketAddr) -> Vec<u8> {
+/// A header of version 2, with a field behind the addresses.
+fn binary_header_for(client: SocketAddr) -> Vec<u8> {
     let SocketAddr::V4(client) = client else {
         panic!("not IPv4")
     };
@@ -565,7 +545,8 @@ fn binary_from(client: SocketAddr) -> Vec<u8> {
     header
 }
 
-async fn behind(networks: &[&str], max_sessions: usize) -> Server {
+/// A server that expects load balancers in these networks.
+async fn server_behind(networks: &[&str], max_sessions: usize) -> Server {
     let store = std::sync::Arc::new(sftpd::store::memory::MemoryStore::default());
     let proxies = networks
         .iter()
@@ -577,7 +558,7 @@ async fn behind(networks: &[&str], max_sessions: usize) -> Server {
     .await
 }
 
-/// Whether the server has not closed it. Drops what it has said.
+/// Whether the server has left the connection open. Discards what it has sent.
 fn is_open(stream: &TcpStream) -> bool {
     loop {
         match stream.try_read(&mut [0; 4096]) {
@@ -589,44 +570,55 @@ fn is_open(stream: &TcpStream) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_load_balancer_says_who_the_client_is() {
-    let server = behind(&["127.0.0.0/8"], 40).await;
+async fn limits_apply_to_the_client_that_a_proxy_header_names() {
+    let server = server_behind(&["127.0.0.0/8"], 40).await;
     let mut open = Vec::new();
-    let mut places = 0;
-    // One address has places for ten strangers, of whom each gets a word.
+    let mut admitted = 0;
+    // One address may have ten connections without a login. The others are refused with a message.
     for n in 0..12 {
         let header = if n % 2 == 0 {
-            from("192.0.2.1")
+            header_for("192.0.2.1")
         } else {
-            binary_from("192.0.2.1:40000".parse().unwrap())
+            binary_header_for("192.0.2.1:40000".parse().unwrap())
         };
-        let (stream, banner) = through(&server, &header).await;
+        let (stream, banner) = connect_with_header(&server, &header).await;
         match banner.as_str() {
-            "SSH-2.0-sf" => places += 1,
+            "SSH-2.0-sf" => admitted += 1,
             refused => assert_eq!(refused, "This serve"),
         }
         open.push(stream);
     }
-    // A connection that has waited for long makes room for the next: on a slow machine that may have happened here.
-    assert!(places >= 10);
+    // A connection that has waited for long gives way to the next: on a slow machine that may have
+    // happened here.
+    assert!(admitted >= 10);
     eventually("ten are left", || {
         open.retain(is_open);
         open.len() <= 10
     })
     .await;
-    assert_eq!(through(&server, &from("192.0.2.2")).await.1, "SSH-2.0-sf");
-    assert_eq!(through(&server, b"PROXY UNKNOWN\r\n").await.1, "SSH-2.0-sf");
-    // The balancer's own health check.
     assert_eq!(
-        through(&server, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await.1,
+        connect_with_header(&server, &header_for("192.0.2.2"))
+            .await
+            .1,
+        "SSH-2.0-sf"
+    );
+    assert_eq!(
+        connect_with_header(&server, b"PROXY UNKNOWN\r\n").await.1,
+        "SSH-2.0-sf"
+    );
+    // The load balancer's own health check.
+    assert_eq!(
+        connect_with_header(&server, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")
+            .await
+            .1,
         "SSH-2.0-sf"
     );
     drop(open);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_load_balancers_are_believed_and_they_must_speak() {
-    let server = behind(&["127.0.0.1/32"], 40).await;
+async fn proxy_headers_are_required_from_load_balancers_and_refused_from_others() {
+    let server = server_behind(&["127.0.0.1/32"], 40).await;
     let long = [
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff".as_slice(),
         &[0; 5000],
@@ -641,18 +633,18 @@ async fn only_load_balancers_are_believed_and_they_must_speak() {
         &long,
     ] {
         assert_eq!(
-            through(&server, header).await.1,
+            connect_with_header(&server, header).await.1,
             "",
             "{:?}",
             String::from_utf8_lossy(header)
         );
     }
-    // From anyone else a header is no SSH.
-    let server = behind(&["192.0.2.0/24"], 40).await;
-    assert_eq!(through(&server, b"").await.1, "SSH-2.0-sf");
+    // From any other address a header is not SSH.
+    let server = server_behind(&["192.0.2.0/24"], 40).await;
+    assert_eq!(connect_with_header(&server, b"").await.1, "SSH-2.0-sf");
     server.client().await.put("/f", b"x").await.unwrap();
     let mut out = Vec::new();
-    let (mut stream, _) = through(&server, &from("192.0.2.1")).await;
+    let (mut stream, _) = connect_with_header(&server, &header_for("192.0.2.1")).await;
     stream.read_to_end(&mut out).await.ok();
     assert!(
         !String::from_utf8_lossy(&out).contains("ssh-ed25519"),
@@ -666,20 +658,17 @@ async fn directories_with_markers_are_seen_by_every_gateway_and_after_a_restart(
     let gateway = || Server::with(s3_store(&s3), |config| config.dir_markers = true);
     let (one, two) = (gateway().await, gateway().await);
     let (a, b) = (one.client().await, two.client().await);
-    a.sftp.mkdir("/d", Default::default()).await.unwrap();
+    a.mkdir("/d").await.unwrap();
     assert_eq!(s3.snapshot()["alice/d/"], "");
     assert!(b.is_dir("/d").await.unwrap() && b.list("/").await.unwrap().contains(&"d/".to_owned()));
-    assert!(
-        b.sftp.mkdir("/d", Default::default()).await.is_err(),
-        "a taken name"
-    );
+    assert!(b.mkdir("/d").await.is_err(), "a taken name");
     b.put("/d/sub/f", b"x").await.unwrap();
     a.sftp.remove("/d/sub/f").await.unwrap();
     assert!(
         b.is_dir("/d/sub").await.unwrap(),
-        "it does not go with its last file"
+        "it stays when its last file goes"
     );
-    // A marker is not put where something else is left.
+    // No marker is made where another file is left.
     b.put("/e/f", b"x").await.unwrap();
     b.put("/e/g", b"x").await.unwrap();
     a.sftp.remove("/e/f").await.unwrap();
@@ -693,23 +682,19 @@ async fn directories_with_markers_are_seen_by_every_gateway_and_after_a_restart(
     after.sftp.rmdir("/moved").await.unwrap();
     assert!(
         a.is_dir("/moved").await.is_err(),
-        "nor does the gateway that made it remember it"
+        "the gateway that made it does not remember it either"
     );
     assert_eq!(s3.objects(), ["alice/e/g"]);
 }
 
-/// Who did what, and how it ended: one line for each request that changes something or fails.
+/// One line for each request that changes something or fails: who, what, and how it ended.
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_change_or_fail_leave_a_line() {
+async fn requests_that_change_something_or_fail_are_logged_in_one_line() {
     let s3 = FakeS3::start().await;
     let process = Process::start(&s3, &[]);
-    let client = process.server.client().await;
+    let client = process.client().await;
     client.put("/f", b"x").await.unwrap();
-    client
-        .sftp
-        .mkdir("/d", FileAttributes::empty())
-        .await
-        .unwrap();
+    client.mkdir("/d").await.unwrap();
     client.sftp.rename("/f", "/d/g").await.unwrap();
     client.posix_rename("/d/g", "/h").await.unwrap();
     client
@@ -773,6 +758,6 @@ async fn requests_that_change_or_fail_leave_a_line() {
     assert_eq!(
         process.logged(": stat "),
         0,
-        "clients ask all the time whether a name is free"
+        "clients often ask whether a name is free"
     );
 }

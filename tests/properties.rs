@@ -1,13 +1,8 @@
-//! The properties of `support/properties`, with other bytes on every run. What fails is made small and printed: it goes
-//! to the old inputs of its property here.
+//! The properties of `support/properties`, with other bytes on every run. An input that fails is
+//! made small and printed; it is then added to the old inputs of its property here.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 #[path = "support/properties/mod.rs"]
 mod properties;
@@ -16,15 +11,15 @@ use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use std::panic::{catch_unwind, set_hook, take_hook};
 use std::sync::{Mutex, PoisonError};
 
-/// Tries to make a failing input smaller.
+/// How often to try to make a failing input smaller.
 const TRIES: usize = 1000;
 
-/// One case at a time: memory is counted, and panics are noted, for the whole process.
+/// One case runs at a time: memory and panics are counted for the whole process.
 static TURN: Mutex<()> = Mutex::new(());
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 #[test]
-fn packets_are_answered_whatever_they_hold() {
+fn every_packet_is_answered_once() {
     let short = "0000000000000000000000000000000000000000009677000f005e78";
     let closed_while_reading = "5a000000d3000059000000000000000000000000000000000000000000000000710000000000000000000000\
                                 0000000000ff000000000000000000000000000000000000bb000000e900000000000000ed";
@@ -40,7 +35,7 @@ fn packets_are_answered_whatever_they_hold() {
 }
 
 #[test]
-fn paths_stay_in_the_home() {
+fn paths_never_leave_the_home() {
     check(
         properties::paths,
         3000,
@@ -49,7 +44,7 @@ fn paths_stay_in_the_home() {
 }
 
 #[test]
-fn parts_are_the_file() {
+fn parts_joined_are_the_file() {
     let early = "00af00a90000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
                  000000002d0051880000000000007bf9a3090000000000000000000000000000000000000000002b007b00000000000000060079";
     check(properties::parts, 300, &[early]);
@@ -69,11 +64,12 @@ fn uploads_store_the_file_or_nothing() {
 }
 
 #[test]
-fn users_files_are_refused_or_sound() {
+fn users_files_are_refused_or_valid() {
     check(properties::users, 150, &["695b000000bd"]);
 }
 
-/// The old inputs, in hex, and so many new ones: those of the seed that a failure printed, if SFTPD_TEST_SEED gives it.
+/// Checks the old inputs, in hex, and `cases` new ones: those of the seed in SFTPD_TEST_SEED, which
+/// a failure prints, if it is set.
 fn check(property: fn(&[u8]), cases: usize, old: &[&str]) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let seed = std::env::var("SFTPD_TEST_SEED")
@@ -87,7 +83,7 @@ fn check(property: fn(&[u8]), cases: usize, old: &[&str]) {
     });
     let mut all = old.iter().map(|hex| from_hex(hex)).chain(new.take(cases));
     let usual = take_hook();
-    // Those of tasks too, which the runtime would swallow.
+    // Also the panics of tasks, which the runtime catches.
     set_hook(Box::new(|panic| {
         PANICS.lock().unwrap().push(panic.to_string())
     }));
@@ -101,12 +97,14 @@ fn check(property: fn(&[u8]), cases: usize, old: &[&str]) {
     }
 }
 
+/// The panics that an input causes.
 fn panics(property: fn(&[u8]), data: &[u8]) -> Vec<String> {
     let _ = catch_unwind(|| property(data));
     std::mem::take(&mut PANICS.lock().unwrap())
 }
 
-/// Cuts pieces out, ever smaller ones, and turns bytes to 0, as long as it goes on failing.
+/// Makes a failing input smaller: removes ever smaller pieces, or sets them to 0, as long as it
+/// still fails.
 fn smaller(property: fn(&[u8]), mut data: Vec<u8>) -> Vec<u8> {
     let mut tries = 0..TRIES;
     let mut size = data.len().next_power_of_two();

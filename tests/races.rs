@@ -1,13 +1,8 @@
-//! What is promised between clients: two sessions of one server, on a store that keeps conditions and on one that ignores
-//! them, and two servers on a store that keeps them.
+//! The promises between clients: two sessions of one server, on a store that honours conditions and
+//! on one that ignores them, and two servers on a store that honours them.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -17,6 +12,7 @@ use sftpd::store::s3::S3Store;
 use std::sync::Arc;
 use std::time::Duration;
 use support::s3::{FakeS3, Fault, When};
+use support::server::typed_s3_store;
 use support::*;
 use tokio::sync::Notify;
 
@@ -25,7 +21,7 @@ const APPEND: OpenFlags = OpenFlags::WRITE
     .union(OpenFlags::CREATE)
     .union(OpenFlags::APPEND);
 
-/// Two clients and what is between them.
+/// Two clients, the server or servers between them, and the bucket.
 struct World {
     s3: FakeS3,
     one: Arc<Client>,
@@ -54,7 +50,8 @@ impl World {
             Setting::OneServer => servers.push(Server::start(s3_store(&s3)).await),
             Setting::OneServerWithoutConditions => {
                 s3.ignore_conditions();
-                let store = s3_client(&s3, |config| config).with_conditions(KeptConditions::NONE);
+                let store =
+                    typed_s3_store(&s3, |config| config).with_conditions(KeptConditions::NONE);
                 servers.push(Server::start(Arc::new(store)).await);
             }
             Setting::TwoServers => {
@@ -87,7 +84,7 @@ async fn of_two_renames_to_one_name_one_wins() {
     for setting in SETTINGS {
         for round in 0..10 {
             let world = World::new(setting).await;
-            // As close together as may be, or with a store that takes its time.
+            // As close together as possible, or with a store that is slow.
             if round % 2 == 1 {
                 world.s3.fault(
                     "CopyObject",
@@ -116,7 +113,7 @@ async fn of_two_renames_to_one_name_one_wins() {
     }
 }
 
-/// How workers claim a job.
+/// This is how workers claim a job.
 #[tokio::test]
 async fn of_two_renames_of_one_file_one_wins() {
     for setting in SETTINGS {
@@ -145,7 +142,7 @@ async fn of_two_renames_of_one_file_one_wins() {
 }
 
 #[tokio::test]
-async fn a_rename_deletes_no_file_that_was_stored_meanwhile() {
+async fn a_rename_deletes_no_file_that_is_stored_during_it() {
     for setting in SETTINGS {
         for replace in [false, true] {
             for (source, target, key, copy) in [("/x", "/y", "x", "y"), ("/d", "/e", "d/x", "e/x")]
@@ -195,7 +192,7 @@ async fn a_rename_deletes_no_file_that_was_stored_meanwhile() {
                             "{setting:?} {replace} {source}"
                         );
                     }
-                    // It comes before: the rename finds it, and moves it.
+                    // The put comes first: the rename finds the new file, and moves it.
                     Setting::TwoServers => {
                         assert_eq!(
                             found,
@@ -209,9 +206,10 @@ async fn a_rename_deletes_no_file_that_was_stored_meanwhile() {
     }
 }
 
-/// The store says "later" to the copy until it is given up, and meanwhile another client stores a file of the same size.
+/// The store answers the copy with SlowDown until the rename fails, and meanwhile another client
+/// stores a file of the same size.
 #[tokio::test]
-async fn a_rename_that_fails_leaves_what_others_have_stored() {
+async fn a_failed_rename_keeps_what_another_client_has_stored() {
     for setting in SETTINGS {
         let world = World::new(setting).await;
         world.s3.put("alice/a", "8 bytes.");
@@ -245,9 +243,10 @@ async fn a_rename_that_fails_leaves_what_others_have_stored() {
     }
 }
 
-/// One of many copies is refused, when another client has replaced one that was made by equal content.
+/// One of many copies is refused, after another client has replaced one of the others by equal
+/// content.
 #[tokio::test]
-async fn a_rename_of_a_directory_that_fails_leaves_what_others_have_stored() {
+async fn a_failed_rename_of_a_directory_keeps_what_another_client_has_stored() {
     for setting in SETTINGS {
         let world = World::new(setting).await;
         (0..20).for_each(|n| world.s3.put(&format!("alice/d/{n:02}"), ""));
@@ -273,10 +272,10 @@ async fn a_rename_of_a_directory_that_fails_leaves_what_others_have_stored() {
         let putting = tokio::spawn(async move { code(two.put(&path, b"").await) });
         if setting == Setting::TwoServers {
             eventually("it is stored", || world.s3.count("PutObject") > 0).await;
-            // The last copy finds that its name is taken.
+            // The last copy finds its name taken.
             world.s3.put(&missing, "theirs");
         } else {
-            // Its source is gone when it is copied.
+            // The last source is gone before it is copied.
             world.s3.remove(&missing.replace("/e/", "/d/"));
         }
         hold.notify_one();
@@ -296,7 +295,7 @@ async fn a_rename_of_a_directory_that_fails_leaves_what_others_have_stored() {
 }
 
 #[tokio::test]
-async fn of_two_that_create_a_file_exclusively_one_wins() {
+async fn of_two_exclusive_creations_one_wins() {
     for setting in SETTINGS {
         for size in [0, 12, 6 * MIB] {
             for round in 0..3 {
@@ -313,15 +312,15 @@ async fn of_two_that_create_a_file_exclusively_one_wins() {
                 let (one, two) = tokio::join!(create(world.one.clone()), create(world.two.clone()));
                 let winners = usize::from(one.is_ok()) + usize::from(two.is_ok());
                 assert_eq!(winners, 1, "{setting:?}, {size} bytes: {one:?} {two:?}");
-                assert_clean(&world.s3);
+                world.s3.assert_no_uploads();
             }
         }
     }
 }
 
-/// The first answer to the winner is lost: what is there is its own, whatever its ETag is.
+/// The first answer to the winner is lost: the file that is there is its own, whatever the ETag is.
 #[tokio::test]
-async fn a_creator_recognises_its_own_file() {
+async fn an_exclusive_creation_whose_answer_was_lost_succeeds() {
     for (setting, is_encrypted) in SETTINGS
         .into_iter()
         .flat_map(|setting| [(setting, false), (setting, true)])
@@ -353,7 +352,7 @@ async fn a_creator_recognises_its_own_file() {
 }
 
 #[tokio::test]
-async fn no_append_that_was_told_ok_gets_lost() {
+async fn no_append_that_was_answered_ok_gets_lost() {
     for setting in SETTINGS {
         for base in ["base\n".to_owned(), "x".repeat(6 * MIB)] {
             let world = World::new(setting).await;
@@ -380,7 +379,7 @@ async fn no_append_that_was_told_ok_gets_lost() {
                 Some(format!("{base}line of one\n")),
                 "{setting:?}"
             );
-            // The one who was refused tries again.
+            // The client that was refused tries again.
             let two = append(&world.two, b"line of two\n").await.unwrap();
             assert_eq!(
                 code(world.two.close(&two).await),
@@ -392,14 +391,14 @@ async fn no_append_that_was_told_ok_gets_lost() {
                 Some(format!("{base}line of one\nline of two\n")),
                 "{setting:?}"
             );
-            assert_clean(&world.s3);
+            world.s3.assert_no_uploads();
         }
     }
 }
 
-/// What another program has stored since the file was opened is no base for an edit.
+/// An edit is based on the object at OPEN, not on what another program has stored since.
 #[tokio::test]
-async fn an_edit_replaces_nothing_that_came_meanwhile() {
+async fn an_edit_does_not_replace_a_newer_object() {
     for setting in SETTINGS {
         let world = World::new(setting).await;
         world.s3.put("alice/f", "old");
@@ -419,9 +418,9 @@ async fn an_edit_replaces_nothing_that_came_meanwhile() {
     }
 }
 
-/// A conflict costs one of several servers its change, and nothing else.
+/// Content-Type and metadata survive appends and a rename.
 #[tokio::test]
-async fn an_edit_keeps_what_is_known_of_the_file() {
+async fn edits_and_renames_keep_content_type_and_metadata() {
     for setting in SETTINGS {
         let world = World::new(setting).await;
         world
@@ -444,11 +443,11 @@ async fn an_edit_keeps_what_is_known_of_the_file() {
     }
 }
 
-/// Found out, not configured: which conditions a store keeps.
+/// Which conditions a store honours is detected, not configured.
 #[tokio::test]
-async fn what_a_store_keeps_is_found_out() {
+async fn the_conditions_that_a_store_honours_are_detected() {
     let s3 = FakeS3::start().await;
-    let store: S3Store = s3_client(&s3, |config| config);
+    let store: S3Store = typed_s3_store(&s3, |config| config);
     let prefix = sftpd::store::Key::new("in/").unwrap();
     assert_eq!(
         store.find_conditions(&prefix).await,
@@ -461,12 +460,12 @@ async fn what_a_store_keeps_is_found_out() {
         Ok(KeptConditions::NONE)
     );
     assert_eq!(s3.objects(), [""; 0]);
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
-/// A CLOSE that fails has an abort to wait for; only then is the name free for what was asked for after it.
+/// A CLOSE that fails waits for an abort. Requests sent after it wait until then.
 #[tokio::test]
-async fn a_rename_finds_no_upload_whose_close_came_before() {
+async fn a_rename_after_a_failing_close_waits_for_the_abort() {
     let world = World::new(Setting::OneServer).await;
     let hold = Arc::new(Notify::new());
     world.s3.fault(
@@ -499,7 +498,7 @@ async fn a_rename_finds_no_upload_whose_close_came_before() {
     let answered = tokio::time::timeout(Duration::from_millis(300), &mut renaming).await;
     assert!(
         answered.is_err(),
-        "the rename waits for what came before: {answered:?}"
+        "the rename waits for the CLOSE: {answered:?}"
     );
     hold.notify_one();
     assert_eq!(
@@ -510,5 +509,5 @@ async fn a_rename_finds_no_upload_whose_close_came_before() {
         within("rename", renaming).await.unwrap(),
         StatusCode::NoSuchFile
     );
-    assert_clean(&world.s3);
+    world.s3.assert_no_uploads();
 }

@@ -1,13 +1,8 @@
-//! The request table of README.md and docs/requests.md, row by row: what each SFTP request does, and
-//! exactly which S3 requests it costs.
+//! The request table of the documentation, row by row: what each SFTP request does, and exactly
+//! which S3 requests it sends.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -18,7 +13,7 @@ use support::*;
 struct World {
     s3: FakeS3,
     client: Client,
-    // Dropped last: the client's connection ends before its server.
+    // Dropped last, so that the client's connection ends before its server.
     _server: Server,
 }
 
@@ -34,9 +29,9 @@ async fn world() -> World {
 }
 
 impl World {
-    /// The operations since the last call, by name and number, and nothing left half-done.
+    /// The operations since the last call, by name and number. Nothing may be left half-done.
     fn cost(&self) -> String {
-        assert_clean(&self.s3);
+        self.s3.assert_no_uploads();
         self.cost_so_far()
     }
 
@@ -47,7 +42,7 @@ impl World {
             .into_iter()
             .map(|request| request.op)
             .collect();
-        // The server's own, at its start: it looks for uploads that another left behind.
+        // The server's own, at its start: it looks for incomplete uploads.
         names.retain(|name| name != "ListMultipartUploads");
         self.s3.reset();
         names.sort();
@@ -57,7 +52,7 @@ impl World {
         groups.collect::<Vec<_>>().join(", ")
     }
 
-    fn holds(&self, key: &str, data: &[u8]) {
+    fn assert_object(&self, key: &str, data: &[u8]) {
         assert!(
             self.s3.object(key).is_some_and(|body| body == data),
             "{key} is not as it should be"
@@ -72,12 +67,12 @@ async fn put_of_a_small_file_is_one_request() {
         let data = noise(size, 1);
         world.client.put("/small", &data).await.unwrap();
         assert_eq!(world.cost(), "1 PutObject", "{size} bytes");
-        world.holds("alice/small", &data);
+        world.assert_object("alice/small", &data);
     }
 }
 
 #[tokio::test]
-async fn put_of_a_large_file_is_its_parts_and_two() {
+async fn put_of_a_large_file_is_its_parts_and_two_requests() {
     let world = world().await;
     for (size, parts) in [(5 * MIB + 1, 2), (10 * MIB, 2), (12 * MIB, 3)] {
         let data = noise(size, 2);
@@ -85,12 +80,12 @@ async fn put_of_a_large_file_is_its_parts_and_two() {
         let cost =
             format!("1 CompleteMultipartUpload, 1 CreateMultipartUpload, {parts} UploadPart");
         assert_eq!(world.cost(), cost, "{size} bytes");
-        world.holds("alice/large", &data);
+        world.assert_object("alice/large", &data);
     }
 }
 
 #[tokio::test]
-async fn close_fails_when_the_store_does() {
+async fn close_fails_if_the_store_refuses() {
     let world = world().await;
     world.s3.put("alice/f", "old");
     world
@@ -110,13 +105,13 @@ async fn close_fails_when_the_store_does() {
         code(world.client.put("/f", &noise(11 * MIB, 1)).await),
         StatusCode::PermissionDenied
     );
-    assert_clean(&world.s3);
+    world.s3.assert_no_uploads();
     assert_eq!(world.s3.count("AbortMultipartUpload"), 1);
-    world.holds("alice/f", b"old");
+    world.assert_object("alice/f", b"old");
 }
 
 #[tokio::test]
-async fn a_lost_client_leaves_nothing() {
+async fn a_disconnect_aborts_the_upload() {
     let world = world().await;
     world.s3.put("alice/f", "old");
     let other = world._server.client().await;
@@ -125,11 +120,11 @@ async fn a_lost_client_leaves_nothing() {
     eventually("the upload begins", || world.s3.uploads() == 1).await;
     drop(other);
     eventually("the upload is aborted", || world.s3.uploads() == 0).await;
-    world.holds("alice/f", b"old");
+    world.assert_object("alice/f", b"old");
 }
 
 #[tokio::test]
-async fn get_is_ranged_gets_of_one_version() {
+async fn get_is_ranged_gets_without_a_head() {
     let world = world().await;
     let data = noise(3 * MIB, 3);
     world.s3.put("alice/f", data.clone());
@@ -168,7 +163,7 @@ async fn get_is_ranged_gets_of_one_version() {
 }
 
 #[tokio::test]
-async fn a_file_that_changes_while_it_is_read_fails() {
+async fn a_read_of_a_file_that_has_changed_since_open_fails() {
     let world = world().await;
     world.s3.put("alice/f", noise(20 * MIB, 1));
     let handle = world.client.open("/f", OpenFlags::READ).await.unwrap();
@@ -179,7 +174,7 @@ async fn a_file_that_changes_while_it_is_read_fails() {
 }
 
 #[tokio::test]
-async fn a_random_read_fetches_what_it_asks_for() {
+async fn a_random_read_fetches_only_its_range() {
     let world = world().await;
     let data = noise(20 * MIB, 1);
     world.s3.put("alice/f", data.clone());
@@ -210,11 +205,11 @@ async fn a_random_read_fetches_what_it_asks_for() {
         code(world.client.sftp.read(&handle, u64::MAX, 4096).await),
         StatusCode::Eof
     );
-    assert_eq!(world.cost(), "", "past the end is answered here");
+    assert_eq!(world.cost(), "", "past the end no request is needed");
 }
 
 #[tokio::test]
-async fn stat_asks_no_more_than_it_must() {
+async fn stat_sends_no_more_requests_than_needed() {
     let world = world().await;
     world.s3.put("alice/f", "abc");
     world.s3.put("alice/d/f", "abc");
@@ -228,12 +223,7 @@ async fn stat_asks_no_more_than_it_must() {
     );
     assert_eq!(world.cost(), "1 HeadObject, 1 ListObjectsV2");
     assert_eq!(world.client.is_dir("/").await, Ok(true));
-    world
-        .client
-        .sftp
-        .mkdir("/made", FileAttributes::empty())
-        .await
-        .unwrap();
+    world.client.mkdir("/made").await.unwrap();
     world.s3.reset();
     assert_eq!(world.client.is_dir("/made").await, Ok(true));
     let handle = world.client.open("/up", PUT).await.unwrap();
@@ -243,12 +233,12 @@ async fn stat_asks_no_more_than_it_must() {
         world.client.sftp.fstat(&handle).await.unwrap().attrs.size,
         Some(5)
     );
-    assert_eq!(world.cost(), "", "what is known here is not asked");
+    assert_eq!(world.cost(), "", "what is known needs no request");
 }
 
-/// As clients do that show attributes of their own: one stat for each name that was listed.
+/// As clients do that show attributes: a stat for each name that was listed.
 #[tokio::test]
-async fn what_was_just_listed_is_not_asked_for_again() {
+async fn stat_of_a_name_just_listed_needs_no_request() {
     let world = world().await;
     (0..20).for_each(|n| world.s3.put(&format!("alice/d/{n}"), "x"));
     world.s3.put("alice/d/e/f", "x");
@@ -259,7 +249,7 @@ async fn what_was_just_listed_is_not_asked_for_again() {
     }
     assert_eq!(world.client.is_dir("/d/e").await, Ok(true));
     assert_eq!(world.cost(), "");
-    // A change through this server, whoever's, and everything is asked for anew.
+    // After a change through this server, by any client, every stat sends a request again.
     world
         ._server
         .client()
@@ -271,7 +261,7 @@ async fn what_was_just_listed_is_not_asked_for_again() {
     assert_eq!(world.client.size("/d/7").await, Ok(4));
     assert_eq!(world.client.size("/d/8").await, Ok(1));
     assert_eq!(world.cost(), "2 HeadObject");
-    // The page is older than the removal, though it is listed after it.
+    // The page is older than the removal, although it is read after it.
     let directory = world.client.sftp.opendir("/d").await.unwrap().handle;
     world.client.sftp.remove("/d/9").await.unwrap();
     world.client.sftp.readdir(&directory).await.unwrap();
@@ -290,7 +280,7 @@ async fn what_was_just_listed_is_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_page_may_be_empty_though_there_is_more() {
+async fn an_empty_page_need_not_be_the_last() {
     let world = world().await;
     world.s3.begin_lists_empty();
     world.s3.put("alice/d/f", "x");
@@ -309,7 +299,7 @@ async fn a_page_may_be_empty_though_there_is_more() {
 }
 
 #[tokio::test]
-async fn without_getobject_stat_goes_by_the_listing() {
+async fn without_getobject_permission_stat_uses_a_list() {
     let world = world().await;
     world.s3.put("alice/f", "abc");
     world.s3.put("alice/f-1", "abcd");
@@ -329,7 +319,7 @@ async fn without_getobject_stat_goes_by_the_listing() {
 }
 
 #[tokio::test]
-async fn a_file_and_a_directory_of_one_name_are_both_there() {
+async fn a_file_and_a_directory_of_one_name_are_both_shown() {
     let world = world().await;
     world.s3.put("alice/a", "file");
     world.s3.put("alice/a/b", "inside");
@@ -340,7 +330,7 @@ async fn a_file_and_a_directory_of_one_name_are_both_there() {
 }
 
 #[tokio::test]
-async fn a_listing_is_one_request_a_thousand_entries() {
+async fn a_listing_is_one_request_per_thousand_entries() {
     let world = world().await;
     for n in 0..2500 {
         world.s3.put(
@@ -357,7 +347,7 @@ async fn a_listing_is_one_request_a_thousand_entries() {
     assert_eq!(world.cost(), "1 ListObjectsV2");
 }
 
-/// More names than a page has, on both sides and in turns, some of them known here and in S3.
+/// More names than a page has, alternately in S3 and known only here, some of them both.
 #[tokio::test]
 async fn a_listing_shows_every_name_once() {
     let world = world().await;
@@ -368,14 +358,12 @@ async fn a_listing_shows_every_name_once() {
         let directory = format!("file{n:04}-d");
         world
             .client
-            .sftp
-            .mkdir(format!("/d/{directory}"), FileAttributes::empty())
+            .mkdir(&format!("/d/{directory}"))
             .await
             .unwrap();
         world
             .client
-            .sftp
-            .mkdir(format!("/d/{directory}/sub"), FileAttributes::empty())
+            .mkdir(&format!("/d/{directory}/sub"))
             .await
             .unwrap();
         if n % 3 == 0 {
@@ -390,9 +378,9 @@ async fn a_listing_shows_every_name_once() {
     world.client.close(&upload).await.unwrap();
 }
 
-/// A user who is allowed a few pages, and has far more directories open, still reads each to its end.
+/// A user who has more directories open than pages may be kept still reads each to its end.
 #[tokio::test]
-async fn directories_whose_page_had_to_go_are_read_to_the_end() {
+async fn directories_whose_page_was_dropped_are_read_to_the_end() {
     let world = world().await;
     for n in 0..1500 {
         world.s3.put(&format!("alice/d/{n:0200}"), "x");
@@ -424,12 +412,7 @@ async fn a_listing_shows_markers_virtual_directories_and_uploads() {
     world.s3.put("alice/marked/", "");
     world.s3.put("alice/x//y", "");
     world.s3.put("alice/overwritten", "old");
-    world
-        .client
-        .sftp
-        .mkdir("/made/deep", FileAttributes::empty())
-        .await
-        .unwrap();
+    world.client.mkdir("/made/deep").await.unwrap();
     let new = world.client.open("/new", PUT).await.unwrap();
     world.client.write(&new, 0, b"12345").await.unwrap();
     let over = world.client.open("/overwritten", PUT).await.unwrap();
@@ -452,8 +435,7 @@ async fn mkdir_is_one_list() {
     let world = world().await;
     world.s3.put("alice/f", "");
     world.s3.put("alice/d/x", "");
-    let mkdir =
-        async |path: &str| code(world.client.sftp.mkdir(path, FileAttributes::empty()).await);
+    let mkdir = async |path: &str| code(world.client.mkdir(path).await);
     assert_eq!(mkdir("/new").await, StatusCode::Ok);
     assert_eq!(world.cost(), "1 ListObjectsV2");
     assert_eq!(mkdir("/no/parent/yet").await, StatusCode::Ok);
@@ -464,7 +446,7 @@ async fn mkdir_is_one_list() {
     assert_eq!(
         world.s3.objects(),
         ["alice/d/x", "alice/f"],
-        "nothing of it is in S3"
+        "directories are not stored in S3"
     );
     for n in 0..1001 {
         world.s3.put(&format!("alice/many-{n}"), "");
@@ -475,7 +457,7 @@ async fn mkdir_is_one_list() {
 }
 
 #[tokio::test]
-async fn rmdir_removes_markers_and_refuses_the_rest() {
+async fn rmdir_removes_markers_and_refuses_directories_with_files() {
     let world = world().await;
     world.s3.put("alice/full/x", "");
     world.s3.put("alice/marked/", "");
@@ -485,12 +467,7 @@ async fn rmdir_removes_markers_and_refuses_the_rest() {
     assert_eq!(rmdir("/marked").await, StatusCode::Ok);
     assert_eq!(world.cost(), "1 DeleteObject, 1 ListObjectsV2");
     assert_eq!(rmdir("/none").await, StatusCode::NoSuchFile);
-    world
-        .client
-        .sftp
-        .mkdir("/made", FileAttributes::empty())
-        .await
-        .unwrap();
+    world.client.mkdir("/made").await.unwrap();
     world.s3.reset();
     assert_eq!(rmdir("/made").await, StatusCode::Ok);
     assert_eq!(world.cost(), "1 ListObjectsV2");
@@ -502,14 +479,14 @@ async fn rmdir_removes_markers_and_refuses_the_rest() {
     assert_eq!(
         rmdir("/up").await,
         StatusCode::Failure,
-        "an upload is on its way there"
+        "an upload to it is in progress"
     );
     world.client.close(&handle).await.unwrap();
     assert_eq!(world.s3.objects(), ["alice/full/x", "alice/up/file"]);
 }
 
 #[tokio::test]
-async fn remove_is_head_and_delete_and_leaves_the_directory() {
+async fn remove_is_head_and_delete_and_keeps_the_directory() {
     let world = world().await;
     world.s3.put("alice/d/f", "");
     let remove = async |path: &str| code(world.client.sftp.remove(path).await);
@@ -523,7 +500,7 @@ async fn remove_is_head_and_delete_and_leaves_the_directory() {
     assert_eq!(
         world.client.is_dir("/d").await,
         Ok(false),
-        "a directory that is only left over hides no file"
+        "a virtual directory hides no file"
     );
 }
 
@@ -554,7 +531,7 @@ async fn rename_of_a_file_is_head_copy_head_and_delete() {
         .await
         .unwrap();
     assert_eq!(world.cost(), "1 CopyObject, 1 DeleteObject, 3 HeadObject");
-    world.holds("alice/b", b"A");
+    world.assert_object("alice/b", b"A");
     assert_eq!(world.s3.objects(), ["alice/b"]);
     assert_eq!(
         code(world.client.posix_rename("/none", "/x").await),
@@ -564,11 +541,11 @@ async fn rename_of_a_file_is_head_copy_head_and_delete() {
         code(world.client.posix_rename("/b", "/b").await),
         StatusCode::Ok
     );
-    world.holds("alice/b", b"A");
+    world.assert_object("alice/b", b"A");
 }
 
 #[tokio::test]
-async fn rename_over_the_copy_limit_goes_in_parts() {
+async fn rename_over_the_copy_limit_copies_in_parts() {
     let world = world().await;
     world
         .s3
@@ -578,7 +555,7 @@ async fn rename_over_the_copy_limit_goes_in_parts() {
     world.client.posix_rename("/a", "/b").await.unwrap();
     let cost = "1 CompleteMultipartUpload, 1 CopyObject, 1 CreateMultipartUpload, 1 DeleteObject, 3 HeadObject, 1 UploadPartCopy";
     assert_eq!(world.cost(), cost);
-    world.holds("alice/b", b"A sentence that is too long to copy.");
+    world.assert_object("alice/b", b"A sentence that is too long to copy.");
     world.s3.fault(
         "UploadPartCopy",
         When::Every,
@@ -588,7 +565,7 @@ async fn rename_over_the_copy_limit_goes_in_parts() {
         code(world.client.posix_rename("/b", "/c").await),
         StatusCode::PermissionDenied
     );
-    assert_clean(&world.s3);
+    world.s3.assert_no_uploads();
     assert_eq!(world.s3.objects(), ["alice/b"]);
 }
 
@@ -597,12 +574,7 @@ async fn rename_of_a_directory_moves_all_or_nothing() {
     let world = world().await;
     let keys: Vec<String> = (0..40).map(|n| format!("alice/d/{n:02}")).collect();
     keys.iter().for_each(|key| world.s3.put(key, key.clone()));
-    world
-        .client
-        .sftp
-        .mkdir("/d/empty", FileAttributes::empty())
-        .await
-        .unwrap();
+    world.client.mkdir("/d/empty").await.unwrap();
     world.s3.put("alice/taken/x", "");
     assert_eq!(
         code(world.client.sftp.rename("/d", "/taken").await),
@@ -634,16 +606,16 @@ async fn rename_of_a_directory_moves_all_or_nothing() {
     world.s3.clear_faults();
     world.client.sftp.rename("/d", "/e").await.unwrap();
     assert_eq!(world.client.list("/e").await.unwrap().len(), 41);
-    world.holds("alice/e/07", b"alice/d/07");
+    world.assert_object("alice/e/07", b"alice/d/07");
     assert_eq!(
         code(world.client.is_dir("/d").await),
         StatusCode::NoSuchFile
     );
-    assert_clean(&world.s3);
+    world.s3.assert_no_uploads();
 }
 
 #[tokio::test]
-async fn setstat_is_accepted_where_there_is_something() {
+async fn setstat_is_accepted_for_existing_paths() {
     let world = world().await;
     world.s3.put("alice/f", "abc");
     world.s3.put("alice/d/f", "abc");
@@ -666,7 +638,7 @@ async fn setstat_is_accepted_where_there_is_something() {
         .setstat("/g", attrs.clone())
         .await
         .unwrap();
-    assert_eq!(world.cost(), "", "what is known here is not asked");
+    assert_eq!(world.cost(), "", "what is known needs no request");
     world
         .client
         .sftp
@@ -709,12 +681,12 @@ async fn setstat_is_accepted_where_there_is_something() {
         code(world.client.sftp.setstat("/f", size(2)).await),
         StatusCode::OpUnsupported
     );
-    world.holds("alice/f", b"abc");
+    world.assert_object("alice/f", b"abc");
     assert_eq!(
         code(world.client.sftp.setstat("/f", size(0)).await),
         StatusCode::Ok
     );
-    world.holds("alice/f", b"");
+    world.assert_object("alice/f", b"");
 }
 
 #[tokio::test]
@@ -736,7 +708,7 @@ async fn links_are_unsupported() {
 }
 
 #[tokio::test]
-async fn excl_fails_at_open_or_at_close() {
+async fn excl_fails_at_open_for_an_existing_file_and_at_close_after_a_race() {
     let world = world().await;
     world.s3.put("alice/f", "old");
     let excl = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
@@ -757,18 +729,18 @@ async fn excl_fails_at_open_or_at_close() {
             StatusCode::Failure,
             "{size}"
         );
-        world.holds("alice/raced", b"winner");
-        assert_clean(&world.s3);
+        world.assert_object("alice/raced", b"winner");
+        world.s3.assert_no_uploads();
         world.client.sftp.remove("/raced").await.unwrap();
     }
     let handle = world.client.open("/new", excl).await.unwrap();
     world.client.write(&handle, 0, b"new").await.unwrap();
     world.client.close(&handle).await.unwrap();
-    world.holds("alice/new", b"new");
+    world.assert_object("alice/new", b"new");
 }
 
 #[tokio::test]
-async fn excl_fails_where_a_directory_has_the_name() {
+async fn excl_fails_if_a_directory_has_the_name() {
     let world = world().await;
     world.s3.put("alice/d/f", "");
     let excl = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
@@ -780,18 +752,18 @@ async fn excl_fails_where_a_directory_has_the_name() {
 }
 
 #[tokio::test]
-async fn rmdir_keeps_content_under_a_name_that_ends_with_a_slash() {
+async fn rmdir_keeps_a_marker_that_has_content() {
     let world = world().await;
     world.s3.put("alice/d/", "content");
     assert_eq!(
         code(world.client.sftp.rmdir("/d").await),
         StatusCode::Failure
     );
-    world.holds("alice/d/", b"content");
+    world.assert_object("alice/d/", b"content");
 }
 
 #[tokio::test]
-async fn a_rename_whose_copy_is_not_there_keeps_its_source() {
+async fn a_rename_whose_copy_is_missing_keeps_its_source() {
     let world = world().await;
     world.s3.put("alice/a", "new");
     world.s3.put("alice/b", "old");
@@ -803,14 +775,14 @@ async fn a_rename_whose_copy_is_not_there_keeps_its_source() {
         StatusCode::Failure
     );
     assert_eq!(world.cost(), "2 CopyObject, 4 HeadObject");
-    world.holds("alice/a", b"new");
-    world.holds("alice/b", b"old");
+    world.assert_object("alice/a", b"new");
+    world.assert_object("alice/b", b"old");
     world.s3.clear_faults();
     world
         .s3
         .fault("CopyObject", When::Nth(1), Fault::WithoutEffect);
     world.client.posix_rename("/a", "/b").await.unwrap();
-    world.holds("alice/b", b"new");
+    world.assert_object("alice/b", b"new");
     assert_eq!(world.s3.objects(), ["alice/b"]);
     world.s3.clear_faults();
 
@@ -828,7 +800,7 @@ async fn a_rename_whose_copy_is_not_there_keeps_its_source() {
 }
 
 #[tokio::test]
-async fn an_append_to_a_file_that_was_said_to_be_missing_replaces_nothing() {
+async fn an_append_to_a_file_wrongly_reported_missing_replaces_nothing() {
     let world = world().await;
     world.s3.put("alice/log", "a year of it");
     for (flags, tail) in [(OpenFlags::APPEND, 4), (OpenFlags::CREATE, 6 * MIB)] {
@@ -847,8 +819,8 @@ async fn an_append_to_a_file_that_was_said_to_be_missing_replaces_nothing() {
             .unwrap();
         assert_eq!(code(world.client.close(&handle).await), StatusCode::Failure);
         world.s3.clear_faults();
-        world.holds("alice/log", b"a year of it");
-        assert_clean(&world.s3);
+        world.assert_object("alice/log", b"a year of it");
+        world.s3.assert_no_uploads();
     }
 }
 
@@ -905,7 +877,7 @@ async fn names_that_xml_cannot_carry_are_listed_and_used() {
 }
 
 #[tokio::test]
-async fn extensions_that_are_announced_work() {
+async fn announced_extensions_work() {
     let world = world().await;
     let limits = world.client.sftp.limits().await.unwrap();
     assert_eq!(

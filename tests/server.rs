@@ -1,40 +1,32 @@
-//! The server around the sessions: logins, limits, ends, and clients that keep no rule.
+//! The server around the sessions: logins, limits, how sessions end, and clients that break the
+//! rules.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
 use russh::client::Msg;
 use russh::{Channel, ChannelMsg};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use sftpd::sftp::{End, SessionParams};
+use sftpd::sftp::End;
 use sftpd::store::memory::MemoryStore;
-use sftpd::transfer::BufferPool;
-use sftpd::transfer::UserLimits;
-use sftpd::transfer::{PartSizes, Transfers};
 use sftpd::users::{Access, Account, Auth};
-use sftpd::{path::Home, vfs::Vfs};
 use std::sync::Arc;
 use std::time::Duration;
 use support::s3::{FakeS3, Fault, When};
+use support::server::account;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
-async fn memory() -> Server {
+async fn server_with_memory_store() -> Server {
     Server::start(Arc::new(MemoryStore::default())).await
 }
 
 #[tokio::test]
-async fn wrong_logins_are_refused_alike() {
-    let server = memory().await;
+async fn logins_with_a_wrong_name_or_password_are_refused() {
+    let server = server_with_memory_store().await;
     for (user, password) in [
         ("alice", "wrong"),
         ("nobody", PASSWORD),
@@ -42,11 +34,13 @@ async fn wrong_logins_are_refused_alike() {
         ("", PASSWORD),
     ] {
         assert!(
-            Client::login(&server, user, password).await.is_none(),
+            Client::login(server.address, user, password)
+                .await
+                .is_none(),
             "{user:?}"
         );
     }
-    let mut ssh = SshClient::connect(&server).await;
+    let mut ssh = SshClient::connect(server.address).await;
     assert!(!ssh.login("alice", "wrong").await);
     assert!(
         ssh.login("alice", PASSWORD).await,
@@ -54,73 +48,53 @@ async fn wrong_logins_are_refused_alike() {
     );
 }
 
-/// Everyone with the right password, each with a home of the same name.
-struct Anyone;
+/// Accepts every user with the right password, each with a home of the same name.
+struct AnyUser;
 
 #[async_trait::async_trait]
-impl Auth for Anyone {
+impl Auth for AnyUser {
     async fn public_key(&self, _user: &str, _key: &ssh_key::PublicKey) -> Option<Account> {
         None
     }
 
     async fn password(&self, user: &str, password: &str) -> Option<Account> {
-        let account = Account {
-            name: user.to_owned(),
-            home: format!("{user}/"),
-            access: Access::ReadWrite,
-        };
         if password == PASSWORD {
-            Some(account)
+            Some(account(user, user, Access::ReadWrite))
         } else {
             None
         }
     }
 }
 
-/// With long names, so that a limit in bytes is reached soon.
+/// A path with long names, so that a limit in bytes is reached soon.
 fn long_directory(n: usize) -> String {
     let part = "x".repeat(240);
     format!("/{part}/{part}/{part}/{n:06}")
 }
 
 #[tokio::test]
-async fn directories_of_one_user_leave_room_for_another() {
+async fn virtual_directories_are_limited_for_each_user() {
     let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-        config.auth = Arc::new(Anyone)
+        config.auth = Arc::new(AnyUser)
     })
     .await;
     let (alice, bob) = (server.client().await, server.client_as("bob").await);
     let mut made = 0;
-    while alice
-        .sftp
-        .mkdir(long_directory(made), FileAttributes::empty())
-        .await
-        .is_ok()
-    {
+    while alice.mkdir(&long_directory(made)).await.is_ok() {
         made += 1;
         assert!(made < 100_000, "there is no limit");
     }
     assert!(made > 10_000, "{made}");
-    bob.sftp.mkdir("/d", FileAttributes::empty()).await.unwrap();
-    // What S3 knows needs no place here, and nobody notices.
+    bob.mkdir("/d").await.unwrap();
+    // Directories that are in S3 need no memory here, and clients see no difference.
     alice
         .put(&format!("{}/f", long_directory(0)), b"x")
         .await
         .unwrap();
-    alice
-        .sftp
-        .mkdir(long_directory(made), FileAttributes::empty())
-        .await
-        .unwrap();
+    alice.mkdir(&long_directory(made)).await.unwrap();
     assert!(alice.is_dir(&long_directory(0)).await.unwrap());
-    assert!(
-        alice
-            .sftp
-            .mkdir(long_directory(made + 1), FileAttributes::empty())
-            .await
-            .is_err()
-    );
-    // A directory that is left over may be forgotten, but not one that was made.
+    assert!(alice.mkdir(&long_directory(made + 1)).await.is_err());
+    // A directory whose last file was removed may be forgotten, but not one that was made.
     alice
         .sftp
         .remove(format!("{}/f", long_directory(0)))
@@ -131,8 +105,8 @@ async fn directories_of_one_user_leave_room_for_another() {
 
 #[tokio::test]
 async fn several_sessions_share_a_connection() {
-    let server = memory().await;
-    let mut ssh = SshClient::connect(&server).await;
+    let server = server_with_memory_store().await;
+    let mut ssh = SshClient::connect(server.address).await;
     assert!(ssh.login("alice", PASSWORD).await);
     let mut sessions = Vec::new();
     for n in 0..10 {
@@ -142,7 +116,7 @@ async fn several_sessions_share_a_connection() {
             .unwrap();
         sessions.push(sftp);
     }
-    assert!(ssh.channel().await.is_err(), "ten is the most");
+    assert!(ssh.channel().await.is_err(), "ten is the limit");
     assert!(sessions[0].stat("/9").await.unwrap().attrs.is_dir());
 }
 
@@ -164,7 +138,7 @@ async fn users_do_what_their_access_allows() {
         code(reader.sftp.remove("/f").await),
         code(reader.sftp.rename("/f", "/g").await),
         code(reader.posix_rename("/f", "/g").await),
-        code(reader.sftp.mkdir("/d", FileAttributes::empty()).await),
+        code(reader.mkdir("/d").await),
         code(reader.sftp.rmdir("/d").await),
         code(reader.sftp.setstat("/f", size).await),
     ];
@@ -186,8 +160,8 @@ async fn users_do_what_their_access_allows() {
     assert_eq!(s3.objects(), ["alice/f", "alice/g"]);
 }
 
-/// Everything a channel says until it is closed: data, standard error, exit status.
-async fn hear(mut channel: Channel<Msg>) -> (Vec<u8>, String, Option<u32>) {
+/// Everything that arrives on a channel until it is closed: data, standard error, exit status.
+async fn read_channel(mut channel: Channel<Msg>) -> (Vec<u8>, String, Option<u32>) {
     let (mut data, mut errors, mut status) = (Vec::new(), String::new(), None);
     while let Some(message) = channel.wait().await {
         match message {
@@ -203,9 +177,9 @@ async fn hear(mut channel: Channel<Msg>) -> (Vec<u8>, String, Option<u32>) {
 }
 
 #[tokio::test]
-async fn a_shell_or_a_command_is_a_sentence() {
-    let server = memory().await;
-    let mut ssh = SshClient::connect(&server).await;
+async fn shell_and_exec_requests_are_refused_with_a_message() {
+    let server = server_with_memory_store().await;
+    let mut ssh = SshClient::connect(server.address).await;
     assert!(ssh.login("alice", PASSWORD).await);
     for shell in [true, false] {
         let channel = ssh.channel().await.unwrap();
@@ -220,16 +194,16 @@ async fn a_shell_or_a_command_is_a_sentence() {
             channel.exec(true, "scp -t .").await
         }
         .unwrap();
-        let (data, errors, status) = within("the refusal", hear(channel)).await;
+        let (data, errors, status) = within("the refusal", read_channel(channel)).await;
         assert_eq!((data.len(), status), (0, Some(1)));
         assert!(errors.contains("SFTP only"), "{errors}");
     }
 }
 
 #[tokio::test]
-async fn a_second_subsystem_request_harms_nobody() {
-    let server = memory().await;
-    let mut ssh = SshClient::connect(&server).await;
+async fn a_second_subsystem_request_does_not_disturb_the_session() {
+    let server = server_with_memory_store().await;
+    let mut ssh = SshClient::connect(server.address).await;
     assert!(ssh.login("alice", PASSWORD).await);
     let channel = ssh.channel().await.unwrap();
     for name in ["sftp", "sftp", "netconf"] {
@@ -237,40 +211,44 @@ async fn a_second_subsystem_request_harms_nobody() {
     }
     channel.data(&packet(1, 3, &[])[..]).await.unwrap();
     channel.eof().await.unwrap();
-    let (data, _, status) = within("the session", hear(channel)).await;
+    let (data, _, status) = within("the session", read_channel(channel)).await;
     assert_eq!((data[4], status), (2, Some(0)), "VERSION, and a good end");
 }
 
-/// Sends raw bytes after INIT, ends the stream, and returns the replies after VERSION (type, id, rest) and the status.
-async fn raw(server: &Server, bytes: Vec<u8>) -> (Vec<(u8, u32, Vec<u8>)>, Option<u32>) {
-    let mut ssh = SshClient::connect(server).await;
+/// A reply: its type, its id, and the rest.
+type RawReply = (u8, u32, Vec<u8>);
+
+/// Sends raw bytes after INIT and ends the stream. Returns the replies after VERSION and the exit
+/// status.
+async fn send_raw(server: &Server, bytes: Vec<u8>) -> (Vec<RawReply>, Option<u32>) {
+    let mut ssh = SshClient::connect(server.address).await;
     assert!(ssh.login("alice", PASSWORD).await);
-    let channel = ssh.channel().await.unwrap();
-    channel.request_subsystem(true, "sftp").await.unwrap();
+    let channel = ssh.sftp_channel().await;
     channel
         .data(&[packet(1, 3, &[]), bytes].concat()[..])
         .await
         .unwrap();
     let _ = channel.eof().await;
-    let (data, _, status) = within("the session", hear(channel)).await;
-    let mut replies = Vec::new();
-    let mut rest = &data[..];
-    while let Some((length, more)) = rest.split_first_chunk::<4>() {
-        let (reply, more) = more.split_at(u32::from_be_bytes(*length) as usize);
-        replies.push((
-            reply[0],
-            u32::from_be_bytes(reply[1..5].try_into().unwrap()),
-            reply[5..].to_vec(),
-        ));
-        rest = more;
-    }
+    let (data, _, status) = within("the session", read_channel(channel)).await;
+    let mut replies = split_replies(&data);
     replies.remove(0);
     (replies, status)
 }
 
+fn split_replies(mut data: &[u8]) -> Vec<RawReply> {
+    let mut replies = Vec::new();
+    while let Some((length, more)) = data.split_first_chunk::<4>() {
+        let (reply, more) = more.split_at(u32::from_be_bytes(*length) as usize);
+        let id = u32::from_be_bytes(reply[1..5].try_into().unwrap());
+        replies.push((reply[0], id, reply[5..].to_vec()));
+        data = more;
+    }
+    replies
+}
+
 #[tokio::test]
 async fn every_request_is_answered_once_with_its_id() {
-    let server = memory().await;
+    let server = server_with_memory_store().await;
     let requests = [
         packet(16, 1, &[&text("/a")]),
         packet(99, 2, &[b"unknown type"]),
@@ -288,7 +266,7 @@ async fn every_request_is_answered_once_with_its_id() {
         packet(17, 14, &[&text(&"x".repeat(2000))]),
         packet(3, 15, &[&text("/"), &[0, 0, 0, 26], &[0; 4]]),
     ];
-    let (replies, status) = raw(&server, requests.concat()).await;
+    let (replies, status) = send_raw(&server, requests.concat()).await;
     let codes: Vec<_> = replies
         .iter()
         .map(|(kind, id, rest)| (*kind, *id, rest[3]))
@@ -302,54 +280,33 @@ async fn every_request_is_answered_once_with_its_id() {
     assert_eq!(status, Some(0));
 }
 
-/// Programs look for the words of OpenSSH's server.
+/// The status of a request that must fail.
+fn failure<T>(result: Result<T, impl Into<Failed>>) -> Failed {
+    match result {
+        Ok(_) => panic!("it is answered OK"),
+        Err(failed) => failed.into(),
+    }
+}
+
+/// Programs search for the messages of OpenSSH's server.
 #[tokio::test]
-async fn statuses_begin_with_the_words_of_openssh() {
-    let server = memory().await;
+async fn status_messages_begin_with_those_of_openssh() {
+    let server = server_with_memory_store().await;
     let client = server.client().await;
     client.put("/f", b"0123456789").await.unwrap();
     let handle = client.open("/f", OpenFlags::READ).await.unwrap();
     let reader = server.client_as("reader").await;
     let long = format!("/{}", "x".repeat(2000));
-    let failed = |result: Result<(), Failed>| result.unwrap_err();
     let statuses = [
-        failed(client.get("/none").await.map(drop)),
-        failed(
-            client
-                .sftp
-                .read(&handle, 10, 1)
-                .await
-                .map(drop)
-                .map_err(Failed::from),
-        ),
-        failed(reader.put("/f", b"").await),
-        failed(
-            client
-                .sftp
-                .mkdir("/f", FileAttributes::empty())
-                .await
-                .map(drop)
-                .map_err(Failed::from),
-        ),
-        failed(
-            client
-                .sftp
-                .readlink("/f")
-                .await
-                .map(drop)
-                .map_err(Failed::from),
-        ),
-        failed(
-            client
-                .sftp
-                .stat("/a\0b")
-                .await
-                .map(drop)
-                .map_err(Failed::from),
-        ),
-        failed(client.sftp.stat(long).await.map(drop).map_err(Failed::from)),
+        failure(client.get("/none").await),
+        failure(client.sftp.read(&handle, 10, 1).await),
+        failure(reader.put("/f", b"").await),
+        failure(client.mkdir("/f").await),
+        failure(client.sftp.readlink("/f").await),
+        failure(client.sftp.stat("/a\0b").await),
+        failure(client.sftp.stat(long).await),
     ];
-    let words = [
+    let messages = [
         (StatusCode::NoSuchFile, "No such file"),
         (StatusCode::Eof, "End of file"),
         (
@@ -372,14 +329,14 @@ async fn statuses_begin_with_the_words_of_openssh() {
     ];
     assert_eq!(
         statuses,
-        words.map(|(code, text)| Failed(code, text.to_owned()))
+        messages.map(|(code, text)| Failed(code, text.to_owned()))
     );
 }
 
-/// What OpenSSH's server answers, at every offset.
+/// As OpenSSH's server answers, at every offset.
 #[tokio::test]
 async fn a_read_of_no_bytes_is_answered_with_no_bytes() {
-    let server = memory().await;
+    let server = server_with_memory_store().await;
     let client = server.client().await;
     client.put("/f", b"0123456789").await.unwrap();
     for flags in [OpenFlags::READ, OpenFlags::READ | OpenFlags::WRITE] {
@@ -395,8 +352,8 @@ async fn a_read_of_no_bytes_is_answered_with_no_bytes() {
 }
 
 #[tokio::test]
-async fn the_time_of_a_directory_is_the_same_in_each_session() {
-    let server = memory().await;
+async fn a_directory_has_the_same_time_in_each_session() {
+    let server = server_with_memory_store().await;
     let client = server.client().await;
     client.put("/d/f", b"").await.unwrap();
     let time = client.sftp.stat("/d").await.unwrap().attrs.mtime;
@@ -415,12 +372,12 @@ async fn the_time_of_a_directory_is_the_same_in_each_session() {
     );
 }
 
-/// A client need not wait for the answer to a WRITE before it asks for the size.
+/// A client may ask for the size before it has the answer to a WRITE.
 #[tokio::test]
-async fn sizes_count_the_writes_before_them() {
-    let server = memory().await;
+async fn sizes_include_the_writes_requested_before() {
+    let server = server_with_memory_store().await;
     for append in [0, 4] {
-        // OPEN for writing, made and emptied or appended to.
+        // OPEN for writing, with CREATE and TRUNCATE or APPEND.
         let open = packet(
             3,
             1,
@@ -451,7 +408,7 @@ async fn sizes_count_the_writes_before_them() {
             fstat(10),
             packet(4, 11, &[&text("1")]),
         ];
-        let (replies, _) = raw(&server, requests.concat()).await;
+        let (replies, _) = send_raw(&server, requests.concat()).await;
         let size = |id: u32| {
             let attrs = replies
                 .iter()
@@ -469,8 +426,8 @@ async fn sizes_count_the_writes_before_them() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_followed_ends_the_session() {
-    let server = memory().await;
+async fn packets_of_an_impossible_length_end_the_session() {
+    let server = server_with_memory_store().await;
     for bytes in [
         (256 * 1024 + 1u32).to_be_bytes().to_vec(),
         vec![0, 0, 0, 0],
@@ -481,31 +438,30 @@ async fn what_cannot_be_followed_ends_the_session() {
         ]
         .concat(),
     ] {
-        let (replies, status) = raw(&server, bytes).await;
+        let (replies, status) = send_raw(&server, bytes).await;
         assert_eq!(
             (replies.len(), status),
             (0, Some(1)),
-            "nothing of it is taken for a request"
+            "no part of it is taken for a request"
         );
     }
     server.client().await;
 }
 
 #[tokio::test]
-async fn a_whole_file_asked_for_at_once_arrives() {
-    let server = memory().await;
+async fn a_file_whose_reads_are_all_sent_at_once_arrives() {
+    let server = server_with_memory_store().await;
     let data = noise(40 * MIB, 1);
     server.client().await.put("/f", &data).await.unwrap();
-    let mut ssh = SshClient::connect(&server).await;
+    let mut ssh = SshClient::connect(server.address).await;
     assert!(ssh.login("alice", PASSWORD).await);
-    let channel = ssh.channel().await.unwrap();
-    channel.request_subsystem(true, "sftp").await.unwrap();
+    let channel = ssh.sftp_channel().await;
     let mut requests = [
         packet(1, 3, &[]),
         packet(3, 0, &[&text("/f"), &[0, 0, 0, 1], &[0; 4]]),
     ]
     .concat();
-    // The first handle of a session is called 1. Every READ goes out before one reply is looked at.
+    // The first handle of a session is called 1. Every READ is sent before a reply is read.
     for n in 0..1280u32 {
         let offset = (u64::from(n) * 32768).to_be_bytes();
         requests.extend(packet(
@@ -516,22 +472,19 @@ async fn a_whole_file_asked_for_at_once_arrives() {
     }
     channel.data(&requests[..]).await.unwrap();
     channel.eof().await.unwrap();
-    let (replies, _, status) = within("the download", hear(channel)).await;
+    let (replies, _, status) = within("the download", read_channel(channel)).await;
     let mut got = Vec::new();
-    let mut rest = &replies[..];
-    while let Some((length, more)) = rest.split_first_chunk::<4>() {
-        let (reply, more) = more.split_at(u32::from_be_bytes(*length) as usize);
-        if reply[0] == 103 {
-            got.extend(&reply[9..]);
+    for (kind, _, rest) in split_replies(&replies) {
+        if kind == 103 {
+            got.extend(&rest[4..]);
         }
-        rest = more;
     }
     assert!(got == data, "{} of {} bytes", got.len(), data.len());
     assert_eq!(status, Some(0));
 }
 
 #[tokio::test]
-async fn a_read_in_vain_is_still_answered_after_close() {
+async fn reads_are_answered_although_close_follows() {
     let s3 = FakeS3::start().await;
     s3.put("alice/f", noise(2 * MIB, 1));
     let server = Server::start(s3_store(&s3)).await;
@@ -554,14 +507,14 @@ async fn a_read_in_vain_is_still_answered_after_close() {
     ]
     .concat()
     .concat();
-    let (replies, _) = raw(&server, requests).await;
+    let (replies, _) = send_raw(&server, requests).await;
     let mut ids: Vec<_> = replies.iter().map(|(_, id, _)| *id).collect();
     ids.sort();
     assert_eq!(ids, (1..=40).collect::<Vec<_>>());
 }
 
 #[tokio::test]
-async fn handles_are_limited() {
+async fn open_handles_are_limited() {
     let server = Server::with(Arc::new(MemoryStore::default()), |config| {
         config.max_uploads = 1000
     })
@@ -570,8 +523,9 @@ async fn handles_are_limited() {
     for n in 0..256 {
         client.open(&format!("/{n}"), PUT).await.unwrap();
     }
-    let refused = client.open("/one-more", PUT).await.unwrap_err();
-    assert!(refused.1.contains("256"), "{}", refused.1);
+    let Failed(status, message) = client.open("/one-more", PUT).await.unwrap_err();
+    assert_eq!(status, StatusCode::Failure, "{message}");
+    assert_eq!(numbers_in(&message), [256], "{message}");
     client.close("1").await.unwrap();
     client.open("/one-more", PUT).await.unwrap();
 }
@@ -582,7 +536,8 @@ async fn requests_after_close_see_its_outcome() {
     let server = Server::start(s3_store(&s3)).await;
     let hold = Arc::new(tokio::sync::Notify::new());
     s3.fault("PutObject", When::Nth(1), Fault::Hold(hold.clone()));
-    // OPEN, WRITE, CLOSE, STAT and a rename, none of them waited for, as sshfs sends them; another file beside them.
+    // OPEN, WRITE, CLOSE and RENAME without waiting for replies, as sshfs sends them; and another
+    // file.
     let write = |handle: &str, id| packet(6, id, &[&text(handle), &[0; 8], &text("data")]);
     let open = |path: &str, id| packet(3, id, &[&text(path), &[0, 0, 0, 26], &[0; 4]]);
     let requests = [
@@ -594,7 +549,7 @@ async fn requests_after_close_see_its_outcome() {
         packet(4, 6, &[&text("2")]),
         packet(18, 7, &[&text("/tmp"), &text("/final")]),
     ];
-    let session = tokio::spawn(async move { raw(&server, requests.concat()).await });
+    let session = tokio::spawn(async move { send_raw(&server, requests.concat()).await });
     eventually("the second upload overtakes the first", || {
         s3.object("alice/other").is_some()
     })
@@ -612,7 +567,7 @@ async fn requests_after_close_see_its_outcome() {
 }
 
 #[tokio::test]
-async fn no_login_in_time_ends_the_connection() {
+async fn a_connection_without_a_login_in_time_is_closed() {
     let brief = Duration::from_millis(300);
     let server = Server::with(Arc::new(MemoryStore::default()), |config| {
         config.login_timeout = brief
@@ -626,7 +581,7 @@ async fn no_login_in_time_ends_the_connection() {
         let _ = within("the end", stream.read_to_end(&mut heard)).await;
         assert!(heard.starts_with(b"SSH-2.0-sftpd"));
     }
-    let ssh = SshClient::connect(&server).await;
+    let ssh = SshClient::connect(server.address).await;
     assert!(within("the end", ssh.channel()).await.is_err());
 }
 
@@ -654,7 +609,7 @@ async fn an_idle_session_ends_and_a_busy_one_does_not() {
 }
 
 #[tokio::test]
-async fn more_sessions_than_allowed_are_told() {
+async fn a_connection_beyond_the_limit_is_refused_with_a_message() {
     let server = Server::with(Arc::new(MemoryStore::default()), |config| {
         config.max_sessions = 2
     })
@@ -669,8 +624,8 @@ async fn more_sessions_than_allowed_are_told() {
     first.put("/f", b"untouched").await.unwrap();
     drop(first);
     // The place is free once the server has seen the end.
-    within("the place", async {
-        while Client::login_or_refused(&server).await.is_none() {}
+    within("the place is free", async {
+        while Client::try_connect(server.address).await.is_none() {}
     })
     .await;
 }
@@ -692,7 +647,7 @@ async fn a_drain_lets_transfers_finish() {
     .await;
     assert!(
         TcpStream::connect(server.address).await.is_err(),
-        "nobody new"
+        "no new connection"
     );
     assert_eq!(code(busy.open("/g", PUT).await), StatusCode::Failure);
     busy.write(&handle, 6 << 20, &data[6 * MIB..])
@@ -701,11 +656,11 @@ async fn a_drain_lets_transfers_finish() {
     busy.close(&handle).await.unwrap();
     within("the server's end", &mut server.task).await.unwrap();
     assert_eq!(s3.object("alice/f").unwrap(), data);
-    assert_clean(&s3);
+    s3.assert_no_uploads();
 }
 
 #[tokio::test]
-async fn what_outlasts_the_drain_is_aborted() {
+async fn uploads_that_outlast_the_drain_are_aborted() {
     for second_signal in [false, true] {
         let s3 = FakeS3::start().await;
         let patience = Duration::from_millis(if second_signal { 60_000 } else { 300 });
@@ -719,12 +674,12 @@ async fn what_outlasts_the_drain_is_aborted() {
             server.shutdown.stop.cancel();
         }
         within("the server's end", &mut server.task).await.unwrap();
-        assert_clean(&s3);
+        s3.assert_no_uploads();
         assert_eq!(s3.objects(), [""; 0]);
     }
 }
 
-/// Asks for ever.
+/// Sends requests for ever.
 struct Flood(bytes::Bytes);
 
 impl sftpd::sftp::Source for Flood {
@@ -734,7 +689,7 @@ impl sftpd::sftp::Source for Flood {
     }
 }
 
-/// Never takes an answer.
+/// Never reads a reply.
 struct Deaf;
 
 impl sftpd::sftp::Sink for Deaf {
@@ -743,45 +698,23 @@ impl sftpd::sftp::Sink for Deaf {
     }
 }
 
-fn settings() -> SessionParams {
-    let store = Arc::new(MemoryStore::default());
-    let context = Arc::new(Transfers::new(
-        store,
-        BufferPool::new(64 << 20),
-        PartSizes::default(),
-    ));
-    SessionParams {
-        pool: context.pool.clone(),
-        limits: Arc::new(UserLimits::new(256, &context.pool)),
-        uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        vfs: Vfs::new(
-            context,
-            Arc::default(),
-            Home::new("", "alice").unwrap(),
-            false,
-        ),
-        access: Access::ReadWrite,
-        who: "alice@test".into(),
-        user: "alice".into(),
-        idle_timeout: Duration::from_secs(2),
-        drain: CancellationToken::new(),
-    }
-}
-
 #[tokio::test(start_paused = true)]
-async fn a_client_that_never_listens_is_cut_off() {
+async fn a_client_that_never_reads_replies_is_disconnected() {
     let many = (0..100).map(|id| packet(16, id, &[&text(&"deep/".repeat(150))]));
     let requests = [packet(1, 3, &[])]
         .into_iter()
         .chain(many)
         .collect::<Vec<_>>()
         .concat();
-    let end = sftpd::sftp::serve(Flood(requests.into()), Deaf, settings()).await;
+    let (mut settings, _tasks) =
+        session::settings(Arc::new(MemoryStore::default()), "alice", 64 << 20);
+    settings.idle_timeout = Duration::from_secs(2);
+    let end = sftpd::sftp::serve(Flood(requests.into()), Deaf, settings).await;
     assert!(matches!(end, End::Ignored), "{end}");
 }
 
 #[tokio::test]
-async fn what_is_asked_after_close_waits_for_it_in_every_session() {
+async fn an_open_after_close_waits_for_it_in_every_session() {
     let s3 = FakeS3::start().await;
     let server = Server::start(s3_store(&s3)).await;
     let (first, second) = (server.client().await, server.client().await);
@@ -808,7 +741,7 @@ async fn what_is_asked_after_close_waits_for_it_in_every_session() {
 }
 
 #[tokio::test]
-async fn excl_without_write_is_no_way_to_read() {
+async fn excl_without_write_does_not_open_for_reading() {
     let s3 = FakeS3::start().await;
     let server = Server::start(s3_store(&s3)).await;
     s3.put("alice/f", "old");
@@ -824,7 +757,7 @@ async fn excl_without_write_is_no_way_to_read() {
 }
 
 #[test]
-fn host_keys_are_made_once_and_can_be_moved_in() {
+fn host_keys_are_generated_once_and_existing_ones_are_used() {
     use russh::keys::ssh_key::LineEnding;
     use russh::keys::{Algorithm, PrivateKey};
     use std::os::unix::fs::PermissionsExt;
@@ -864,7 +797,7 @@ fn host_keys_are_made_once_and_can_be_moved_in() {
         assert!(public.starts_with(&format!("{algorithm} AAAA")), "{public}");
     }
     assert_eq!(load(), made);
-    // A directory with a key in it is as its owner wants it.
+    // Into a directory with a key no other key is generated.
     for name in ["ssh_host_ed25519_key", "ssh_host_ecdsa_key"] {
         std::fs::remove_file(keys.join(name)).unwrap();
     }

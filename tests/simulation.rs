@@ -1,17 +1,14 @@
-//! A simulation that finds what goes wrong between clients, deterministic from a seed: sessions of several users on one
-//! gateway or two, over a store that is slow, fails, loses answers and does things twice, in virtual time and on one thread.
-//! `simulation/checker.rs` says which promises every history must keep.
+//! A simulation that finds races between clients, deterministic from a seed: sessions of several
+//! users on one gateway or two, over a store that is slow, fails, loses answers and repeats
+//! requests, in virtual time and on one thread. `simulation/checker.rs` says which promises every
+//! history must keep.
 //!
 //! `SFTPD_SIMULATION_HISTORIES=100000 cargo test --test simulation` plays more histories,
-//! `SFTPD_SIMULATION_SEED=123 cargo test --test simulation` the one of a seed, and both together so many from that seed on.
+//! `SFTPD_SIMULATION_SEED=123 cargo test --test simulation` the one of a seed, and both together
+//! that many from that seed on.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 #[path = "simulation/mod.rs"]
 mod simulation;
@@ -27,14 +24,14 @@ use std::io::Write as _;
 use std::ops::Range;
 use std::time::Instant;
 
-/// Histories of one `cargo test`: what a minute has room for.
+/// Histories of one `cargo test`: as many as take about a minute.
 const HISTORIES: u64 = 8000;
-/// Seeds that are told of each broken promise.
+/// Seeds that are printed for each broken promise.
 const SEEDS_SHOWN: usize = 10;
 /// Histories that are played twice.
 const REPEATED: u64 = 200;
 
-/// What was played, for the line at the end.
+/// What was played, for the line that is printed at the end.
 #[derive(Default)]
 struct Figures {
     histories: usize,
@@ -96,7 +93,7 @@ fn every_history_keeps_every_promise() {
             }
         }
     }
-    // Past the harness, which shows what a test prints only if it fails.
+    // Not `eprintln`, whose output the test harness hides when the test passes.
     let _closed = writeln!(
         std::io::stderr(),
         "{}",

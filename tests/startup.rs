@@ -1,13 +1,8 @@
-//! How `sftpd serve` starts: what it makes of the AWS settings, which mistakes end it with which exit status, and how
-//! long it waits for S3.
+//! How `sftpd serve` starts: how it uses the AWS settings, which mistakes end it with which exit
+//! status, and how long it waits for S3.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -17,12 +12,10 @@ use sftpd::store::s3::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
 use sftpd::store::{
     Attributes, Condition, CopySource, Key, ListRequest, MIN_PART, PartSource, Store,
 };
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::binary::{Process, sftpd};
+use support::process::{Exited, Process, sftpd_on};
 use support::s3::{FakeS3, Fault, When};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -33,7 +26,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio_util::task::AbortOnDropHandle;
 
-/// What became of a server, and its log up to then.
+/// How the start of a server ended, and its log up to then.
 #[derive(Debug)]
 enum Outcome {
     Serves(String),
@@ -56,7 +49,7 @@ impl Outcome {
     }
 }
 
-/// What a start has that others have not.
+/// How one start differs from others.
 #[derive(Clone, Debug, Default)]
 struct Setup {
     variables: Vec<(String, String)>,
@@ -91,23 +84,14 @@ fn with(variable: &str, value: &str) -> Setup {
     Setup::default().with(variable, value)
 }
 
-/// Runs `sftpd serve` on the S3 of the tests until it listens or ends. Nothing of the machine's own AWS settings gets in.
+/// Runs `sftpd serve` on the S3 of the tests until it listens or ends.
 async fn serve(s3: &FakeS3, setup: Setup) -> Outcome {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = sftpd(":", s3, folder.path(), "serve");
-    for name in [
-        "AWS_PROFILE",
-        "AWS_SESSION_TOKEN",
-        "AWS_CA_BUNDLE",
-        "AWS_ENDPOINT_URL_S3",
-    ] {
-        command.env_remove(name);
-    }
+    let mut command = sftpd_on(s3, folder.path());
     command
-        .env("HOME", folder.path())
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .args(["--listen", "127.0.0.1:0"]);
-    command.envs(setup.variables).args(setup.args);
+        .args(["serve", "--listen", "127.0.0.1:0"])
+        .args(setup.args)
+        .envs(setup.variables);
     for name in setup.unset {
         command.env_remove(name);
     }
@@ -117,25 +101,10 @@ async fn serve(s3: &FakeS3, setup: Setup) -> Outcome {
     }
     let run = move || {
         let _folder = folder;
-        let mut child = command
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = String::new();
-        for line in BufReader::new(child.stderr.take().unwrap())
-            .lines()
-            .map_while(Result::ok)
-        {
-            log.push_str(&line);
-            log.push('\n');
-            if line.contains("listening on ") {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                return Outcome::Serves(log);
-            }
+        match Process::try_spawn(command) {
+            Ok(process) => Outcome::Serves(process.log()),
+            Err(Exited { status, log }) => Outcome::Exits(status.code().unwrap(), log),
         }
-        Outcome::Exits(child.wait().unwrap().code().unwrap(), log)
     };
     tokio::task::spawn_blocking(run).await.unwrap()
 }
@@ -171,16 +140,16 @@ impl OneAnswer {
         }
     }
 
-    /// An error as S3 words it.
+    /// Gives an error in the words of S3.
     async fn error(status: u16, code: &str, message: &str) -> OneAnswer {
         let body = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
         OneAnswer::start(status, "", &body).await
     }
 }
 
-/// Each with the words that say what to correct.
+/// Each with the words of the error that say what to correct.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_operator_has_to_correct_exits_with_2() {
+async fn configuration_errors_exit_with_2_and_say_what_to_correct() {
     let unset = Setup::default().without("AWS_SECRET_ACCESS_KEY");
     let cases: [(Setup, &[&str]); 16] = [
         (
@@ -255,9 +224,9 @@ async fn what_the_operator_has_to_correct_exits_with_2() {
     assert!(status == 2 && log.contains("SFTPD_STORE"), "{log}");
 }
 
-/// S3's codes, and Garage's words for what it has no code for.
+/// The codes of S3, and the messages of Garage for errors that it has no code for.
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_credentials_are_no_drop_box() {
+async fn refused_credentials_are_not_taken_for_a_write_only_bucket() {
     let refused = [
         (403, "InvalidAccessKeyId", "", "AWS_ACCESS_KEY_ID"),
         (403, "SignatureDoesNotMatch", "", "AWS_SECRET_ACCESS_KEY"),
@@ -302,7 +271,7 @@ async fn refused_credentials_are_no_drop_box() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drop_box_serves_with_a_warning() {
+async fn a_bucket_without_list_permission_is_served_with_a_warning() {
     let s3 = FakeS3::start().await;
     s3.fault(
         "ListObjectsV2",
@@ -318,7 +287,7 @@ async fn a_drop_box_serves_with_a_warning() {
 
 /// Credentials may be limited to the prefix.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_look_at_the_start_is_limited_to_the_prefix() {
+async fn the_check_at_the_start_lists_only_the_prefix() {
     let s3 = FakeS3::start().await;
     let log = serve(&s3, with("SFTPD_STORE", "s3://test/inbox/today"))
         .await
@@ -339,7 +308,7 @@ async fn the_look_at_the_start_is_limited_to_the_prefix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_pass_exits_with_1() {
+async fn errors_that_may_pass_exit_with_1() {
     let s3 = FakeS3::start().await;
     let failing = FakeS3::start().await;
     failing.fault(
@@ -367,10 +336,10 @@ async fn what_may_pass_exits_with_1() {
     }
 }
 
-/// A part and a small file, with the endpoint named in each way that the SDK knows: over plain HTTP bodies are signed,
-/// and carry no checksum unless the settings say so.
+/// A part and a small file, with the endpoint configured in each way that the SDK knows: over plain
+/// HTTP, bodies are signed and have no checksum unless the settings say so.
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_are_signed_wherever_the_plain_endpoint_is_named() {
+async fn bodies_are_signed_over_plain_http_however_the_endpoint_is_configured() {
     let services =
         "[default]\nservices = local\n[services local]\ns3 =\n  endpoint_url = <plain>\n";
     let section = "[default]\nendpoint_url = <plain>\n";
@@ -399,7 +368,7 @@ async fn bodies_are_signed_wherever_the_plain_endpoint_is_named() {
             file.display()
         );
         let server = Process::start_after(&setting, &s3, &[]);
-        let client = server.server.client().await;
+        let client = server.client().await;
         client.put("/small", &noise(1000, 1)).await.unwrap();
         client.put("/large", &noise(6 * MIB, 2)).await.unwrap();
         assert_eq!(
@@ -412,9 +381,9 @@ async fn bodies_are_signed_wherever_the_plain_endpoint_is_named() {
     }
 }
 
-/// The profile can take back what it or a variable names.
+/// A setting turns off endpoints that a profile or a variable names.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ignored_endpoint_is_not_asked() {
+async fn an_ignored_endpoint_gets_no_request() {
     let s3 = FakeS3::start().await;
     let ignore = with("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true").without("AWS_REGION");
     let (status, log) = serve(&s3, ignore).await.exits();
@@ -422,7 +391,8 @@ async fn an_ignored_endpoint_is_not_asked() {
     assert_eq!(s3.requests(), []);
 }
 
-/// In front of an S3 server, with the certificate for 127.0.0.1 that `ca.pem` signed.
+/// Puts TLS before an S3 server, with a certificate for 127.0.0.1 that `ca.pem` signed. Returns the
+/// endpoint.
 async fn terminate_tls(s3: &FakeS3) -> (String, AbortOnDropHandle<()>) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/tls");
     let certificate = CertificateDer::from_pem_file(folder.join("server.pem")).unwrap();
@@ -459,7 +429,7 @@ fn certificate(name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ca_of_ones_own_is_trusted_where_the_settings_name_it() {
+async fn a_private_ca_is_trusted_if_the_settings_name_it() {
     let s3 = FakeS3::start().await;
     let (endpoint, _tls) = terminate_tls(&s3).await;
     let there = with("AWS_ENDPOINT_URL", &endpoint);
@@ -488,7 +458,7 @@ async fn a_ca_of_ones_own_is_trusted_where_the_settings_name_it() {
     serve(&s3, own).await.serves();
 }
 
-/// Over TLS bodies need no signature. Certificates that can't be used are passed over.
+/// Over TLS, bodies need no signature. Certificates that can't be used are skipped.
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_are_not_signed_over_tls() {
     let s3 = FakeS3::start().await;
@@ -510,13 +480,7 @@ async fn bodies_are_not_signed_over_tls() {
     );
     let server = Process::start_after(&setting, &s3, &[]);
     let before = (s3.count("PutObject"), s3.unsigned_bodies());
-    server
-        .server
-        .client()
-        .await
-        .put("/small", b"x")
-        .await
-        .unwrap();
+    server.client().await.put("/small", b"x").await.unwrap();
     assert_eq!(
         (s3.count("PutObject"), s3.unsigned_bodies()),
         (before.0 + 1, before.1 + 1)
@@ -524,20 +488,20 @@ async fn bodies_are_not_signed_over_tls() {
     assert_eq!(server.logged("can't be used and is not trusted"), 1);
 }
 
-/// What a client of the SDK has for requests without a timeout of their own.
+/// The timeout of the SDK's client for requests without one of their own.
 const LONG: Duration = Duration::from_secs(15 * 60);
 
-/// The SDK's sleep: remembers the timeouts, and lets one end as soon as one more request hangs.
+/// The sleep of the SDK: records the timeouts, and ends one as soon as one more request hangs.
 #[derive(Clone, Debug)]
-struct Hurry {
+struct HurriedSleep {
     hanging: watch::Receiver<usize>,
     asked: Arc<Mutex<Vec<Duration>>>,
 }
 
-impl AsyncSleep for Hurry {
+impl AsyncSleep for HurriedSleep {
     fn sleep(&self, time: Duration) -> Sleep {
         if ![ANSWER_TIMEOUT, LIST_TIMEOUT, LONG].contains(&time) {
-            // Between two tries, and to see whether a stream has stalled.
+            // The pause between two tries, or the check whether a stream has stalled.
             return Sleep::new(tokio::time::sleep(time));
         }
         self.asked.lock().unwrap().push(time);
@@ -547,9 +511,10 @@ impl AsyncSleep for Hurry {
     }
 }
 
-/// A store that tries twice, with this timeout for whatever has none of its own, and what it asks for.
-fn hurried(s3: &FakeS3, others: Duration) -> (Arc<dyn Store>, Hurry) {
-    let hurry = Hurry {
+/// A store that tries twice, with this timeout for requests without one of their own, and the sleep
+/// that records timeouts.
+fn hurried_store(s3: &FakeS3, others: Duration) -> (Arc<dyn Store>, HurriedSleep) {
+    let hurry = HurriedSleep {
         hanging: s3.hanging(),
         asked: Arc::default(),
     };
@@ -574,11 +539,11 @@ fn hurried(s3: &FakeS3, others: Duration) -> (Arc<dyn Store>, Hurry) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_not_answered_is_soon_made_again() {
+async fn a_request_without_an_answer_is_retried_after_the_answer_timeout() {
     let s3 = FakeS3::start().await;
     s3.put("f", "content");
     let key = Key::new("f").unwrap();
-    let (store, hurry) = hurried(&s3, LONG);
+    let (store, hurry) = hurried_store(&s3, LONG);
     s3.fault("HeadObject", When::Nth(1), Fault::Hang);
     assert_eq!(store.head(&key).await.unwrap().size, 7);
     assert_eq!(s3.count("HeadObject"), 2);
@@ -590,9 +555,9 @@ async fn a_request_that_is_not_answered_is_soon_made_again() {
     );
 }
 
-/// The longest that each operation asks to wait for its answer.
+/// The longest timeout of each operation.
 #[tokio::test(flavor = "multi_thread")]
-async fn only_bodies_and_long_work_have_the_long_timeouts() {
+async fn only_bodies_and_copies_have_the_long_timeout() {
     let s3 = FakeS3::start().await;
     s3.put("f", "content");
     s3.put("large", noise(6 * MIB, 1));
@@ -601,7 +566,7 @@ async fn only_bodies_and_long_work_have_the_long_timeouts() {
         Key::new("large").unwrap(),
         Key::new("copy").unwrap(),
     );
-    let (store, hurry) = hurried(&s3, LONG);
+    let (store, hurry) = hurried_store(&s3, LONG);
     let longest = || hurry.asked.lock().unwrap().drain(..).max();
     let etag = store.head(&large).await.unwrap().etag;
     assert_eq!(longest(), Some(ANSWER_TIMEOUT));

@@ -1,12 +1,8 @@
-//! One conformance suite for every store: what `sftpd::store::Store` promises, on the memory store and on S3.
+//! One conformance suite for every store: the promises of `sftpd::store::Store`, on the memory
+//! store and on S3.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -19,6 +15,7 @@ use sftpd::store::{
 };
 use sftpd::store::{Store, StoreError};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::s3::{self, FakeS3, Fault, When};
@@ -28,7 +25,27 @@ fn key(text: &str) -> Key {
     Key::new(text).unwrap()
 }
 
-/// Runs a check on each store.
+/// Puts an object without attributes and conditions; its ETag.
+async fn put(store: &Arc<dyn Store>, name: &str, body: impl Into<Bytes>) -> String {
+    let plain = Attributes::default();
+    let put = store
+        .put(&key(name), body.into(), &plain, &Condition::None)
+        .await;
+    put.unwrap()
+}
+
+/// Begins an upload without attributes; its id.
+async fn create_upload(store: &Arc<dyn Store>, name: &str) -> String {
+    let plain = Attributes::default();
+    store.create_upload(&key(name), &plain).await.unwrap()
+}
+
+/// A range of an object.
+async fn read(store: &Arc<dyn Store>, name: &str, range: Range<u64>, etag: &str) -> Vec<u8> {
+    store.get(&key(name), range, etag).await.unwrap().concat()
+}
+
+/// Makes a test of each check for each store.
 macro_rules! on_every_store {
     ($($check:ident)*) => {
         mod memory_store {
@@ -49,20 +66,20 @@ macro_rules! on_every_store {
 }
 
 on_every_store! {
-    objects_come_back_as_they_went
+    objects_are_read_as_written
     missing_objects_are_not_found
     gets_are_pinned_to_a_version
-    conditions_hold
-    changes_are_of_a_version
+    conditions_are_honoured
+    changes_can_require_a_version
     attributes_are_kept
-    copies_are_whole
+    copies_have_the_whole_content
     listings_are_complete_and_in_order
     uploads_appear_when_complete
-    uploads_that_break_the_rules_fail
+    invalid_uploads_fail
     parts_can_be_copied
 }
 
-async fn objects_come_back_as_they_went(store: Arc<dyn Store>) {
+async fn objects_are_read_as_written(store: Arc<dyn Store>) {
     for name in [
         "a",
         "a/b",
@@ -74,20 +91,12 @@ async fn objects_come_back_as_they_went(store: Arc<dyn Store>) {
         &"x".repeat(1024),
     ] {
         for body in [Bytes::new(), Bytes::from_static(b"abc"), noise(300_000, 1)] {
-            store
-                .put(
-                    &key(name),
-                    body.clone(),
-                    &Attributes::default(),
-                    &Condition::None,
-                )
-                .await
-                .unwrap();
+            put(&store, name, body.clone()).await;
             let object = store.head(&key(name)).await.unwrap();
             assert_eq!(object.size, body.len() as u64, "{name}");
             for most in [1, 1000, 1 << 20] {
                 let (opened, first) = store.open(&key(name), most).await.unwrap();
-                // An open need not tell the attributes.
+                // An open need not return the attributes.
                 let opened = Object {
                     attributes: object.attributes.clone(),
                     ..opened
@@ -107,20 +116,12 @@ async fn objects_come_back_as_they_went(store: Arc<dyn Store>) {
             );
             if !body.is_empty() {
                 assert_eq!(
-                    store
-                        .get(&key(name), 0..object.size, &object.etag)
-                        .await
-                        .unwrap()
-                        .concat(),
+                    read(&store, name, 0..object.size, &object.etag).await,
                     body,
                     "{name}"
                 );
                 assert_eq!(
-                    store
-                        .get(&key(name), 1..2, &object.etag)
-                        .await
-                        .unwrap()
-                        .concat(),
+                    read(&store, name, 1..2, &object.etag).await,
                     body[1..2],
                     "{name}"
                 );
@@ -141,7 +142,8 @@ async fn missing_objects_are_not_found(store: Arc<dyn Store>) {
         store.open(&key("none"), 10).await,
         Err(StoreError::NotFound)
     );
-    let (none, etag) = (key("none"), "\"etag\"");
+    let none = key("none");
+    let etag = "\"etag\"";
     let source = CopySource {
         key: &none,
         etag,
@@ -161,32 +163,16 @@ async fn missing_objects_are_not_found(store: Arc<dyn Store>) {
 }
 
 async fn gets_are_pinned_to_a_version(store: Arc<dyn Store>) {
-    store
-        .put(
-            &key("f"),
-            "old".into(),
-            &Attributes::default(),
-            &Condition::None,
-        )
-        .await
-        .unwrap();
+    put(&store, "f", "old").await;
     let old = store.head(&key("f")).await.unwrap();
-    store
-        .put(
-            &key("f"),
-            "new".into(),
-            &Attributes::default(),
-            &Condition::None,
-        )
-        .await
-        .unwrap();
+    put(&store, "f", "new").await;
     assert_eq!(
         store.get(&key("f"), 0..3, &old.etag).await,
         Err(StoreError::Precondition)
     );
 }
 
-async fn conditions_hold(store: Arc<dyn Store>) {
+async fn conditions_are_honoured(store: Arc<dyn Store>) {
     store
         .put(
             &key("f"),
@@ -207,10 +193,7 @@ async fn conditions_hold(store: Arc<dyn Store>) {
             .await,
         Err(StoreError::Precondition)
     );
-    let id = store
-        .create_upload(&key("f"), &Attributes::default())
-        .await
-        .unwrap();
+    let id = create_upload(&store, "f").await;
     let part = store
         .upload_part(&key("f"), &id, 1, "third".into())
         .await
@@ -225,7 +208,7 @@ async fn conditions_hold(store: Arc<dyn Store>) {
     assert_eq!(store.head(&key("f")).await.unwrap().size, 5);
 }
 
-async fn changes_are_of_a_version(store: Arc<dyn Store>) {
+async fn changes_can_require_a_version(store: Arc<dyn Store>) {
     let (file, other) = (key("f"), key("other"));
     let plain = Attributes::default();
     let old = store
@@ -326,26 +309,10 @@ async fn attributes_are_kept(store: Arc<dyn Store>) {
     assert_eq!(found(store.head(&key("large")).await.unwrap()), expected);
 }
 
-async fn copies_are_whole(store: Arc<dyn Store>) {
+async fn copies_have_the_whole_content(store: Arc<dyn Store>) {
     let body = noise(200_000, 1);
-    store
-        .put(
-            &key("from + ü"),
-            body.clone(),
-            &Attributes::default(),
-            &Condition::None,
-        )
-        .await
-        .unwrap();
-    store
-        .put(
-            &key("to"),
-            "old".into(),
-            &Attributes::default(),
-            &Condition::None,
-        )
-        .await
-        .unwrap();
+    put(&store, "from + ü", body.clone()).await;
+    put(&store, "to", "old").await;
     let from = key("from + ü");
     let etag = store.head(&from).await.unwrap().etag;
     let source = CopySource {
@@ -358,14 +325,7 @@ async fn copies_are_whole(store: Arc<dyn Store>) {
         .await
         .unwrap();
     let object = store.head(&key("to")).await.unwrap();
-    assert_eq!(
-        store
-            .get(&key("to"), 0..object.size, &object.etag)
-            .await
-            .unwrap()
-            .concat(),
-        body
-    );
+    assert_eq!(read(&store, "to", 0..object.size, &object.etag).await, body);
 }
 
 async fn list_all(store: &Arc<dyn Store>, prefix: &str, folded: bool, limit: usize) -> Vec<String> {
@@ -397,15 +357,7 @@ async fn listings_are_complete_and_in_order(store: Arc<dyn Store>) {
         "d", "d/", "d/a", "d/a/x", "d/a/y", "d/a0", "d/a-b", "d/b/c/d", "d/b0", "d/ü", "d0", "e",
     ];
     for name in names {
-        store
-            .put(
-                &key(name),
-                name.to_owned().into(),
-                &Attributes::default(),
-                &Condition::None,
-            )
-            .await
-            .unwrap();
+        put(&store, name, name).await;
     }
     let below = |prefix: &str| {
         let mut found: Vec<&str> = names
@@ -426,7 +378,7 @@ async fn listings_are_complete_and_in_order(store: Arc<dyn Store>) {
                 "{prefix:?} by {limit}"
             );
         }
-        // Objects and prefixes may come in two runs a page; as a set they are all there, and each once.
+        // Objects and prefixes may come in two runs a page: each must be there once.
         let folded = list_all(&store, "d/", true, limit).await;
         let want = [
             "d/ 2", "d/a 3", "d/a-b 5", "d/a/", "d/a0 4", "d/b/", "d/b0 4", "d/ü 4",
@@ -456,19 +408,8 @@ async fn send_parts(store: &Arc<dyn Store>, id: &str, sizes: &[usize]) -> (Vec<P
 }
 
 async fn uploads_appear_when_complete(store: Arc<dyn Store>) {
-    store
-        .put(
-            &key("f"),
-            "old".into(),
-            &Attributes::default(),
-            &Condition::None,
-        )
-        .await
-        .unwrap();
-    let id = store
-        .create_upload(&key("f"), &Attributes::default())
-        .await
-        .unwrap();
+    put(&store, "f", "old").await;
+    let id = create_upload(&store, "f").await;
     let (parts, all) = send_parts(&store, &id, &[5 * MIB, 6 * MIB, 100]).await;
     assert_eq!(store.head(&key("f")).await.unwrap().size, 3);
     store
@@ -478,23 +419,18 @@ async fn uploads_appear_when_complete(store: Arc<dyn Store>) {
     let object = store.head(&key("f")).await.unwrap();
     assert_eq!(object.size, all.len() as u64);
     let across = 5 * MIB - 10..5 * MIB + 10;
-    let got = store
-        .get(
-            &key("f"),
-            across.start as u64..across.end as u64,
-            &object.etag,
-        )
-        .await
-        .unwrap()
-        .concat();
+    let got = read(
+        &store,
+        "f",
+        across.start as u64..across.end as u64,
+        &object.etag,
+    )
+    .await;
     assert_eq!(got, all[across]);
 }
 
-async fn uploads_that_break_the_rules_fail(store: Arc<dyn Store>) {
-    let id = store
-        .create_upload(&key("f"), &Attributes::default())
-        .await
-        .unwrap();
+async fn invalid_uploads_fail(store: Arc<dyn Store>) {
+    let id = create_upload(&store, "f").await;
     let (parts, _) = send_parts(&store, &id, &[5 * MIB, 100, 100]).await;
     let wrong = Part {
         etag: "\"0123456789abcdef0123456789abcdef\"".into(),
@@ -530,20 +466,9 @@ async fn uploads_that_break_the_rules_fail(store: Arc<dyn Store>) {
 
 async fn parts_can_be_copied(store: Arc<dyn Store>) {
     let body = noise(7 * MIB, 1);
-    store
-        .put(
-            &key("source + ü"),
-            body.clone(),
-            &Attributes::default(),
-            &Condition::None,
-        )
-        .await
-        .unwrap();
+    put(&store, "source + ü", body.clone()).await;
     let etag = store.head(&key("source + ü")).await.unwrap().etag;
-    let id = store
-        .create_upload(&key("f"), &Attributes::default())
-        .await
-        .unwrap();
+    let id = create_upload(&store, "f").await;
     let from = |etag| PartSource {
         key: &SOURCE,
         etag,
@@ -567,16 +492,12 @@ async fn parts_can_be_copied(store: Arc<dyn Store>) {
         .await
         .unwrap();
     let object = store.head(&key("f")).await.unwrap();
-    let got = store
-        .get(&key("f"), 0..object.size, &object.etag)
-        .await
-        .unwrap()
-        .concat();
+    let got = read(&store, "f", 0..object.size, &object.etag).await;
     assert_eq!(got, [&body[1..6 * MIB], b"end"].concat());
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_continued() {
+async fn a_get_goes_on_where_its_body_broke_off() {
     let s3 = FakeS3::start().await;
     let store = s3_store(&s3);
     let body = noise(MIB, 1);
@@ -595,7 +516,7 @@ async fn a_body_that_breaks_off_is_continued() {
     assert_ne!(
         second,
         format!("bytes=0-{}", MIB - 1),
-        "what had come is not fetched twice"
+        "what has arrived is not fetched again"
     );
     s3.fault("GetObject", When::Nth(1), Fault::ResetMidBody);
     let (object, first) = store.open(&key("f"), MIB as u64).await.unwrap();
@@ -609,7 +530,7 @@ async fn a_body_that_breaks_off_is_continued() {
 }
 
 #[tokio::test]
-async fn refusals_and_lost_answers_are_told_apart() {
+async fn refusals_and_lost_answers_are_distinguished() {
     let s3 = FakeS3::start().await;
     let store = s3_store(&s3);
     s3.fault("PutObject", When::Every, Fault::Status(403, "AccessDenied"));
@@ -642,11 +563,11 @@ async fn refusals_and_lost_answers_are_told_apart() {
     assert_eq!(s3.objects(), [""; 0]);
 }
 
-/// Where credentials come from; counts how often it was asked.
+/// A source of credentials that counts how often it is asked.
 #[derive(Clone, Debug, Default)]
-struct Source(Arc<AtomicUsize>);
+struct CountingProvider(Arc<AtomicUsize>);
 
-impl ProvideCredentials for Source {
+impl ProvideCredentials for CountingProvider {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
         Self: 'a,
@@ -663,46 +584,22 @@ impl ProvideCredentials for Source {
 }
 
 #[tokio::test]
-async fn credentials_that_have_expired_are_asked_for_anew() {
+async fn expired_credentials_are_renewed() {
     let s3 = FakeS3::start().await;
-    let source = Source::default();
+    let source = CountingProvider::default();
     let store = s3_store_with(&s3, |config| config.credentials_provider(source.clone()));
-    store
-        .put(
-            &key("a"),
-            "x".into(),
-            &Attributes::default(),
-            &Condition::None,
-        )
-        .await
-        .unwrap();
-    store
-        .put(
-            &key("b"),
-            "x".into(),
-            &Attributes::default(),
-            &Condition::None,
-        )
-        .await
-        .unwrap();
+    put(&store, "a", "x").await;
+    put(&store, "b", "x").await;
     assert_eq!(source.0.load(Ordering::Relaxed), 1);
     s3.fault(
         "PutObject",
         When::Nth(1),
         Fault::Status(400, "ExpiredToken"),
     );
-    store
-        .put(
-            &key("c"),
-            "x".into(),
-            &Attributes::default(),
-            &Condition::None,
-        )
-        .await
-        .unwrap();
+    put(&store, "c", "x").await;
     assert_eq!(source.0.load(Ordering::Relaxed), 2);
     s3.clear_faults();
-    // Where there are no others, the store's words are told.
+    // If the new ones have expired too, the error is that of the store.
     s3.fault("PutObject", When::Every, Fault::Status(400, "ExpiredToken"));
     let put = store
         .put(

@@ -1,12 +1,8 @@
-//! Those who don't belong: what they are offered, how often they may try, and how much room they take.
+//! Clients before their login: which algorithms they are offered, how often they may try, how many
+//! may connect.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -19,41 +15,47 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use support::server::account;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// The lists of algorithms that the server sends to a client of this name, which it says once it has the server's.
-async fn offers(server: &Server, name: &str) -> String {
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
+/// The identification string of the server.
+const SERVER_NAME: &str = concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION"), "\r\n");
+
+/// Reads the lists of algorithms that the server sends next.
+async fn read_algorithms(stream: &mut TcpStream) -> Vec<u8> {
     let mut heard = Vec::new();
-    while !heard.ends_with(b"\r\n") {
-        heard.push(stream.read_u8().await.unwrap());
+    // The last of the ten lists that is not empty; those of languages follow.
+    while !String::from_utf8_lossy(&heard).contains("none\0\0\0\x04none") {
+        let read = within("the algorithms", stream.read_buf(&mut heard)).await;
+        let text = String::from_utf8_lossy(&heard);
+        assert!(read.unwrap() > 0, "{text:?}");
     }
-    assert_eq!(
-        heard,
-        concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION"), "\r\n").as_bytes()
-    );
+    heard
+}
+
+/// The lists of algorithms that the server sends to a client with this identification string, which
+/// the client sends after the server's.
+async fn offered_algorithms(server: &Server, name: &str) -> String {
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let mut greeting = vec![0; SERVER_NAME.len()];
+    let greeted = within("the greeting", stream.read_exact(&mut greeting)).await;
+    greeted.unwrap();
+    assert_eq!(greeting, SERVER_NAME.as_bytes());
     stream
         .write_all(format!("{name}\r\n").as_bytes())
         .await
         .unwrap();
-    heard.clear();
-    // The last of the ten lists but those of languages, which are empty.
-    while !String::from_utf8_lossy(&heard).contains("none\0\0\0\x04none") {
-        assert!(
-            stream.read_buf(&mut heard).await.unwrap() > 0,
-            "{:?}",
-            String::from_utf8_lossy(&heard)
-        );
-    }
+    let heard = read_algorithms(&mut stream).await;
+    let text = String::from_utf8_lossy(&heard).into_owned();
     // KEXINIT, and not the identification string once more.
-    assert_eq!(heard[5], 20, "{:?}", String::from_utf8_lossy(&heard));
-    String::from_utf8_lossy(&heard).into_owned()
+    assert_eq!(heard[5], 20, "{text:?}");
+    text
 }
 
 #[tokio::test]
-async fn weak_algorithms_are_for_those_who_know_nothing_better() {
+async fn weak_algorithms_are_offered_only_to_clients_that_need_them() {
     let kinds = [
         Algorithms::PostQuantum,
         Algorithms::Modern,
@@ -71,7 +73,7 @@ async fn weak_algorithms_are_for_those_who_know_nothing_better() {
         })
         .await;
         for name in names {
-            let lists = offers(&server, name).await;
+            let lists = offered_algorithms(&server, name).await;
             for always in [
                 "mlkem768x25519-sha256",
                 "kex-strict-s-v00@openssh.com",
@@ -96,42 +98,36 @@ async fn weak_algorithms_are_for_those_who_know_nothing_better() {
     assert_eq!(found, [none, none, none, modern, all, all, all, all, all]);
 }
 
-/// The algorithms depend on its name, so the server waits for it as long as a login may take.
+/// The algorithms depend on the client's identification string, so the server waits for it up to
+/// the login timeout.
 #[tokio::test]
-async fn a_client_may_say_its_name_late_and_in_pieces() {
+async fn the_identification_string_may_come_late_and_in_pieces() {
     let server = Server::start(Arc::new(MemoryStore::default())).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     for piece in ["SSH-", "2.0-JSCH-0.1", ".54\r\n"] {
-        // How slow the client is, not how fast the server.
+        // This is how slow the client is; the server may take any time.
         tokio::time::sleep(Duration::from_millis(150)).await;
         stream.write_all(piece.as_bytes()).await.unwrap();
     }
-    let mut heard = Vec::new();
-    while !String::from_utf8_lossy(&heard).contains("none\0\0\0\x04none") {
-        assert!(
-            stream.read_buf(&mut heard).await.unwrap() > 0,
-            "{:?}",
-            String::from_utf8_lossy(&heard)
-        );
-    }
+    let heard = read_algorithms(&mut stream).await;
     assert!(String::from_utf8_lossy(&heard).contains("diffie-hellman-group14-sha256"));
 }
 
-/// What the server says to a client that says this, and nothing after it.
+/// Everything that the server sends to a client that sends this and nothing else.
 async fn hear(server: &Server, said: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(said).await.unwrap();
     let mut heard = Vec::new();
-    // A reset is an end too: not all that was said may have been read.
+    // The end may be a reset: the server need not have read all that was sent.
     let _ = within("the end", stream.read_to_end(&mut heard)).await;
     heard
 }
 
 #[tokio::test]
-async fn a_client_without_a_name_is_cut() {
+async fn a_client_without_an_identification_string_is_disconnected() {
     let quick = |config: &mut Config| config.login_timeout = Duration::from_millis(200);
     let server = Server::with(Arc::new(MemoryStore::default()), quick).await;
-    let ours = concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION"), "\r\n").as_bytes();
+    let ours = SERVER_NAME.as_bytes();
     for silent in [&b""[..], b"S", b"SSH-2.0-OpenSSH_9.9"] {
         assert_eq!(hear(&server, silent).await, ours);
     }
@@ -155,18 +151,23 @@ async fn a_client_without_a_name_is_cut() {
 }
 
 #[tokio::test]
-async fn an_address_that_guesses_is_not_heard_for_a_while() {
+async fn an_address_with_many_failed_logins_is_refused_for_a_while() {
     let server = Server::start(Arc::new(MemoryStore::default())).await;
-    let (client, mut waiting) = (server.client().await, SshClient::connect(&server).await);
-    // 20 at once would do; the time that they take is paid off meanwhile.
+    let (client, mut waiting) = (
+        server.client().await,
+        SshClient::connect(server.address).await,
+    );
+    // 20 at once would be enough, but the penalty shrinks while they run.
     for n in 0..12 {
-        let mut ssh = SshClient::connect(&server).await;
+        let mut ssh = SshClient::connect(server.address).await;
         for m in 0..5 {
             assert!(!ssh.login(&format!("user{n}{m}"), "guess").await);
         }
     }
     assert!(
-        Client::login(&server, "writer", PASSWORD).await.is_none(),
+        Client::login(server.address, "writer", PASSWORD)
+            .await
+            .is_none(),
         "a new connection"
     );
     assert!(
@@ -174,13 +175,13 @@ async fn an_address_that_guesses_is_not_heard_for_a_while() {
         "one that was there before"
     );
     assert!(
-        Client::login_or_refused(&server).await.is_some(),
+        Client::try_connect(server.address).await.is_some(),
         "alice has logged in from there before"
     );
-    client.put("/f", b"who is in stays in").await.unwrap();
+    client.put("/f", b"sessions go on").await.unwrap();
 }
 
-/// Counts the passwords that are looked at, of which each takes a while.
+/// Counts the passwords that are checked; each check takes a while.
 #[derive(Default)]
 struct CountingAuth(AtomicUsize);
 
@@ -193,13 +194,8 @@ impl Auth for CountingAuth {
     async fn password(&self, user: &str, password: &str) -> Option<Account> {
         self.0.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let account = Account {
-            name: user.to_owned(),
-            home: "alice/".to_owned(),
-            access: Access::ReadWrite,
-        };
         if password == PASSWORD {
-            Some(account)
+            Some(account(user, "alice", Access::ReadWrite))
         } else {
             None
         }
@@ -216,11 +212,11 @@ async fn counting_server() -> (Server, Arc<CountingAuth>) {
     (server, auth)
 }
 
-/// How many of these logins, all at once, succeed.
+/// Tries these logins all at once; how many succeed.
 async fn log_in_at_once(server: &Server, logins: Vec<(String, String)>) -> usize {
     let mut clients = Vec::new();
     for _ in &logins {
-        clients.push(SshClient::connect(server).await);
+        clients.push(SshClient::connect(server.address).await);
     }
     let attempts = clients
         .iter_mut()
@@ -234,7 +230,7 @@ async fn log_in_at_once(server: &Server, logins: Vec<(String, String)>) -> usize
 }
 
 #[tokio::test]
-async fn guesses_side_by_side_are_no_cheaper_than_guesses_in_a_row() {
+async fn concurrent_password_guesses_are_limited_like_successive_ones() {
     let (server, auth) = counting_server().await;
     let guesses = (0..100)
         .map(|n| ("alice".to_owned(), format!("guess{n}")))
@@ -251,23 +247,27 @@ async fn guesses_side_by_side_are_no_cheaper_than_guesses_in_a_row() {
 }
 
 #[tokio::test]
-async fn right_passwords_side_by_side_are_all_heard() {
+async fn concurrent_logins_with_the_right_password_all_succeed() {
     let (server, _) = counting_server().await;
     let logins = vec![("alice".to_owned(), PASSWORD.to_owned()); 60];
     assert_eq!(log_in_at_once(&server, logins).await, 60);
 }
 
 #[tokio::test]
-async fn a_success_pays_only_for_its_own_user() {
+async fn a_login_clears_the_penalties_of_its_own_user_only() {
     let (server, auth) = counting_server().await;
     let mut guessed = 0;
     for n in 0..100 {
         if n % 5 == 0 {
-            assert!(Client::login(&server, "alice", PASSWORD).await.is_some());
+            assert!(
+                Client::login(server.address, "alice", PASSWORD)
+                    .await
+                    .is_some()
+            );
             guessed -= 1;
         }
         assert!(
-            Client::login(&server, "bob", &format!("guess{n}"))
+            Client::login(server.address, "bob", &format!("guess{n}"))
                 .await
                 .is_none()
         );
@@ -277,11 +277,11 @@ async fn a_success_pays_only_for_its_own_user() {
     assert!((7..=10).contains(&guessed), "{guessed}");
 }
 
-/// OpenSSH's client asks again only for what the server says can go on.
+/// OpenSSH's client tries only the methods again that the server says can continue.
 #[tokio::test]
-async fn a_typing_error_is_not_the_end() {
+async fn a_mistyped_password_can_be_tried_again() {
     let server = Server::start(Arc::new(MemoryStore::default())).await;
-    let mut ssh = SshClient::connect(&server).await;
+    let mut ssh = SshClient::connect(server.address).await;
     for _ in 0..2 {
         let left = ssh.methods_left("alice", "guess").await;
         assert!(
@@ -293,80 +293,70 @@ async fn a_typing_error_is_not_the_end() {
 }
 
 #[tokio::test]
-async fn a_login_that_succeeds_clears_the_address() {
+async fn a_login_clears_the_penalties_of_its_address() {
     let server = Server::start(Arc::new(MemoryStore::default())).await;
     for n in 0..20 {
-        assert!(Client::login(&server, "alice", "guess").await.is_none());
+        assert!(
+            Client::login(server.address, "alice", "guess")
+                .await
+                .is_none()
+        );
         if n % 5 == 0 {
             server.client().await;
         }
     }
 }
 
-/// A connection from this address of the loopback network, once the server has said its name or refused it.
+/// A connection from this address of the loopback network, once the server has greeted or refused
+/// it.
 async fn connect_from(server: &Server, last_byte: u8) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket
         .bind((Ipv4Addr::new(127, 0, 0, last_byte), 0).into())
         .unwrap();
     let mut stream = socket.connect(server.address).await.unwrap();
-    within("a word of the server", stream.read_u8())
-        .await
-        .unwrap();
+    within("the greeting", stream.read_u8()).await.unwrap();
     stream
 }
 
-#[tokio::test]
-async fn idle_connections_from_two_addresses_keep_nobody_out() {
+/// Fills all places with connections that never log in, from two addresses, and then logs in from
+/// another one this many times.
+async fn log_in_beside_idle_connections(places: usize, logins: usize) {
     let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-        config.max_sessions = 40
+        config.max_sessions = places
     })
     .await;
     let mut idle = Vec::new();
-    for n in 0..40 {
-        idle.push(connect_from(&server, 2 + n % 2).await);
+    for last_byte in [2, 3].into_iter().cycle().take(places) {
+        idle.push(connect_from(&server, last_byte).await);
     }
-    let mut inside = Vec::new();
-    for n in 0..15 {
-        inside.push(
-            Client::login_or_refused(&server)
-                .await
-                .unwrap_or_else(|| panic!("{n}: no place")),
-        );
+    let mut clients = Vec::new();
+    for n in 0..logins {
+        let client = Client::try_connect(server.address).await;
+        clients.push(client.unwrap_or_else(|| panic!("{n}: no place")));
     }
-    inside[0].put("/f", b"x").await.unwrap();
+    clients[0].put("/f", b"x").await.unwrap();
 }
 
 #[tokio::test]
-async fn strangers_hold_half_of_few_places() {
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-        config.max_sessions = 10
-    })
-    .await;
-    let mut idle = Vec::new();
-    for n in 0..10 {
-        idle.push(connect_from(&server, 2 + n % 2).await);
-    }
-    let mut inside = Vec::new();
-    for n in 0..5 {
-        inside.push(
-            Client::login_or_refused(&server)
-                .await
-                .unwrap_or_else(|| panic!("{n}: no place")),
-        );
-    }
-    inside[0].put("/f", b"x").await.unwrap();
+async fn idle_connections_from_two_addresses_do_not_block_other_addresses() {
+    log_in_beside_idle_connections(40, 15).await;
 }
 
-/// Clients try out every key that they have, and paramiko signs with each.
 #[tokio::test]
-async fn keys_that_fit_nobody_are_no_guesses() {
+async fn connections_without_a_login_take_at_most_half_of_few_places() {
+    log_in_beside_idle_connections(10, 5).await;
+}
+
+/// Clients try every key that they have, and paramiko signs with each.
+#[tokio::test]
+async fn unknown_keys_do_not_count_as_failed_logins() {
     let server = Server::start(Arc::new(MemoryStore::default())).await;
     for _ in 0..10 {
-        let mut ssh = SshClient::connect(&server).await;
+        let mut ssh = SshClient::connect(server.address).await;
         for _ in 0..3 {
             assert!(!ssh.login_with_new_key("alice").await);
         }
     }
-    assert!(Client::login_or_refused(&server).await.is_some());
+    assert!(Client::try_connect(server.address).await.is_some());
 }

@@ -1,12 +1,7 @@
 //! `sftpd users …`, `manage-users` and the server's view of users.json, with the real binary.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod support;
 
@@ -14,14 +9,15 @@ use serde_json::{Value, json};
 use sftpd::users::{Auth, FileAuth, MAX_USERS_FILE_SIZE};
 use ssh_key::PublicKey;
 use std::fs::Permissions;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
-use support::binary::Process;
+use support::process::Process;
+use support::process::sftpd;
 use support::s3::FakeS3;
-use support::{Client, eventually, within};
+use support::{Client, eventually, http_get, within};
 
 const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB9dG4kjRhQTtWTVzd2t27+t0DEHBPW7iOD23TUiYLio alice@example.com";
 const OTHER: &str =
@@ -36,6 +32,14 @@ fn fingerprint(line: &str) -> String {
     key(line).fingerprint(ssh_key::HashAlg::Sha256).to_string()
 }
 
+/// `sftpd users` on this file.
+fn users_command(file: &Path, args: &[&str]) -> Command {
+    let mut command = sftpd(file.parent().unwrap());
+    command.arg("users").arg("--users").arg(file).args(args);
+    command
+}
+
+/// A folder with a users.json, or with room for one.
 struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -51,7 +55,7 @@ impl Folder {
         std::fs::read_to_string(self.file()).unwrap()
     }
 
-    /// For its owner only, as `sftpd users` makes it.
+    /// Writes the file with the mode that `sftpd users` gives it.
     fn write(&self, text: &str) {
         std::fs::write(self.file(), text).unwrap();
         self.set_mode(0o600);
@@ -65,7 +69,7 @@ impl Folder {
         std::fs::set_permissions(self.file(), Permissions::from_mode(mode)).unwrap();
     }
 
-    /// Everything that `ls -il` shows stays as it is: inode, size and time of the last change.
+    /// Overwrites the file so that inode, size and time of the last modification stay the same.
     fn overwrite_unseen(&self, text: &str) {
         let before = std::fs::metadata(self.file()).unwrap();
         let padded = format!("{text:width$}", width = before.size() as usize);
@@ -76,20 +80,13 @@ impl Folder {
         file.write_all(padded.as_bytes()).unwrap();
         file.set_modified(before.modified().unwrap()).unwrap();
         let after = std::fs::metadata(self.file()).unwrap();
-        let look =
+        let visible =
             |found: &std::fs::Metadata| (found.ino(), found.size(), found.modified().unwrap());
-        assert_eq!(look(&after), look(&before));
+        assert_eq!(visible(&after), visible(&before));
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sftpd"));
-        command
-            .arg("users")
-            .arg("--users")
-            .arg(self.file())
-            .args(args)
-            .stdin(Stdio::null());
-        command
+        users_command(&self.file(), args)
     }
 
     fn run(&self, args: &[&str]) -> Output {
@@ -102,7 +99,8 @@ impl Folder {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// One sentence on standard error, this status, and the file as it was.
+    /// The command fails with this status and one line on standard error, and leaves the file
+    /// unchanged.
     fn refuses(&self, status: i32, sentence: &str, args: &[&str]) {
         let before = std::fs::read(self.file()).ok();
         let output = self.run(args);
@@ -213,7 +211,7 @@ fn add_is_idempotent_and_says_what_it_changed() {
         before,
         "it was not written"
     );
-    // A key that is there keeps nothing else from being applied.
+    // A key that is already there does not prevent the other changes.
     let args = [
         "add",
         "alice",
@@ -246,9 +244,9 @@ fn add_is_idempotent_and_says_what_it_changed() {
 }
 
 #[test]
-fn a_private_key_is_recognised_and_never_repeated() {
+fn a_private_key_is_refused_and_never_printed() {
     let folder = Folder::new();
-    // The shapes of what people paste; the bodies are made up.
+    // The forms in which people paste keys; the bodies are made up.
     let openssh = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAASECRET\n-----END OPENSSH PRIVATE KEY-----";
     let rsa = "-----BEGIN RSA PRIVATE KEY-----\nMIIESECRET==\n-----END RSA PRIVATE KEY-----\n";
     let putty = "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\nSECRET";
@@ -263,7 +261,7 @@ fn a_private_key_is_recognised_and_never_repeated() {
     for private in [openssh, rsa, putty, "b3BlbnNzaC1rZXktdjEAAAAASECRET"] {
         check(&["add", "alice", private]);
         check(&["add", "alice", ED25519, private]);
-        // Without quotes the shell makes words of it.
+        // Without quotes the shell splits it into words.
         let words: Vec<&str> = ["add", "alice"]
             .into_iter()
             .chain(private.split_whitespace())
@@ -279,7 +277,7 @@ fn a_private_key_is_recognised_and_never_repeated() {
 }
 
 #[test]
-fn a_name_twice_is_an_error_with_its_line() {
+fn a_duplicate_name_is_an_error_with_its_line() {
     let folder = Folder::new();
     let entry = format!("\"alice\": {{\"keys\": [\"{ED25519}\"]}}");
     folder.write(&format!("{{\"users\": {{\n  {entry},\n  {entry}\n}}}}\n"));
@@ -293,7 +291,7 @@ fn a_name_twice_is_an_error_with_its_line() {
 }
 
 #[test]
-fn a_file_that_is_too_large_is_refused_and_never_made() {
+fn a_file_that_is_too_large_is_neither_read_nor_written() {
     let folder = Folder::new();
     let with_comment = |len: usize| json!({"users": {"alice": {"keys": [format!("{OTHER} {}", "x".repeat(len))]}}});
     let most = MAX_USERS_FILE_SIZE as usize;
@@ -344,7 +342,7 @@ fn a_change_keeps_the_files_mode_and_group() {
 }
 
 #[test]
-fn a_file_that_everyone_can_read_is_warned_of() {
+fn a_file_that_everyone_can_read_causes_a_warning() {
     let folder = Folder::new();
     folder.ok(&["add", "alice", ED25519]);
     let commands = [
@@ -371,7 +369,7 @@ fn a_file_that_everyone_can_read_is_warned_of() {
 }
 
 #[test]
-fn an_authorized_keys_file_is_taken_over() {
+fn an_authorized_keys_file_is_imported() {
     let folder = Folder::new();
     let file = folder.0.path().join("authorized_keys");
     let import = |name: &str, text: &str| {
@@ -416,7 +414,7 @@ fn an_authorized_keys_file_is_taken_over() {
 }
 
 #[test]
-fn mistakes_change_nothing() {
+fn invalid_arguments_change_nothing() {
     let folder = Folder::new();
     folder.refuses(
         2,
@@ -447,12 +445,12 @@ fn mistakes_change_nothing() {
         folder.refuses(2, "--home", &["add", "alice", "--home", home]);
         folder.refuses(2, "--home", &["add", "bob", OTHER, "--home", home]);
     }
-    // Nothing is half applied.
+    // The key is not added either.
     folder.refuses(2, "--home", &["add", "alice", OTHER, "--home", ".."]);
 }
 
 #[test]
-fn a_path_or_a_word_instead_of_a_key_gets_a_hint() {
+fn a_path_or_an_unquoted_key_gets_a_hint() {
     let folder = Folder::new();
     let existing = folder.0.path().join("keys of alice");
     std::fs::write(&existing, ED25519).unwrap();
@@ -483,7 +481,7 @@ fn a_path_or_a_word_instead_of_a_key_gets_a_hint() {
 }
 
 #[test]
-fn a_broken_or_unwritable_file_is_left_alone() {
+fn a_broken_or_unwritable_file_is_not_changed() {
     let folder = Folder::new();
     let broken = [
         "{",
@@ -514,15 +512,10 @@ fn a_broken_or_unwritable_file_is_left_alone() {
     std::fs::create_dir(folder.file()).unwrap();
     folder.set_mode(0o700);
     folder.refuses(1, "can't read", &["add", "bob", ED25519]);
-    let output = Command::new(env!("CARGO_BIN_EXE_sftpd"))
-        .args([
-            "users",
-            "--users",
-            "/nonexistent/folder/users.json",
-            "add",
-            "bob",
-            ED25519,
-        ])
+    let mut command = sftpd(folder.0.path());
+    let output = command
+        .args(["users", "--users", "/nonexistent/folder/users.json"])
+        .args(["add", "bob", ED25519])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -533,7 +526,7 @@ fn a_broken_or_unwritable_file_is_left_alone() {
 }
 
 #[test]
-fn many_commands_at_once_lose_nothing() {
+fn concurrent_commands_lose_no_change() {
     let folder = Folder::new();
     let add = |n| {
         folder
@@ -579,7 +572,7 @@ async fn passwords_are_hashed_and_checked() {
 }
 
 #[tokio::test]
-async fn a_change_counts_from_the_next_login_and_a_broken_file_locks_nobody_out() {
+async fn a_change_applies_to_the_next_login_and_a_broken_file_locks_no_user_out() {
     let folder = Folder::new();
     folder.ok(&["add", "alice", ED25519]);
     let (first, second) = (key(ED25519), key(OTHER));
@@ -609,7 +602,7 @@ fn with_and_without_bob(folder: &Folder) -> (String, String) {
 }
 
 #[tokio::test]
-async fn a_failed_read_is_tried_again_though_the_file_looks_the_same() {
+async fn a_failed_read_is_retried_although_the_metadata_are_the_same() {
     let folder = Folder::new();
     let (_, without_bob) = with_and_without_bob(&folder);
     let auth = FileAuth::open(folder.file()).unwrap();
@@ -621,21 +614,21 @@ async fn a_failed_read_is_tried_again_though_the_file_looks_the_same() {
     folder.overwrite_unseen(&without_bob);
     assert!(
         auth.public_key("bob", &key(OTHER)).await.is_none(),
-        "bob is in no file any more"
+        "bob is no longer in the file"
     );
     assert!(auth.public_key("alice", &key(ED25519)).await.is_some());
 }
 
 #[tokio::test]
-async fn a_change_that_only_ctime_tells_of_counts() {
+async fn a_change_that_only_ctime_shows_is_seen() {
     let folder = Folder::new();
     let (with_bob, without_bob) = with_and_without_bob(&folder);
     let auth = FileAuth::open(folder.file()).unwrap();
-    // Once as fast as a program can, once when the file has not been changed for a while.
+    // Once at once, once when the file has not been changed for a while.
     for age in [Duration::ZERO, Duration::from_millis(200)] {
         folder.overwrite_unseen(&with_bob);
         eventually("the file is of this age", || {
-            changed_since(&folder.file()) >= age
+            time_since_change(&folder.file()) >= age
         })
         .await;
         assert!(auth.public_key("bob", &key(OTHER)).await.is_some());
@@ -644,8 +637,8 @@ async fn a_change_that_only_ctime_tells_of_counts() {
     }
 }
 
-/// How long ago anything of a file was changed (ctime).
-fn changed_since(file: &Path) -> Duration {
+/// The time since the last change of a file (ctime).
+fn time_since_change(file: &Path) -> Duration {
     let found = std::fs::metadata(file).unwrap();
     let changed = Duration::new(found.ctime() as u64, found.ctime_nsec() as u32);
     SystemTime::now()
@@ -654,7 +647,7 @@ fn changed_since(file: &Path) -> Duration {
 }
 
 #[tokio::test]
-async fn a_disabled_user_keeps_everything_and_cannot_log_in() {
+async fn a_disabled_user_keeps_all_settings_and_cannot_log_in() {
     let folder = Folder::new();
     folder.ok(&["add", "alice", ED25519]);
     folder.with_password(&["add", "alice", "--password"], "open sesame\n");
@@ -681,7 +674,7 @@ async fn a_disabled_user_keeps_everything_and_cannot_log_in() {
             .contains("status    disabled\n")
     );
     assert_eq!(folder.json(&["show", "alice", "--json"])["disabled"], true);
-    // Another key doesn't end it, and says so.
+    // Adding a key does not enable the user, and says so.
     let output = folder.run(&["add", "alice", OTHER]);
     assert!(
         output.status.success()
@@ -701,7 +694,7 @@ async fn a_disabled_user_keeps_everything_and_cannot_log_in() {
 }
 
 #[test]
-fn comments_cannot_control_the_terminal() {
+fn key_comments_cannot_control_the_terminal() {
     let folder = Folder::new();
     let comment = "\u{1b}[2Jalice";
     folder.write(
@@ -721,7 +714,7 @@ fn comments_cannot_control_the_terminal() {
     }
 }
 
-/// A running server with the user alice: its users file, and its gauge.
+/// A running server with the user alice, and its metrics.
 struct Gateway {
     process: Process,
     _s3: FakeS3,
@@ -740,7 +733,7 @@ impl Gateway {
         self.process.folder().join("users.json")
     }
 
-    /// At once, so that the server never sees half of it.
+    /// Replaces the users file atomically, so that the server never sees half of it.
     fn replace(&self, content: &[u8]) {
         let mut file = tempfile::NamedTempFile::new_in(self.process.folder()).unwrap();
         file.write_all(content).unwrap();
@@ -748,24 +741,16 @@ impl Gateway {
     }
 
     fn users(&self, args: &[&str]) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sftpd"));
-        let output = command
-            .arg("users")
-            .arg("--users")
-            .arg(self.file())
-            .args(args)
-            .output()
-            .unwrap();
+        let output = users_command(&self.file(), args).output().unwrap();
         assert!(output.status.success(), "{output:?}");
     }
 
-    async fn lets_alice_in(&self) -> bool {
-        Client::login_or_refused(&self.process.server)
-            .await
-            .is_some()
+    async fn admits_alice(&self) -> bool {
+        Client::try_connect(self.process.address).await.is_some()
     }
 
-    /// Puts a pipe in the place of the users file, which nobody ever writes to: like a file of a server that is gone.
+    /// Replaces the users file by a pipe that is never written to: reading it blocks, as on a dead
+    /// network mount.
     fn block(&self) {
         let pipe = self.process.folder().join("pipe");
         assert!(
@@ -778,41 +763,32 @@ impl Gateway {
         std::fs::rename(pipe, self.file()).unwrap();
     }
 
-    fn http(&self, path: &str) -> String {
-        let mut stream =
-            std::net::TcpStream::connect(self.process.said("metrics on ").unwrap()).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .unwrap();
-        stream
-            .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
-            .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+    /// The body of the answer to a GET on its metrics address.
+    fn http_get(&self, path: &str) -> String {
+        http_get(&self.process.said("metrics on ").unwrap(), path).1
     }
 
     fn users_file_ok(&self) -> bool {
-        self.http("/metrics")
+        self.http_get("/metrics")
             .lines()
             .any(|line| line == "sftpd_users_file_ok 1")
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_running_server_heeds_disable_enable_and_remove() {
+async fn a_running_server_follows_disable_enable_and_remove() {
     let gateway = Gateway::start().await;
-    assert!(gateway.lets_alice_in().await);
+    assert!(gateway.admits_alice().await);
     gateway.users(&["disable", "alice"]);
-    assert!(!gateway.lets_alice_in().await);
+    assert!(!gateway.admits_alice().await);
     eventually("the log tells why", || {
         gateway.process.logged("user alice is disabled") > 0
     })
     .await;
     gateway.users(&["enable", "alice"]);
-    assert!(gateway.lets_alice_in().await);
+    assert!(gateway.admits_alice().await);
     gateway.users(&["remove", "alice"]);
-    assert!(!gateway.lets_alice_in().await);
+    assert!(!gateway.admits_alice().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -824,7 +800,7 @@ async fn a_running_server_logs_a_broken_file_once_and_recovers() {
     eventually("the gauge says so", || !gateway.users_file_ok()).await;
     for _ in 0..3 {
         assert!(
-            gateway.lets_alice_in().await,
+            gateway.admits_alice().await,
             "the last good file is in force"
         );
     }
@@ -851,40 +827,40 @@ async fn a_running_server_logs_a_broken_file_once_and_recovers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_users_file_that_blocks_stops_nothing() {
+async fn a_users_file_that_blocks_does_not_stop_the_server() {
     let mut gateway = Gateway::start().await;
-    let client = gateway.process.server.client().await;
+    let client = gateway.process.client().await;
     client.put("/f", b"x").await.unwrap();
     let good = std::fs::read(gateway.file()).unwrap();
     gateway.block();
-    // Several, so that each thread of the server could be waiting for the file.
+    // Several times, so that each thread of the server could be waiting for the file.
     for _ in 0..4 {
         assert!(
-            within("a login", gateway.lets_alice_in()).await,
+            within("a login", gateway.admits_alice()).await,
             "the last good file is in force"
         );
         assert_eq!(within("a stat", client.size("/f")).await, Ok(1));
     }
     eventually("the gauge says so", || !gateway.users_file_ok()).await;
     assert_eq!(gateway.process.logged("users.json within 5 seconds"), 1);
-    assert!(gateway.http("/healthz").ends_with("ok\n"));
-    // The read that hangs does not keep another one from seeing the file that can be read.
+    assert_eq!(gateway.http_get("/healthz"), "ok\n");
+    // The read that hangs does not prevent another one that sees the new file.
     gateway.replace(&good);
     eventually("the gauge says so", || gateway.users_file_ok()).await;
     gateway.users(&["disable", "alice"]);
     assert!(
-        !gateway.lets_alice_in().await,
-        "a change counts from the next login on"
+        !gateway.admits_alice().await,
+        "a change applies to the next login"
     );
     gateway.block();
-    assert!(!within("a login", gateway.lets_alice_in()).await);
+    assert!(!within("a login", gateway.admits_alice()).await);
     gateway.process.signal("TERM");
     drop(client);
     assert!(gateway.process.ended().await.success());
 }
 
 #[test]
-fn manage_users_runs_the_command() {
+fn manage_users_runs_the_binary() {
     let folder = Folder::new();
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/manage-users"))
         .env("SFTPD", env!("CARGO_BIN_EXE_sftpd"))
@@ -897,16 +873,11 @@ fn manage_users_runs_the_command() {
 }
 
 #[test]
-fn serving_without_what_it_takes_says_what_to_do() {
+fn serve_with_missing_or_wrong_settings_says_what_to_do() {
     let folder = Folder::new();
     let serve = |args: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_sftpd"))
-            .current_dir(folder.0.path())
-            .arg("serve")
-            .args(args)
-            .env_remove("SFTPD_STORE")
-            .output()
-            .unwrap();
+        let mut command = sftpd(folder.0.path());
+        let output = command.arg("serve").args(args).output().unwrap();
         (
             output.status.code(),
             String::from_utf8(output.stderr).unwrap(),

@@ -4,18 +4,14 @@
 //! broken promises in that, and [`shrink::shrink`] makes a failing plan small.
 
 // A panic is how a test fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 pub mod adaptor;
 pub mod bucket;
 pub mod checker;
 mod checker_tests;
 mod client;
+#[path = "../support/dice.rs"]
 mod dice;
 pub mod history;
 pub mod plan;

@@ -1,10 +1,14 @@
-//! A wire that breaks: between a client and the server, after so many bytes.
+//! A connection that breaks, between a client and the server, after a number of bytes.
 
-use super::*;
+use super::client::Client;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::SetOnce;
+use tokio::task::JoinHandle;
 
 /// What happens to the connection once its bytes have passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,22 +17,24 @@ pub enum Fate {
     Reset,
     /// Nothing more passes; the server sees the end when the client is gone.
     Hold,
-    /// Nothing more passes, in either direction, and nobody is ever told.
+    /// Nothing more passes, in either direction, and neither side is told.
     Vanish,
     /// Nothing more passes to the client, as if it never read.
     Deaf,
 }
 
-/// Takes one connection. Dropped, it ends.
+/// Forwards one connection, until it is dropped.
 pub struct Proxy {
-    /// For the client's side.
-    pub server: Server,
+    /// Where the client connects to.
+    pub address: SocketAddr,
     wire: Arc<Wire>,
     task: JoinHandle<()>,
 }
 
 struct Wire {
+    /// Bytes so far, in both directions together.
     passed: AtomicUsize,
+    /// Bytes after which the connection breaks.
     limit: AtomicUsize,
     fate: Fate,
     broken: SetOnce<()>,
@@ -40,10 +46,12 @@ impl Drop for Proxy {
     }
 }
 
-/// A connection that the server has a place for, and the beginning of what it says. Waits until there is one.
-pub async fn place(server: SocketAddr, hello: &[u8]) -> (TcpStream, [u8; 8]) {
+/// A connection that the server has admitted, and the first bytes that it has sent. Tries until
+/// there is one.
+pub async fn connect_when_admitted(server: SocketAddr, hello: &[u8]) -> (TcpStream, [u8; 8]) {
     loop {
-        let (mut stream, mut greeting) = (TcpStream::connect(server).await.unwrap(), [0; 8]);
+        let mut stream = TcpStream::connect(server).await.unwrap();
+        let mut greeting = [0; 8];
         let _ = stream.write_all(hello).await;
         match stream.read_exact(&mut greeting).await {
             Ok(_) if greeting == *b"SSH-2.0-" => return (stream, greeting),
@@ -68,28 +76,33 @@ impl Proxy {
             let (mut client, _) = listener.accept().await.unwrap();
             let mut hello = vec![0; 256];
             let length = client.read(&mut hello).await.unwrap();
-            let (server, greeting) = place(server, &hello[..length]).await;
+            let (server, greeting) = connect_when_admitted(server, &hello[..length]).await;
             client.write_all(&greeting).await.unwrap();
             shared.carry(client, server).await;
         });
         Proxy {
-            server: Server::elsewhere(address),
+            address,
             wire,
             task,
         }
     }
 
-    /// Bytes so far, both directions together.
+    /// A client behind the proxy that is logged in as alice.
+    pub async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// Bytes so far, in both directions together.
     pub fn passed(&self) -> usize {
         self.wire.passed.load(Ordering::Relaxed)
     }
 
-    /// The next byte is one too many.
+    /// Breaks the connection at the next byte.
     pub fn break_now(&self) {
         self.wire.limit.store(0, Ordering::Relaxed);
     }
 
-    /// Comes back once all the bytes have passed that may.
+    /// Resolves once the connection is broken.
     pub async fn broken(&self) {
         self.wire.broken.wait().await;
     }
@@ -100,8 +113,8 @@ impl Wire {
         for side in [&client, &server] {
             side.set_nodelay(true).unwrap();
         }
-        let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
-            (client.split(), server.split());
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_server, mut to_server) = server.split();
         let down = self.copy(&mut from_server, &mut to_client, true);
         let up = self.copy(&mut from_client, &mut to_server, self.fate != Fate::Deaf);
         if self.fate == Fate::Deaf {
@@ -131,7 +144,7 @@ impl Wire {
         }
     }
 
-    /// True when the limit is reached, false at the end of the stream.
+    /// True if the limit is reached, false at the end of the stream.
     async fn copy(
         &self,
         from: &mut (impl AsyncReadExt + Unpin),

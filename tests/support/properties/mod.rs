@@ -1,21 +1,19 @@
-//! What must hold whatever comes in. Each property is a function of bytes: `tests/properties.rs` calls them with random
-//! bytes on every run, the targets in `fuzz/` with those that libFuzzer finds by the code they reach.
+//! Properties that hold for every input. Each is a function of bytes: `tests/properties.rs` calls
+//! it with random bytes on every run, the targets in `fuzz/` with bytes that libFuzzer finds by the
+//! code they reach.
 //!
-//! The bytes are the choices from which an input is made, so that most inputs get past the front door. When they run
-//! out, every choice is the first.
+//! The bytes are choices from which an input is made, so that most inputs are valid enough to be
+//! processed. When they run out, every choice is the first one.
 
 // A fuzz target uses one of them.
 #![allow(dead_code, unused_imports)]
 // A panic is how a property fails.
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+#![allow(clippy::restriction)]
 
 mod packets;
 mod paths;
+#[path = "../session.rs"]
+mod session;
 mod uploads;
 mod users;
 
@@ -37,10 +35,11 @@ static MEMORY: PeakAlloc = PeakAlloc;
 type Chosen<T> = arbitrary::Result<T>;
 
 const MIB: u64 = 1024 * 1024;
-/// Far more than any case takes on a paused clock: who is still at it waits for something that never comes.
+/// Far more than any case takes on a paused clock: what still runs then waits for something that
+/// never happens.
 const FOREVER: Duration = Duration::from_secs(86_400);
 
-/// Runs to the end on a paused clock, in one thread: the same choices do the same.
+/// Runs to the end on a paused clock and in one thread, so that the same choices do the same.
 fn run<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -50,11 +49,11 @@ fn run<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(async {
         timeout(FOREVER, work)
             .await
-            .expect("all that was begun comes to an end")
+            .expect("everything that was begun ends")
     })
 }
 
-/// Bytes that differ everywhere; slices of them cost nothing.
+/// Bytes without a pattern; slices of them are not copied.
 static NOISE: LazyLock<Bytes> = LazyLock::new(|| {
     let mut bytes = BytesMut::new();
     for n in 1..=2 * MIB {
@@ -69,7 +68,7 @@ fn noise(u: &mut Unstructured, len: u64) -> Chosen<Bytes> {
     Ok(NOISE.slice(from..from + len as usize))
 }
 
-/// Once in so many times, and never once the bytes have run out.
+/// True once in `times` times, and never after the bytes have run out.
 fn rarely(u: &mut Unstructured, times: u8) -> Chosen<bool> {
     Ok(u.int_in_range(1..=times)? == times)
 }

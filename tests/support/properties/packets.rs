@@ -1,23 +1,20 @@
-//! The packet loop.
+//! The session loop.
 
 use super::{Chosen, FOREVER, MEMORY, MIB, NOISE, noise, rarely, run};
 use arbitrary::Unstructured;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use russh_sftp::protocol::Packet;
-use sftpd::sftp::{End, MAX_HANDLES, Received, SessionParams, Sink, Source};
+use sftpd::sftp::{End, MAX_HANDLES, Received, Sink, Source};
 use sftpd::store::{
     Attributes, Condition, Entry, Key, ListRequest, MAX_PAGE, Store, memory::MemoryStore,
 };
-use sftpd::transfer::BufferPool;
-use sftpd::transfer::UserLimits;
-use sftpd::transfer::{MAX_EARLY, PartSizes, REORDER_WINDOW, Transfers};
+use sftpd::transfer::{MAX_EARLY, REORDER_WINDOW};
 use sftpd::users::Access;
 use sftpd::{path::Home, vfs::Vfs};
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::{ops::Range, time::Duration};
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
 /// Longest packet in bytes, as docs/requests.md says.
 const MAX_PACKET: usize = 256 * 1024;
@@ -25,8 +22,9 @@ const MAX_PACKET: usize = 256 * 1024;
 const MAX_MESSAGE: usize = 32 * 1024;
 const INIT: [u8; 9] = [0, 0, 0, 5, 1, 0, 0, 0, 3];
 
-/// Any bytes, cut anywhere: every whole request is answered once, with its id and a reply of a type that belongs to
-/// it; the session ends as it should, within its memory, leaves nothing half-done and touches no other home.
+/// Any bytes, split anywhere: every whole request is answered once, with its id and a reply of a
+/// fitting type; the session ends as it should, within its memory, leaves nothing half-done and
+/// changes no other home.
 pub fn packets(data: &[u8]) {
     LazyLock::force(&NOISE);
     MEMORY.reset_peak_usage();
@@ -41,7 +39,8 @@ pub fn packets(data: &[u8]) {
         .filter(|(kind, _)| *kind == 3)
         .count()
         .min(MAX_HANDLES) as u64;
-    // A packet here and there, replies under way; of each upload, what came early; what was stored, and is read again.
+    // Packets and replies under way; for each upload, what came early; what was stored, and is read
+    // again.
     let most = 3 * MIB
         + files * MAX_EARLY
         + if files > 0 {
@@ -54,12 +53,12 @@ pub fn packets(data: &[u8]) {
         "{took} bytes of memory for {} sent and {files} opened",
         seen.sent
     );
-    assert_eq!(ending, seen.ending.unwrap_or("closed by the client"));
+    assert_eq!(ending, seen.ending.unwrap_or(Ending::Closed));
     assert_answered(&seen.requests, &seen.replies);
 }
 
-/// One session over a store with some files, and what is looked at afterwards.
-async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
+/// Runs one session over a store with some files, and checks the store afterwards.
+async fn session(u: &mut Unstructured<'_>) -> Chosen<(Ending, Seen)> {
     let store = Arc::new(MemoryStore::default());
     for (key, size) in [
         ("homer", 1),
@@ -78,33 +77,14 @@ async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
             .await
             .unwrap();
     }
-    let context = Arc::new(Transfers::new(
-        store.clone(),
-        BufferPool::new(8 * MIB),
-        PartSizes::default(),
-    ));
-    let tasks = context.tasks.clone();
-    let settings = SessionParams {
-        pool: context.pool.clone(),
-        limits: Arc::new(UserLimits::new(256, &context.pool)),
-        uploads: Arc::new(tokio::sync::Semaphore::new(256)),
-        vfs: Vfs::new(
-            context,
-            Arc::default(),
-            Home::new("", "home").unwrap(),
-            false,
-        ),
-        access: *u.choose(&[
-            Access::ReadWrite,
-            Access::ReadWrite,
-            Access::ReadOnly,
-            Access::WriteOnly,
-        ])?,
-        who: "alice@test".into(),
-        user: "alice".into(),
-        idle_timeout: FOREVER / 2,
-        drain: CancellationToken::new(),
-    };
+    let (mut settings, tasks) = super::session::settings(store.clone(), "home", 8 * MIB);
+    settings.access = *u.choose(&[
+        Access::ReadWrite,
+        Access::ReadWrite,
+        Access::ReadOnly,
+        Access::WriteOnly,
+    ])?;
+    settings.idle_timeout = FOREVER / 2;
     let seen = Arc::<Mutex<Seen>>::default();
     let listener = Listener {
         slow: rarely(u, 2)?,
@@ -151,45 +131,54 @@ async fn session(u: &mut Unstructured<'_>) -> Chosen<(String, Seen)> {
             .eq(["homer", "other/secret"]),
         "outside the home"
     );
-    let end = match end {
-        End::Protocol(_) => PROTOCOL.to_owned(),
-        other => other.to_string(),
+    let ending = match end {
+        End::Closed => Ending::Closed,
+        End::Protocol(_) => Ending::Protocol,
+        End::NoInit => Ending::NoInit,
+        End::Idle(_) | End::Drained | End::Ignored => panic!("the session ends: {end}"),
     };
-    Ok((end, std::mem::take(&mut seen.lock().unwrap())))
+    Ok((ending, std::mem::take(&mut seen.lock().unwrap())))
 }
 
-/// How a session ends whose packets are too long or too short; other ends are told in the server's words.
-const PROTOCOL: &str = "an impossible length";
+/// How a session may end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Closed,
+    /// A packet was too long or too short.
+    Protocol,
+    /// A request came before INIT.
+    NoInit,
+}
 
-/// What went over the line.
+/// What was sent and received.
 #[derive(Default)]
 struct Seen {
     /// Types and ids of the whole requests that the session could understand.
     requests: Vec<(u8, u32)>,
     /// In bytes.
     sent: u64,
-    /// `None` if it is the client who ends it.
-    ending: Option<&'static str>,
+    /// `None` if the client ends the session.
+    ending: Option<Ending>,
     /// Types and ids.
     replies: Vec<(u8, u32)>,
     handles: Vec<Bytes>,
 }
 
 impl Seen {
-    /// A naive reading of what was sent.
+    /// Decodes what was sent, in the simplest way.
     fn note_requests(&mut self, partial: &mut BytesMut) {
         while self.ending.is_none() {
             if partial.first_chunk().is_some_and(|length| {
                 !(5..=MAX_PACKET).contains(&(u32::from_be_bytes(*length) as usize))
             }) {
-                self.ending = Some(PROTOCOL);
+                self.ending = Some(Ending::Protocol);
             }
             let Some(packet) = whole_packet(partial).filter(|_| self.ending.is_none()) else {
                 return;
             };
             let (kind, id) = head(&packet);
             if self.requests.is_empty() && kind != INIT[4] {
-                self.ending = Some("not SFTP: a request before INIT");
+                self.ending = Some(Ending::NoInit);
             } else {
                 self.requests.push((kind, id));
             }
@@ -238,7 +227,7 @@ impl Sink for Listener {
     }
 }
 
-/// Sends requests as a client would make them, some spoilt, in pieces.
+/// Sends requests as clients make them, some of them spoilt, in pieces.
 struct Talker {
     /// The end was told.
     is_over: bool,
@@ -258,7 +247,8 @@ struct Talker {
 }
 
 impl Source for Talker {
-    /// A packet, or some bytes, a few at first; at once, after others had their turn, or after all is done.
+    /// A packet, or some bytes, a few at first; at once, after other tasks have run, or after all
+    /// of them wait.
     async fn next(&mut self) -> Received {
         if self.is_over {
             return std::future::pending().await;
@@ -384,7 +374,7 @@ fn set_length(packet: &mut [u8]) {
     (&mut packet[..4]).put_u32(length);
 }
 
-/// One that makes sense, on handles that were given most often.
+/// A valid request, on the handles that were returned last most often.
 fn request(u: &mut Unstructured, handles: &mut Vec<Bytes>) -> Chosen<Request> {
     let mut kind = *u.choose(&KINDS)?;
     if handles.is_empty() && matches!(kind, 4..=6 | 8 | 10 | 12) && !rarely(u, 8)? {
@@ -459,7 +449,7 @@ fn request(u: &mut Unstructured, handles: &mut Vec<Bytes>) -> Chosen<Request> {
     })
 }
 
-/// What changes the length can end the session.
+/// Spoils a packet. A wrong length can end the session.
 fn spoil(u: &mut Unstructured, packet: &mut Vec<u8>) -> Chosen<()> {
     let at = u.choose_index(packet.len().min(48))?;
     match u.int_in_range(0..=31u8)? {
@@ -496,7 +486,8 @@ fn spoil(u: &mut Unstructured, packet: &mut Vec<u8>) -> Chosen<()> {
     Ok(())
 }
 
-/// Each once, with a reply that suits it; which one is which is known where the id came once only.
+/// Every request has one reply, which fits it. Which reply belongs to which is known if the id was
+/// used once.
 fn assert_answered(requests: &[(u8, u32)], replies: &[(u8, u32)]) {
     let by_id = |all: &[(u8, u32)], named: u8| {
         let mut types: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
@@ -504,12 +495,12 @@ fn assert_answered(requests: &[(u8, u32)], replies: &[(u8, u32)]) {
         ids.for_each(|(kind, id)| types.entry(*id).or_default().push(*kind));
         (types, all.iter().filter(|(kind, _)| *kind == named).count())
     };
-    // INIT and VERSION have a number of another meaning in its place.
+    // INIT and VERSION have the version in the place of the id.
     let ((asked, inits), (answered, versions)) = (by_id(requests, INIT[4]), by_id(replies, 2));
     assert_eq!(versions, inits, "VERSION replies");
     assert!(
         answered.keys().all(|id| asked.contains_key(id)),
-        "an id that nobody used"
+        "an id that no request had"
     );
     for (id, asked) in asked {
         let answered = answered.get(&id).map_or(&[][..], Vec::as_slice);

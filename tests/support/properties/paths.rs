@@ -5,7 +5,7 @@ use arbitrary::Unstructured;
 use sftpd::path::{Home, Path};
 use sftpd::store::{Key, MAX_KEY};
 
-/// A path never leads out of the home, is its own normal form, and has keys that no other path has.
+/// A path never leaves the home, is its own normal form, and has keys that no other path has.
 pub fn paths(data: &[u8]) {
     let u = &mut Unstructured::new(data);
     let (Ok(one), Ok(other), Ok(prefix), Ok(below)) = (text(u), text(u), text(u), text(u)) else {

@@ -23,7 +23,7 @@ use tokio::{sync::oneshot, time::sleep};
 #[derive(Default)]
 struct Model {
     bytes: Vec<u8>,
-    /// What was never written.
+    /// Ranges that were never written.
     holes: Vec<Range<u64>>,
 }
 
@@ -51,7 +51,7 @@ impl Model {
         self.keep(|hole| [hole.start..hole.end.min(at), hole.start.max(to)..hole.end]);
     }
 
-    /// What is missing below this offset is zeros.
+    /// Fills the holes below this offset with zeros.
     fn fill(&mut self, to: u64) {
         self.bytes.resize(self.bytes.len().max(to as usize), 0);
         self.keep(|hole| [hole.start.max(to)..hole.end, 0..0]);
@@ -67,7 +67,7 @@ impl Model {
         self.keep(|hole| [hole.start..hole.end.min(size), 0..0]);
     }
 
-    /// What is left of each hole.
+    /// Replaces each hole by what is left of it.
     fn keep(&mut self, rest: impl Fn(Range<u64>) -> [Range<u64>; 2]) {
         let all = std::mem::take(&mut self.holes).into_iter().flat_map(rest);
         self.holes = all.filter(|hole| hole.start < hole.end).collect();
@@ -79,7 +79,7 @@ impl Model {
     }
 }
 
-/// Small parts, but for the store's own rules like real ones.
+/// Part sizes that are small, but follow the same rules as real ones.
 fn small_parts(u: &mut Unstructured) -> Chosen<PartSizes> {
     let first = *u.choose(&[1000, 16, 100, 5000])?;
     Ok(PartSizes {
@@ -89,7 +89,7 @@ fn small_parts(u: &mut Unstructured) -> Chosen<PartSizes> {
     })
 }
 
-/// An offset for a write: most often the end of what is there, often near it, sometimes anywhere.
+/// An offset for a write: most often the end, often near it, sometimes anywhere.
 fn offset(u: &mut Unstructured, start: u64, end: u64) -> Chosen<u64> {
     Ok(match u.int_in_range(0..=31u8)? {
         0..=13 => end,
@@ -97,7 +97,7 @@ fn offset(u: &mut Unstructured, start: u64, end: u64) -> Chosen<u64> {
         17..=23 => u.int_in_range(start..=end)?,
         24..=28 => end + u64::from(u.arbitrary::<u8>()?),
         29 => end + u64::from(u.arbitrary::<u16>()?),
-        // From here on what is missing is filled with zeros, and the others are refused.
+        // From about here on the gap is filled with zeros, and what comes later is refused.
         30 => (end + REORDER_WINDOW + 3).saturating_sub(u.int_in_range(0..=6)?),
         _ => *u.choose(&[
             0,
@@ -108,7 +108,8 @@ fn offset(u: &mut Unstructured, start: u64, end: u64) -> Chosen<u64> {
     })
 }
 
-/// The part_buffer: parts are the file, in order and of their size; what is refused changes nothing.
+/// The part_buffer: its parts joined are the file, in order and of the right sizes; a refused call
+/// changes nothing.
 pub fn parts(data: &[u8]) {
     let _ = assemble(&mut Unstructured::new(data));
 }
@@ -194,8 +195,8 @@ fn assemble(u: &mut Unstructured) -> Chosen<()> {
     Ok(())
 }
 
-/// An upload as a whole: what is stored is the file, or nothing is; no request fails without a reason, all fail after
-/// the first, and the store sees only what S3 takes.
+/// An upload as a whole: what is stored is the file, or nothing is; no request fails without a
+/// reason, all fail after the first, and the store sees only what S3 takes.
 pub fn uploads(data: &[u8]) {
     let _ = run(upload(&mut Unstructured::new(data)));
 }
@@ -321,7 +322,7 @@ async fn upload(u: &mut Unstructured<'_>) -> Chosen<()> {
                 "no reason for: {why}"
             );
             assert!(failed.is_none_or(|first| first == why));
-            // Where the store's answers were lost for good, nobody can know.
+            // If the store's answers stay lost, the outcome is unknown.
             let in_doubt = bucket.fault.is_some_and(|fault| fault.lasting);
             assert!(
                 in_doubt || !state.is_ours,
@@ -475,11 +476,11 @@ impl Writer {
     }
 }
 
-/// S3 as far as one key needs it: slow, strict about what it is asked, and now and then out of order. Only aborts
-/// always succeed, as nothing is to be learnt from those that don't.
+/// S3 for one key: slow, strict about its requests, and now and then failing. Aborts always
+/// succeed, as failing ones would test nothing more.
 struct Bucket {
     sizes: PartSizes,
-    /// In milliseconds, for one request after the other.
+    /// How long each request takes in turn, in milliseconds.
     delays: [u8; 16],
     fault: Option<Fault>,
     state: Mutex<State>,
@@ -487,13 +488,14 @@ struct Bucket {
 
 #[derive(Clone, Copy)]
 struct Fault {
-    /// Strikes this request, counted from 1, or, at 0, that which makes the object, …
+    /// Strikes this request, counted from 1, or, if 0, the one that makes the object, …
     at: usize,
-    /// … and all that follow.
+    /// … and all later ones.
     lasting: bool,
-    /// The object is made all the same; else somebody makes another at that moment.
+    /// The object is made all the same; otherwise another client makes one at that moment.
     carried_out: bool,
-    /// What is said then: the answer was lost, or that the object is there already (to a request sent again inside).
+    /// The error then: the answer was lost, or the object exists already (for a request that was
+    /// retried inside).
     error: fn(String) -> StoreError,
 }
 
@@ -504,15 +506,16 @@ struct State {
     /// Of the open upload.
     attributes: Attributes,
     requests: usize,
-    /// Parts on their way.
+    /// Parts under way.
     in_flight: usize,
-    /// Bytes and parts of the open upload, those on their way included; and what they were before its abort.
+    /// Bytes and parts of the open upload, those under way included; and what they were before its
+    /// abort.
     sent: u64,
     sent_ever: u64,
     parts_begun: u32,
-    /// A request was failed.
+    /// Whether a request was made to fail.
     struck: bool,
-    /// What is stored came from the upload, or from somebody else meanwhile.
+    /// Whether the stored object came from the upload, or from another client meanwhile.
     is_ours: bool,
     is_anothers: bool,
 }
@@ -543,7 +546,7 @@ impl Bucket {
         let fault = Fault {
             at: u.int_in_range(0..=15u8)?.saturating_sub(5).into(),
             lasting: rarely(u, 3)?,
-            // The first says no, and means it.
+            // The first request fails without an effect.
             carried_out: which > 0 && rarely(u, 2)?,
             error: errors[which],
         };
@@ -572,7 +575,7 @@ impl Bucket {
         self.state().object.clone()
     }
 
-    /// Every request takes its time, and fails if it is its turn.
+    /// Waits for the time of a request, which fails if it is its turn.
     async fn request(&self, makes_object: bool) -> Option<Fault> {
         let number = self.state().requests + 1;
         self.state().requests = number;
@@ -631,7 +634,7 @@ impl Bucket {
         })
     }
 
-    /// What put and complete have in common.
+    /// The part that put and complete share.
     async fn store(
         &self,
         bytes: Bytes,

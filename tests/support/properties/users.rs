@@ -20,7 +20,7 @@ const PASSWORDS: [&str; 3] = [
     "sesame",
 ];
 
-/// Any users.json is refused or sound; a sound one stays what it is when it is written.
+/// Any users.json is refused or valid; a valid one is unchanged after it is written and read.
 pub fn users(data: &[u8]) {
     let u = &mut Unstructured::new(data);
     let (Ok(file), Ok(name), Ok(line)) = (users_file(u), text(u), text(u)) else {
@@ -42,7 +42,7 @@ pub fn users(data: &[u8]) {
         assert!(!user.keys.is_empty() || user.password.is_some());
         let home = user.account(name).home;
         Home::new("", &home).unwrap();
-        // Together they can be too long, which is known at the login only.
+        // Together they can be too long, which only a login detects.
         let Ok(home) = Home::new("prefix", &home) else {
             continue;
         };
@@ -69,7 +69,7 @@ fn all(file: &UsersFile) -> Vec<impl PartialEq + std::fmt::Debug> {
     file.users.iter().map(user).collect()
 }
 
-/// Sound files mostly: nothing else gets far.
+/// Mostly valid files: others are refused early.
 fn users_file(u: &mut Unstructured) -> Chosen<Vec<u8>> {
     let mut users = serde_json::Map::new();
     for _ in 0..u.int_in_range(0..=3u8)? {

@@ -1,0 +1,109 @@
+//! The server in the test's own process.
+
+use super::PASSWORD;
+use super::client::Client;
+use super::s3::{BUCKET, FakeS3};
+use async_trait::async_trait;
+use aws_sdk_s3::config::Builder;
+use sftpd::server::{Config, Shutdown};
+use sftpd::store::Store;
+use sftpd::store::s3::S3Store;
+use sftpd::users::{Access, Account, Auth};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// A store on the S3 of the tests.
+pub fn s3_store(s3: &FakeS3) -> Arc<dyn Store> {
+    s3_store_with(s3, |config| config)
+}
+
+/// A store on the S3 of the tests, with other settings of the SDK.
+pub fn s3_store_with(s3: &FakeS3, change: impl FnOnce(Builder) -> Builder) -> Arc<dyn Store> {
+    Arc::new(typed_s3_store(s3, change))
+}
+
+/// [`s3_store_with`], but with its own type.
+pub fn typed_s3_store(s3: &FakeS3, change: impl FnOnce(Builder) -> Builder) -> S3Store {
+    let config = change(s3.access().sdk_config());
+    S3Store::new(aws_sdk_s3::Client::from_conf(config.build()), BUCKET)
+}
+
+/// An account with the home `HOME/`.
+pub fn account(name: &str, home: &str, access: Access) -> Account {
+    Account {
+        name: name.to_owned(),
+        home: format!("{home}/"),
+        access,
+    }
+}
+
+/// Three users who share the home `alice/`, each with another access.
+struct TestAuth;
+
+#[async_trait]
+impl Auth for TestAuth {
+    async fn public_key(&self, _user: &str, _key: &ssh_key::PublicKey) -> Option<Account> {
+        None
+    }
+
+    async fn password(&self, user: &str, password: &str) -> Option<Account> {
+        let access = match user {
+            "alice" => Access::ReadWrite,
+            "reader" => Access::ReadOnly,
+            "writer" => Access::WriteOnly,
+            _ => return None,
+        };
+        if password == PASSWORD {
+            Some(account(user, "alice", access))
+        } else {
+            None
+        }
+    }
+}
+
+/// A running server. Dropped, it stops.
+pub struct Server {
+    pub address: SocketAddr,
+    pub shutdown: Shutdown,
+    pub task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shutdown.drain.cancel();
+        self.shutdown.stop.cancel();
+    }
+}
+
+impl Server {
+    pub async fn start(store: Arc<dyn Store>) -> Server {
+        Server::with(store, |_| {}).await
+    }
+
+    /// Starts a server with other settings.
+    pub async fn with(store: Arc<dyn Store>, change: impl FnOnce(&mut Config)) -> Server {
+        let host_key = sftpd::server::temporary().unwrap();
+        let mut config = Config::new(store, Arc::new(TestAuth), vec![host_key]);
+        change(&mut config);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = Shutdown::default();
+        let task = tokio::spawn(sftpd::server::run(listener, config, shutdown.clone()));
+        Server {
+            address,
+            shutdown,
+            task,
+        }
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    pub async fn client_as(&self, user: &str) -> Client {
+        let client = Client::login(self.address, user, PASSWORD).await;
+        client.expect("login")
+    }
+}
