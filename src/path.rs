@@ -101,9 +101,18 @@ impl Path {
         }
     }
 
-    /// Is this the top of what the user sees?
+    /// Is this the root, the home of the user?
     pub fn is_root(&self) -> bool {
         self.0 == "/"
+    }
+
+    /// The directory that this path is in; `None` for the root.
+    pub fn parent(&self) -> Option<Path> {
+        match self.0.rsplit_once('/') {
+            Some(("", "")) | None => None,
+            Some(("", _)) => Some(Path("/".to_owned())),
+            Some((parent, _)) => Some(Path(parent.to_owned())),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::session::{Handle, OpenHandle, Session, UploadPlace};
 use super::table::CHANGES;
 use super::transfer_log::{log_download, log_upload};
 use crate::path::Path;
-use crate::transfer::{MAX_USER_HANDLES, Read as QueuedRead, Reply, UploadError};
+use crate::transfer::{Download, MAX_USER_HANDLES, Read as QueuedRead, Reply, UploadError};
 use crate::vfs::{Stat, VfsError, WriteMode};
 use bytes::Bytes;
 use russh_sftp::protocol::{self, Data, FSetStat, Open, OpenFlags, StatusCode};
@@ -29,12 +29,16 @@ impl Session {
 
     async fn open_for_reading(&mut self, path: &Path) -> Result<Handle, Failure> {
         let transfer = format!("{}: get {:?}", self.settings.who, path.as_str());
-        let limits = self.limits.clone();
-        let log = move |summary| log_download(&transfer, summary);
         let vfs = &self.settings.vfs;
-        let download = vfs
-            .open_read(path, limits, self.replies.clone(), log)
-            .await?;
+        let file = vfs.open_read(path, &self.limits).await?;
+        let download = Download::open(
+            vfs.transfers().clone(),
+            file.key,
+            file.object,
+            self.limits.clone(),
+            self.replies.clone(),
+            move |summary| log_download(&transfer, summary),
+        );
         Ok(Handle::Reader(download))
     }
 
@@ -46,8 +50,10 @@ impl Session {
             exclusive: flags.contains(OpenFlags::CREATE | OpenFlags::EXCLUDE),
         };
         let place = self.take_upload_place()?;
+        let vfs = &self.settings.vfs;
+        let file = vfs.open_write(&path, mode).await?;
         let log = move |summary| log_upload(&transfer, summary);
-        let upload = self.settings.vfs.open_write(&path, mode, log).await?;
+        let upload = file.start(vfs.transfers().clone(), log);
         Ok(Handle::Writer {
             upload,
             path,

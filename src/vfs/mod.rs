@@ -1,71 +1,69 @@
-//! What a user sees: a file system made of keys, of directories that S3 lacks, and of uploads in progress.
+//! What a user sees: a file system made of keys, of directories that S3 does not have, and of
+//! uploads in progress.
 //!
-//! Called by `sftp`, one [`Vfs`] a session. Every rule of docs/requests.md that is not about
-//! bytes lives here; each function says which S3 requests it sends.
+//! Called by `sftp`, one [`Vfs`] a session. The rules of docs/requests.md about names live here, those
+//! about bytes in `transfer`. Each function says which S3 requests it sends.
 
 mod listing;
+mod open;
 mod overlay;
 mod rename;
 
 pub use listing::{Item, Listing};
+pub use open::{FileToRead, FileToWrite, WriteMode};
 pub use overlay::Overlay;
 
 use crate::path::{Home, Key, ObjectKeys, Path, PathError};
-use crate::store::*;
-use crate::transfer::{
-    Download, DownloadSummary, LockedName, NameLock, OpenedObject, Progress, ReadSink,
-    SessionLimits, Target, Transfers, Upload, UploadSummary,
+use crate::store::{
+    Attributes, Condition, Entry, ListRequest, MAX_PAGE, Object, Page, StoreError, change,
 };
+use crate::transfer::{LockedName, NameLock, Progress, Transfers};
 use bytes::Bytes;
-use overlay::DIRECTORY;
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
+use std::time::SystemTime;
 
-/// Why a request on the tree fails.
+/// Why a request about names fails.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum VfsError {
     /// Nothing has this name.
     #[error("no such file or directory")]
     NotFound,
-    /// A path that no key can stand for.
+    /// The path has no key.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// S3 can't do that.
+    /// S3 has no operation for this.
     #[error("{0}")]
     Unsupported(&'static str),
-    /// Against the rules, with the reason.
+    /// Not allowed, with the reason.
     #[error("{0}")]
     Refused(&'static str),
-    /// See [`StoreError`].
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// The name is taken.
+/// Something has the name already.
 const EXISTS: VfsError = VfsError::Refused("already exists");
-/// A file was wanted.
+/// The request is for files only.
 const IS_DIRECTORY: VfsError = VfsError::Refused("is a directory");
 /// rmdir never deletes files.
 const NOT_EMPTY: VfsError = VfsError::Refused("the directory is not empty");
-/// An upload to it, or inside it, is in progress.
+/// An upload to the file, or to one in the directory, is in progress.
 const BUSY: VfsError = VfsError::Refused("an upload to it is in progress");
 
 type Result<T> = std::result::Result<T, VfsError>;
 
-fn fail_if(wrong: bool, error: VfsError) -> Result<()> {
-    if wrong { Err(error) } else { Ok(()) }
-}
-
-/// What stat tells.
+/// What `stat` returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stat {
     /// An object, or an upload in progress.
     File {
         /// In bytes.
         size: u64,
-        /// When it was stored, or the upload began.
+        /// When the object was stored, or when the upload began.
         modified: SystemTime,
     },
-    /// A prefix, a marker object, or a directory in RAM.
+    /// A prefix, a marker object, or a directory of the overlay.
     Directory,
 }
 
@@ -87,29 +85,42 @@ impl From<&Arc<Progress>> for Stat {
     }
 }
 
-/// How a file is opened for writing.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct WriteMode {
-    /// Make it if it isn't there.
-    pub create: bool,
-    /// Start empty.
-    pub truncate: bool,
-    /// It must not be there (EXCL).
-    pub exclusive: bool,
+/// What has a name.
+enum Found {
+    /// An upload in progress; no object has the name yet.
+    Pending(Arc<Progress>),
+    /// An object.
+    File(Object),
+    /// Keys below the name, or a directory of the overlay.
+    Directory,
+    Nothing,
 }
 
-/// One user's view. Cheap to make.
+impl Found {
+    /// The object; an error if something else has the name, or nothing.
+    fn into_object(self) -> Result<Object> {
+        match self {
+            Found::File(object) => Ok(object),
+            Found::Pending(_) => Err(BUSY),
+            Found::Directory => Err(IS_DIRECTORY),
+            Found::Nothing => Err(VfsError::NotFound),
+        }
+    }
+}
+
+/// The files and directories of one user. Cheap to make.
 #[derive(Clone)]
 pub struct Vfs {
     transfers: Arc<Transfers>,
     overlay: Arc<Overlay>,
     home: Home,
-    /// Directories are `dir/` objects, so that other gateways and the next start see them.
+    /// Whether mkdir stores `dir/` objects, so that other gateways and the next start of this one
+    /// see the directories.
     markers: bool,
 }
 
 impl Vfs {
-    /// `overlay` is shared by all trees of a server.
+    /// All users of a server share its `overlay`.
     pub fn new(transfers: Arc<Transfers>, overlay: Arc<Overlay>, home: Home, markers: bool) -> Vfs {
         Vfs {
             transfers,
@@ -119,29 +130,18 @@ impl Vfs {
         }
     }
 
-    /// The keys of a path, after all changes to or below it that were asked for before, in whatever session. What is
-    /// asked after a CLOSE must see its outcome, even if nobody waited for the reply (sshfs doesn't).
-    async fn after_pending_closes(&self, path: &Path) -> Result<ObjectKeys> {
-        let place = self.home.keys(path)?;
-        self.transfers
-            .locks
-            .wait_for_earlier(&LockedName::with_subtree(&place.file))
-            .await;
-        Ok(place)
+    /// What transfers of the files that are opened here need.
+    pub fn transfers(&self) -> &Arc<Transfers> {
+        &self.transfers
     }
 
-    /// The keys of a path, which nobody else changes until the lock is dropped; what is inside of it, everybody may.
-    async fn lock(&self, path: &Path) -> Result<(ObjectKeys, NameLock)> {
-        let place = self.home.keys(path)?;
-        let lock = self
-            .transfers
-            .locks
-            .lock(vec![LockedName::alone(&place.file)])
-            .await;
-        Ok((place, lock))
+    /// Locks a name against other changes, but not what is inside a directory of this name.
+    async fn lock(&self, keys: &ObjectKeys) -> NameLock {
+        let name = LockedName::alone(&keys.file);
+        self.transfers.locks.lock(vec![name]).await
     }
 
-    /// How many changes have begun and ended so far, through this server.
+    /// The number of changes that have begun or ended so far, through this server.
     pub fn changes(&self) -> u64 {
         self.transfers.locks.count()
     }
@@ -149,336 +149,239 @@ impl Vfs {
     /// Is an upload to this path in progress?
     pub fn is_being_uploaded(&self, path: &Path) -> bool {
         match self.home.keys(path) {
-            Ok(place) => self.overlay.upload(&place.file).is_some(),
+            Ok(keys) => self.overlay.upload(&keys.file).is_some(),
             Err(_) => false,
         }
     }
 
-    /// Nothing if known here, else HEAD, else a list of one.
+    /// No request for what the overlay has; otherwise HEAD, then a list of one.
     pub async fn stat(&self, path: &Path) -> Result<Stat> {
         if path.is_root() || self.overlay.is_made(&self.home.directory(path)?) {
             return Ok(Stat::Directory);
         }
-        let place = self.home.keys(path)?;
-        let upload = || self.overlay.upload(&place.file).as_ref().map(Stat::from);
-        if let Some(stat) = upload() {
-            return Ok(stat);
+        let keys = self.home.keys(path)?;
+        if let Some(progress) = self.overlay.upload(&keys.file) {
+            return Ok(Stat::from(&progress));
         }
-        let found = self
-            .look(&place)
-            .await
-            .map(|object| object.as_ref().map_or(Stat::Directory, Stat::from));
-        // An upload may have begun meanwhile.
-        found.or_else(|error| upload().ok_or(error))
+        match self.lookup(&keys).await? {
+            // It has begun meanwhile.
+            Found::Pending(progress) => Ok(Stat::from(&progress)),
+            Found::File(object) => Ok(Stat::from(&object)),
+            Found::Directory => Ok(Stat::Directory),
+            Found::Nothing => Err(VfsError::NotFound),
+        }
     }
 
-    /// Fails if a file, a directory or an upload has this name. HEAD, then a list of one.
-    async fn must_be_unused(&self, place: &ObjectKeys) -> Result<()> {
-        match self.object(&place.file).await {
-            Ok(_) => return Err(EXISTS),
-            Err(VfsError::NotFound) => {}
-            Err(error) => return Err(error),
+    /// What has this name: HEAD, and if there is no object, a list of one.
+    async fn lookup(&self, keys: &ObjectKeys) -> Result<Found> {
+        match self.find_object(&keys.file).await? {
+            Some(object) => Ok(Found::File(object)),
+            None => self.lookup_without_object(keys).await,
         }
-        let is_directory = match self.is_directory(&place.directory).await {
-            // Credentials that can only put can still make new files.
-            Err(VfsError::Store(StoreError::Forbidden(_))) => false,
-            found => found?,
-        };
-        fail_if(
-            is_directory || self.overlay.upload(&place.file).is_some(),
-            EXISTS,
-        )
     }
 
-    /// HEAD; where that is refused, as to write-only credentials, a list of one.
-    async fn object(&self, file: &Key) -> Result<Object> {
+    /// What has this name, given that no object does: a list of one, unless the overlay has it.
+    async fn lookup_without_object(&self, keys: &ObjectKeys) -> Result<Found> {
+        if let Some(progress) = self.overlay.upload(&keys.file) {
+            return Ok(Found::Pending(progress));
+        }
+        if self.is_directory(&keys.directory).await? {
+            return Ok(Found::Directory);
+        }
+        match self.overlay.upload(&keys.file) {
+            Some(progress) => Ok(Found::Pending(progress)),
+            None => Ok(Found::Nothing),
+        }
+    }
+
+    /// HEAD; if that is refused, as to credentials that can only put and list, a list of one.
+    async fn find_object(&self, file: &Key) -> Result<Option<Object>> {
         match self.transfers.store.head(file).await {
-            Err(StoreError::NotFound) => Err(VfsError::NotFound),
+            Ok(object) => Ok(Some(object)),
+            Err(StoreError::NotFound) => Ok(None),
             Err(StoreError::Forbidden(_)) => match self.first_entries(file, 1).await?.pop() {
-                Some(Entry::Object(key, object)) if key == file.as_str() => Ok(object),
-                _ => Err(VfsError::NotFound),
+                Some(Entry::Object(key, object)) if key == file.as_str() => Ok(Some(object)),
+                Some(_) | None => Ok(None),
             },
-            object => Ok(object?),
+            Err(error) => Err(error.into()),
         }
     }
 
-    /// The object of this name, or `None` where only a directory has it. HEAD, then a list of one.
-    async fn look(&self, place: &ObjectKeys) -> Result<Option<Object>> {
-        self.or_directory(place, self.object(&place.file).await)
-            .await
-    }
-
-    async fn or_directory<T>(&self, place: &ObjectKeys, object: Result<T>) -> Result<Option<T>> {
-        match object {
-            Err(VfsError::NotFound) if self.overlay.upload(&place.file).is_some() => Err(BUSY),
-            Err(VfsError::NotFound) if self.is_directory(&place.directory).await? => Ok(None),
-            object => object.map(Some),
-        }
-    }
-
-    /// Known here, or a list of one.
+    /// No request for what the overlay has; otherwise a list of one.
     async fn is_directory(&self, prefix: &Key) -> Result<bool> {
-        Ok(self.overlay.is_directory(prefix) || !self.first_entries(prefix, 1).await?.is_empty())
+        if self.overlay.is_directory(prefix) {
+            return Ok(true);
+        }
+        let entries = self.first_entries(prefix, 1).await?;
+        Ok(!entries.is_empty())
     }
 
-    /// The first entries below a prefix, so many at most. S3 may send fewer than it was asked for, even none, and have more.
+    /// The first entries below a prefix, at most `limit`. S3 may send fewer than were asked for,
+    /// even none, and have more.
     async fn first_entries(&self, prefix: &Key, limit: usize) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        let mut next = Some(None);
-        while let Some(after) = next
-            && entries.len() < limit
-        {
+        let mut after = None;
+        loop {
             let page = self.list(prefix, after, limit - entries.len()).await?;
             entries.extend(page.entries);
-            next = page.next.map(Some);
+            match page.next {
+                Some(next) if entries.len() < limit => after = Some(next),
+                Some(_) | None => return Ok(entries),
+            }
         }
-        Ok(entries)
     }
 
+    /// One page of all keys that start with a prefix.
     async fn list(&self, prefix: &Key, after: Option<String>, limit: usize) -> Result<Page> {
-        Ok(self
-            .transfers
-            .store
-            .list(ListRequest {
-                prefix,
-                folded: false,
-                after,
-                limit,
-            })
-            .await?)
+        let request = ListRequest {
+            prefix,
+            folded: false,
+            after,
+            limit,
+        };
+        Ok(self.transfers.store.list(request).await?)
     }
 
-    /// One list request, to see that the name is free. The directory itself is kept in RAM, or put as a marker.
+    /// One list request, to see that the name is free. The directory is kept in the overlay, or put
+    /// as a marker.
     pub async fn make_directory(&self, path: &Path) -> Result<()> {
-        let (ObjectKeys { file, directory }, _lock) = self.lock(path).await?;
-        fail_if(
-            self.overlay.upload(&file).is_some() || self.overlay.is_directory(&directory),
-            EXISTS,
-        )?;
+        let keys = self.home.keys(path)?;
+        let _lock = self.lock(&keys).await;
+        let is_pending = self.overlay.upload(&keys.file).is_some();
+        if is_pending || self.overlay.is_directory(&keys.directory) {
+            return Err(EXISTS);
+        }
+        if self.is_taken(&keys).await? {
+            return Err(EXISTS);
+        }
+        if self.markers {
+            self.put_empty(&keys.directory).await
+        } else {
+            let overlay = &self.overlay;
+            overlay.add_directory(&self.home, &keys.directory, true)
+        }
+    }
+
+    /// Whether the store has a file or directory of this name. One list request shows both, as the
+    /// first names that start like this one; a second one is sent if a page is full of such names.
+    async fn is_taken(&self, keys: &ObjectKeys) -> Result<bool> {
         let request = ListRequest {
-            prefix: &file,
+            prefix: &keys.file,
             folded: true,
             after: None,
             limit: MAX_PAGE,
         };
         let page = match self.transfers.store.list(request).await {
+            Ok(page) => page,
             // Credentials that can only put can still make directories to put into.
-            Err(StoreError::Forbidden(_)) => Page::default(),
-            page => page?,
+            Err(StoreError::Forbidden(_)) => return Ok(false),
+            Err(error) => return Err(error.into()),
         };
-        let is_it = |(Entry::Object(key, _) | Entry::Prefix(key)): &Entry| {
-            key.trim_end_matches('/') == file.as_str()
-        };
-        // A thousand names begin like this one: ask for it alone.
-        let taken = page.entries.iter().any(is_it)
-            || (page.next.is_some() && self.is_directory(&directory).await?);
-        fail_if(taken, EXISTS)?;
-        if self.markers {
-            self.put_empty(&directory).await
-        } else {
-            self.overlay.add_directory(&self.home, &directory, true)
+        for entry in &page.entries {
+            let (Entry::Object(key, _) | Entry::Prefix(key)) = entry;
+            if key.trim_end_matches('/') == keys.file.as_str() {
+                return Ok(true);
+            }
+        }
+        match page.next {
+            Some(_) => self.is_directory(&keys.directory).await,
+            None => Ok(false),
         }
     }
 
     /// One list request, and a DELETE if there is a `dir/` marker.
     pub async fn remove_directory(&self, path: &Path) -> Result<()> {
-        let ObjectKeys { file, directory } = self.home.keys(path)?;
-        let _lock = self
-            .transfers
-            .locks
-            .lock(vec![LockedName::with_subtree(&file)])
-            .await;
-        fail_if(
-            self.overlay.any(&directory, |name, _| !name.is_empty()),
-            NOT_EMPTY,
-        )?;
-        match self.first_entries(&directory, 2).await?.as_slice() {
-            [] => fail_if(!self.overlay.is_directory(&directory), VfsError::NotFound)?,
+        let keys = self.home.keys(path)?;
+        let directory = &keys.directory;
+        let name = LockedName::with_subtree(&keys.file);
+        let _lock = self.transfers.locks.lock(vec![name]).await;
+        if self.overlay.has_entries(directory) {
+            return Err(NOT_EMPTY);
+        }
+        match self.first_entries(directory, 2).await?.as_slice() {
+            [] if self.overlay.is_directory(directory) => {}
+            [] => return Err(VfsError::NotFound),
             // Other programs may have put content under a name that ends with a slash.
             [Entry::Object(marker, Object { size: 0, .. })] if marker == directory.as_str() => {
-                self.transfers
-                    .store
-                    .delete(&directory, &Condition::None)
-                    .await?;
+                let store = &self.transfers.store;
+                store.delete(directory, &Condition::None).await?;
             }
             _ => return Err(NOT_EMPTY),
         }
-        self.overlay.remove(&(directory.to_string(), DIRECTORY));
+        self.overlay.remove_directory(directory);
         self.keep_parent(path).await;
         Ok(())
     }
 
     /// HEAD and DELETE.
     pub async fn remove(&self, path: &Path) -> Result<()> {
-        let (place, _lock) = self.lock(path).await?;
-        self.look(&place).await?.ok_or(IS_DIRECTORY)?;
-        self.transfers
-            .store
-            .delete(&place.file, &Condition::None)
-            .await?;
+        let keys = self.home.keys(path)?;
+        let _lock = self.lock(&keys).await;
+        self.lookup(&keys).await?.into_object()?;
+        let store = &self.transfers.store;
+        store.delete(&keys.file, &Condition::None).await?;
         self.keep_parent(path).await;
         Ok(())
     }
 
-    /// A directory does not vanish with its last entry, though S3 thinks so. With markers a list, and a put where
-    /// nothing else is left.
+    /// Keeps the directory that a path was in: to S3 it vanishes with its last entry. With markers
+    /// a list, and a put if nothing is left.
     async fn keep_parent(&self, path: &Path) {
-        let parent = Path::parse(&format!("{}/..", path.as_str()))
-            .and_then(|parent| self.home.keys(&parent));
-        // Nothing to keep above the top.
-        let Ok(ObjectKeys { directory, .. }) = parent else {
+        let Some(parent) = path.parent() else {
             return;
         };
-        // If there are too many, or the store is in trouble, this one goes: what was asked for is done.
-        let _ = match self.markers {
-            false => self.overlay.add_directory(&self.home, &directory, false),
-            true => match self.first_entries(&directory, 1).await {
-                Ok(entries) if entries.is_empty() => self.put_empty(&directory).await,
-                listed => listed.map(drop),
-            },
+        // The home needs no keeping.
+        let Ok(keys) = self.home.keys(&parent) else {
+            return;
         };
-    }
-
-    /// An object without content, whatever was there before.
-    async fn put_empty(&self, key: &Key) -> Result<()> {
-        let store = self.transfers.store.as_ref();
-        change::put(
-            store,
-            key,
-            Bytes::new(),
-            &Attributes::default(),
-            &Condition::None,
-        )
-        .await?;
-        Ok(())
-    }
-
-    /// SETSTAT with a size: 0 empties the file (HEAD and PUT), any other must be what it is (as stat).
-    pub async fn set_size(&self, path: &Path, size: u64) -> Result<()> {
-        let (ObjectKeys { file, .. }, _lock) = self.lock(path).await?;
-        match self.stat(path).await? {
-            Stat::Directory => Err(IS_DIRECTORY),
-            Stat::File { size: now, .. } if now == size => Ok(()),
-            Stat::File { .. } if self.overlay.upload(&file).is_some() => Err(BUSY),
-            Stat::File { .. } if size == 0 => self.put_empty(&file).await,
-            Stat::File { .. } => Err(VfsError::Unsupported(
-                "S3 can't change the size of a stored file",
-            )),
+        let directory = &keys.directory;
+        let kept = if self.markers {
+            self.put_marker_if_empty(directory).await
+        } else {
+            self.overlay.add_directory(&self.home, directory, false)
+        };
+        // What was asked for is done, so a failure here is not one of the request.
+        if let Err(error) = kept {
+            let directory = directory.as_str();
+            log::debug!("can't keep the emptied directory {directory:?}: {error}");
         }
     }
 
-    /// One GET of the first bytes; for anything that is no file, a list of one.
-    pub async fn open_read<F>(
-        &self,
-        path: &Path,
-        limits: SessionLimits,
-        answers: impl ReadSink,
-        on_end: F,
-    ) -> Result<Download>
-    where
-        F: FnOnce(DownloadSummary) + Send + 'static,
-    {
-        let place = self.after_pending_closes(path).await?;
-        let beginning = match OpenedObject::ask(&self.transfers, &place.file, &limits).await {
-            Err(StoreError::NotFound) => Err(VfsError::NotFound),
-            // Where keys that aren't there are refused too, only a list tells.
-            Err(StoreError::Forbidden(_)) => self.object(&place.file).await.map(OpenedObject::from),
-            beginning => Ok(beginning?),
-        };
-        let beginning = self
-            .or_directory(&place, beginning)
-            .await?
-            .ok_or(IS_DIRECTORY)?;
-        Ok(Download::open(
-            self.transfers.clone(),
-            place.file,
-            beginning,
-            limits,
-            answers,
-            on_end,
-        ))
+    async fn put_marker_if_empty(&self, directory: &Key) -> Result<()> {
+        let entries = self.first_entries(directory, 1).await?;
+        if entries.is_empty() {
+            self.put_empty(directory).await?;
+        }
+        Ok(())
     }
 
-    /// Nothing for a plain put (create and truncate); HEAD where the old object matters, and a list of one under EXCL,
-    /// where a directory has the name too.
-    pub async fn open_write<F>(&self, path: &Path, mode: WriteMode, on_end: F) -> Result<Upload>
-    where
-        F: FnOnce(UploadSummary) + Send + 'static,
-    {
-        let place = self.home.keys(path)?;
-        let name = LockedName::alone(&place.file);
-        // Of two that create it exclusively the second one must see the first one's upload.
-        let _lock = match mode.exclusive {
-            true => Some(self.transfers.locks.lock(vec![name]).await),
-            false => {
-                self.transfers.locks.wait_for_earlier(&name).await;
-                None
-            }
+    /// Puts an object without content over whatever is there.
+    async fn put_empty(&self, key: &Key) -> Result<()> {
+        let store = self.transfers.store.as_ref();
+        let attributes = Attributes::default();
+        change::put(store, key, Bytes::new(), &attributes, &Condition::None).await?;
+        Ok(())
+    }
+
+    /// SETSTAT with a size: 0 empties the file (HEAD and PUT); any other must be the size that the
+    /// file has (requests as for stat).
+    pub async fn set_size(&self, path: &Path, size: u64) -> Result<()> {
+        let keys = self.home.keys(path)?;
+        let _lock = self.lock(&keys).await;
+        let now = match self.stat(path).await? {
+            Stat::Directory => return Err(IS_DIRECTORY),
+            Stat::File { size: now, .. } => now,
         };
-        fail_if(self.overlay.is_made(&place.directory), IS_DIRECTORY)?;
-        let old = match mode {
-            // Not even asked for.
-            WriteMode {
-                create: true,
-                truncate: true,
-                exclusive: false,
-            } => None,
-            WriteMode {
-                create: true,
-                exclusive: true,
-                ..
-            } => {
-                self.must_be_unused(&place).await?;
-                None
-            }
-            WriteMode {
-                create: true,
-                truncate: false,
-                exclusive: false,
-            } => match self.object(&place.file).await {
-                Err(VfsError::NotFound) => None,
-                object => Some(object?),
-            },
-            WriteMode { create: false, .. } => Some(self.look(&place).await?.ok_or(IS_DIRECTORY)?),
-        };
-        let base = old.filter(|_| !mode.truncate);
-        let condition = match (&base, mode) {
-            (
-                _,
-                WriteMode {
-                    exclusive: true, ..
-                },
-            ) => Condition::Absent,
-            // What is changed must be what was there when it was opened, or changes of others get lost.
-            (Some(base), _) => Condition::Unchanged(base.etag.clone()),
-            // What is to be continued was not there: if that is not so any more, the tail must not replace it.
-            (
-                None,
-                WriteMode {
-                    truncate: false, ..
-                },
-            ) => Condition::Absent,
-            (None, WriteMode { truncate: true, .. }) => Condition::None,
-        };
-        let (overlay, slot) = (self.overlay.clone(), self.overlay.upload_slot(&place.file));
-        let (shown, stored) = (slot.clone(), place.file.clone());
-        let on_end = Box::new(move |summary: UploadSummary| {
-            if let Some(Ok(())) = summary.result {
-                overlay.stored(&stored);
-            }
-            overlay.remove(&shown);
-            on_end(summary);
-        });
-        let upload = Upload::open(
-            self.transfers.clone(),
-            Target {
-                key: place.file,
-                base,
-                condition,
-                on_end,
-            },
-        );
-        self.overlay.add_upload(slot, upload.progress().clone());
-        Ok(upload)
+        if now == size {
+            return Ok(());
+        }
+        if self.overlay.upload(&keys.file).is_some() {
+            return Err(BUSY);
+        }
+        if size != 0 {
+            let why = "S3 can't change the size of a stored file";
+            return Err(VfsError::Unsupported(why));
+        }
+        self.put_empty(&keys.file).await
     }
 }

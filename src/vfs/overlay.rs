@@ -1,65 +1,67 @@
-//! What this process alone knows: directories that S3 does not have, and uploads that are not objects yet.
+//! What only this process knows: directories that S3 does not have, and uploads that are not objects
+//! yet.
 //!
-//! Both are keyed by full key, so users whose homes overlap see the same. PooledBytes in RAM: a restart forgets it. Invariant: the
-//! lock is held for a bounded number of names, and what directories take is bounded in bytes, per user and in all.
+//! Both have full keys, so users whose homes overlap see the same. It lives in memory: a restart
+//! forgets it. Invariants: the lock is held for a bounded number of names, and the bytes that
+//! directories take are bounded, for each user and for all together.
 
 use super::listing::ListingPages;
 use super::{Result, Stat, VfsError};
 use crate::path::{Home, Key};
 use crate::transfer::Progress;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What the directories of one user (one home) may take, in bytes as [`cost`] counts them: 100,000 with keys of 85 bytes.
+/// Limit on the directories of one user (one home), in bytes as [`cost`] counts them: 100,000 with
+/// keys of 85 bytes.
 pub const MAX_USER_BYTES: usize = 32 * 1024 * 1024;
-/// What the directories of all users may take, in bytes.
+/// Limit on the directories of all users, in bytes.
 pub const MAX_BYTES: usize = 64 * 1024 * 1024;
-/// What a user may take even if others have taken all: some 1,000 directories.
+/// Bytes that a user can have even if other users have taken all: about 1,000 directories.
 pub const GRANTED_BYTES: usize = 256 * 1024;
-/// What a directory takes beside its key, in bytes: its place in two maps.
+/// What a directory takes beside its key, in bytes: its entries in two maps.
 const ENTRY_BYTES: usize = 160;
-/// The number of every directory's slot.
-pub const DIRECTORY: u64 = 0;
-
-/// A full key, and a number that tells uploads to it apart. Directories end with `/` and have the number 0.
-pub type Slot = (String, u64);
-
-/// What is in a slot.
-pub struct Known {
-    /// `None` for directories.
-    pub upload: Option<Arc<Progress>>,
-}
 
 /// See the module.
 #[derive(Default)]
 pub struct Overlay {
     // A std lock: never held across an await.
     tables: Mutex<Tables>,
-    last_upload: AtomicU64,
     /// Pages of directories that are being read.
     pub(super) pages: ListingPages,
 }
 
 #[derive(Default)]
 struct Tables {
+    /// By key, which ends with `/`.
     directories: BTreeMap<String, Directory>,
-    uploads: BTreeMap<Slot, Arc<Progress>>,
+    uploads: BTreeMap<UploadId, Arc<Progress>>,
     /// By home.
     owners: HashMap<Arc<str>, Usage>,
     /// What all directories take.
     bytes: usize,
     last_age: u64,
+    last_upload: u64,
+}
+
+/// An upload. A file can have several at a time, of which the newest is shown.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct UploadId {
+    /// The file's key.
+    key: String,
+    /// Grows with each upload.
+    number: u64,
 }
 
 #[derive(Clone)]
 struct Directory {
-    /// By mkdir, after a look that nothing else has the name. Others are left over as their last entry went: a file of the
-    /// same name may exist, so the store has to be asked first.
+    /// mkdir made it, after a look that nothing else had the name. Other directories are kept when
+    /// their last entry is removed: a file of the same name may exist, so the store must be asked
+    /// first.
     is_made: bool,
     /// An upload below it was stored, so S3 knows it too.
     is_stored: bool,
-    /// The home of the user who made or left it.
+    /// The home of the user who made or emptied it.
     owner: Arc<str>,
     /// Grows with each directory.
     age: u64,
@@ -76,7 +78,7 @@ impl Directory {
 #[derive(Default)]
 struct Usage {
     bytes: usize,
-    /// Those that may be forgotten, by age.
+    /// The directories that may be forgotten, by age.
     spare: BTreeMap<u64, String>,
 }
 
@@ -87,9 +89,9 @@ fn cost(key: &str) -> usize {
 
 /// Some of the names in a directory.
 pub struct Names {
-    /// With `/` at the end of directories.
+    /// Names of directories end with `/`.
     pub entries: BTreeMap<String, Stat>,
-    /// Whether there are no more behind them.
+    /// Whether no name comes after these.
     pub are_all: bool,
 }
 
@@ -98,107 +100,96 @@ impl Overlay {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers a directory of the user with this home. Others that S3 knows, or that are only left over, make room.
-    pub fn add_directory(&self, home: &Home, prefix: &Key, made: bool) -> Result<()> {
-        self.tables()
-            .add(home.as_str().into(), prefix.as_str(), made)
+    /// Adds a directory of the user with this home; `is_made` if by mkdir. Makes room by forgetting
+    /// directories that S3 knows, or that no mkdir made.
+    pub fn add_directory(&self, home: &Home, directory: &Key, is_made: bool) -> Result<()> {
+        let owner = Arc::from(home.as_str());
+        self.tables().add(owner, directory.as_str(), is_made)
     }
 
-    /// A file was stored: S3 knows the directories above it from now on.
-    pub fn stored(&self, file: &Key) {
+    /// Forgets a directory, but nothing inside it.
+    pub fn remove_directory(&self, directory: &Key) {
+        self.tables().forget(directory.as_str());
+    }
+
+    /// Notes that a file was stored: S3 knows the directories above it from now on.
+    fn note_stored(&self, file: &str) {
         let mut tables = self.tables();
-        for (slash, _) in file.as_str().match_indices('/') {
-            if let Some(key) = file.as_str().get(..=slash) {
-                tables.change(key, |directory| directory.is_stored = true);
+        for (slash, _) in file.match_indices('/') {
+            if let Some(key) = file.get(..=slash)
+                && let Some(mut directory) = tables.forget(key)
+            {
+                directory.is_stored = true;
+                tables.insert(key.to_owned(), directory);
             }
         }
     }
 
-    /// Moves every directory at or below `from` to `to`. What finds no room there is forgotten.
+    /// Moves every directory at or below `from` to `to`. Those for which there is no room are
+    /// forgotten.
     pub fn rename_directories(&self, from: &Key, to: &Key) {
         let mut tables = self.tables();
-        let below = tables.directories.range(from.to_string()..);
-        let names: Vec<String> = below
-            .map_while(|(key, _)| key.strip_prefix(from.as_str()))
-            .map(str::to_owned)
-            .collect();
+        let mut names = Vec::new();
+        for (key, _) in tables.directories.range(from.to_string()..) {
+            match key.strip_prefix(from.as_str()) {
+                Some(name) => names.push(name.to_owned()),
+                None => break,
+            }
+        }
         for name in names {
             if let Some(directory) = tables.forget(&format!("{from}{name}")) {
-                // There is nobody to tell, and it takes more than most of all names that a user may have.
+                // The rename is done, so this is no failure of it.
                 let _ = tables.add(directory.owner, &format!("{to}{name}"), directory.is_made);
             }
         }
     }
 
-    /// Is this a directory by mkdir?
-    pub fn is_made(&self, prefix: &Key) -> bool {
-        self.tables()
-            .directories
-            .get(prefix.as_str())
-            .is_some_and(|directory| directory.is_made)
+    /// Is this a directory that mkdir made?
+    pub fn is_made(&self, directory: &Key) -> bool {
+        match self.tables().directories.get(directory.as_str()) {
+            Some(directory) => directory.is_made,
+            None => false,
+        }
     }
 
-    /// Is this a directory, as far as is known here? One above a known directory, or above an upload, is one too.
-    pub fn is_directory(&self, prefix: &Key) -> bool {
-        self.any(prefix, |_, _| true)
-    }
-
-    /// Does `test` hold for anything at or below this directory? It is given names relative to it.
-    pub fn any(&self, prefix: &Key, test: impl Fn(&str, &Known) -> bool) -> bool {
+    /// Is this a directory of the overlay, or is one below it, or an upload?
+    pub fn is_directory(&self, directory: &Key) -> bool {
         let tables = self.tables();
-        let directories = tables.directories.range(prefix.to_string()..);
-        let mut directories = directories.map_while(|(key, _)| key.strip_prefix(prefix.as_str()));
-        let mut uploads = uploads_below(&tables, prefix);
-        directories.any(|name| test(name, &Known { upload: None }))
-            || uploads.any(|(name, upload)| {
-                test(
-                    name,
-                    &Known {
-                        upload: Some(upload.clone()),
-                    },
-                )
-            })
+        tables.first_below(directory, "").is_some() || tables.has_upload_in(directory)
     }
 
-    /// The first names directly inside a directory, behind this one: subdirectories, and the newest upload of each file.
-    pub fn names_after(&self, prefix: &Key, after: Option<&str>, limit: usize) -> Names {
+    /// Does this directory hold another one of the overlay, or an upload?
+    pub fn has_entries(&self, directory: &Key) -> bool {
+        let tables = self.tables();
+        tables.first_below(directory, "\0").is_some() || tables.has_upload_in(directory)
+    }
+
+    /// Is an upload to a file in this directory in progress, or in one below it?
+    pub fn has_upload_in(&self, directory: &Key) -> bool {
+        self.tables().has_upload_in(directory)
+    }
+
+    /// The first names directly inside a directory that come after `after`, at most `limit`:
+    /// subdirectories, and the newest upload of each file.
+    pub fn names_after(&self, directory: &Key, after: Option<&str>, limit: usize) -> Names {
         let tables = self.tables();
         let mut names = Names {
             entries: BTreeMap::new(),
             are_all: true,
         };
-        let mut from = start_behind(prefix, after);
-        while let Some((name, stat)) = tables.first_name(prefix, &from) {
+        let mut from = match after {
+            Some(name) => first_key_after(directory, name),
+            None => first_key_after(directory, ""),
+        };
+        while let Some((name, stat)) = tables.first_name(directory, &from) {
             if names.entries.len() == limit {
                 names.are_all = false;
                 break;
             }
-            from = start_behind(prefix, Some(&name));
+            from = first_key_after(directory, &name);
             names.entries.insert(name, stat);
         }
         names
-    }
-
-    /// A fresh slot for an upload.
-    pub fn upload_slot(&self, file: &Key) -> Slot {
-        (
-            file.to_string(),
-            self.last_upload.fetch_add(1, Ordering::Relaxed) + 1,
-        )
-    }
-
-    /// Shows an upload until its slot is removed.
-    pub fn add_upload(&self, slot: Slot, upload: Arc<Progress>) {
-        self.tables().uploads.insert(slot, upload);
-    }
-
-    /// Forgets a directory, but nothing inside it; or an upload, which is an object now, or nothing.
-    pub fn remove(&self, slot: &Slot) {
-        let mut tables = self.tables();
-        match slot {
-            (key, DIRECTORY) => drop(tables.forget(key)),
-            upload => drop(tables.uploads.remove(upload)),
-        }
     }
 
     /// The newest upload in progress to this key.
@@ -207,47 +198,73 @@ impl Overlay {
     }
 }
 
-/// Uploads to keys that start with `prefix`: the rest of the key, and what is known of it.
-fn uploads_below<'a>(
-    tables: &'a Tables,
-    prefix: &'a Key,
-) -> impl Iterator<Item = (&'a str, &'a Arc<Progress>)> {
-    let after = tables.uploads.range((prefix.to_string(), 0)..);
-    after.map_while(|((key, _), upload)| Some((key.strip_prefix(prefix.as_str())?, upload)))
+/// The entry of one upload in the overlay; dropped, the upload is no longer shown.
+pub struct UploadEntry {
+    overlay: Arc<Overlay>,
+    id: UploadId,
 }
 
-/// The least key whose name in the directory is behind this one.
-fn start_behind(prefix: &Key, name: Option<&str>) -> String {
-    let name = name.unwrap_or_default();
-    match name.strip_suffix('/') {
-        // `0` follows `/`: the least string behind every key in that directory.
-        Some(directory) => format!("{prefix}{directory}0"),
-        None => format!("{prefix}{name}\0"),
+impl UploadEntry {
+    /// An entry that shows nothing yet.
+    pub fn new(overlay: Arc<Overlay>, file: &Key) -> UploadEntry {
+        let mut tables = overlay.tables();
+        tables.last_upload += 1;
+        let id = UploadId {
+            key: file.to_string(),
+            number: tables.last_upload,
+        };
+        drop(tables);
+        UploadEntry { overlay, id }
+    }
+
+    /// Shows the upload.
+    pub fn show(&self, upload: Arc<Progress>) {
+        let mut tables = self.overlay.tables();
+        tables.uploads.insert(self.id.clone(), upload);
+    }
+
+    /// Notes that the upload has become an object.
+    pub fn note_stored(&self) {
+        self.overlay.note_stored(&self.id.key);
     }
 }
 
-/// The name of the entry that this key is, or is in: with `/` at the end of a directory.
+impl Drop for UploadEntry {
+    fn drop(&mut self) {
+        self.overlay.tables().uploads.remove(&self.id);
+    }
+}
+
+/// The least key in a directory whose name comes after this one.
+fn first_key_after(directory: &Key, name: &str) -> String {
+    match name.strip_suffix('/') {
+        // `0` follows `/`: the least string after every key in that directory.
+        Some(inner) => format!("{directory}{inner}0"),
+        None => format!("{directory}{name}\0"),
+    }
+}
+
+/// The first component of a path below a directory: with `/` at its end if more follows.
 fn entry_name(rest: &str) -> &str {
-    match rest.find('/') {
-        Some(slash) => rest.get(..=slash).unwrap_or(rest),
+    match rest.split_inclusive('/').next() {
+        Some(name) => name,
         None => rest,
     }
 }
 
 impl Tables {
-    fn add(&mut self, owner: Arc<str>, key: &str, made: bool) -> Result<()> {
-        if self.directories.contains_key(key) {
+    fn add(&mut self, owner: Arc<str>, key: &str, is_made: bool) -> Result<()> {
+        if let Some(mut directory) = self.forget(key) {
+            directory.is_made |= is_made;
             // S3 may have lost what it had below it.
-            self.change(key, |directory| {
-                directory.is_made |= made;
-                directory.is_stored = false;
-            });
+            directory.is_stored = false;
+            self.insert(key.to_owned(), directory);
             return Ok(());
         }
         self.make_room(&owner, cost(key))?;
         self.last_age += 1;
         let directory = Directory {
-            is_made: made,
+            is_made,
             is_stored: false,
             owner,
             age: self.last_age,
@@ -256,26 +273,29 @@ impl Tables {
         Ok(())
     }
 
-    /// Forgets spare directories, the oldest first, until this much more fits: the user's own, or those of the user who
-    /// takes most.
+    /// Forgets spare directories, the oldest first, until `more` bytes fit: the user's own, or else
+    /// those of the user whose directories take most.
     fn make_room(&mut self, owner: &Arc<str>, more: usize) -> Result<()> {
         loop {
-            let own = self.owners.get(owner).map_or(0, |usage| usage.bytes) + more;
-            let victim = if own > MAX_USER_BYTES {
-                self.oldest_spare_of(owner)
-            } else if own > GRANTED_BYTES && self.bytes + more > MAX_BYTES {
-                self.oldest_spare_of(owner).or_else(|| self.oldest_spare())
-            } else {
-                return Ok(());
+            let own = match self.owners.get(owner) {
+                Some(usage) => usage.bytes + more,
+                None => more,
             };
-            match victim {
-                Some(key) => drop(self.forget(&key)),
-                None => {
-                    return Err(VfsError::Refused(
-                        "too many empty directories: they live in the server's memory",
-                    ));
-                }
+            let exceeds_own_limit = own > MAX_USER_BYTES;
+            let exceeds_common_limit = own > GRANTED_BYTES && self.bytes + more > MAX_BYTES;
+            if !exceeds_own_limit && !exceeds_common_limit {
+                return Ok(());
             }
+            let mut victim = self.oldest_spare_of(owner);
+            if victim.is_none() && !exceeds_own_limit {
+                victim = self.oldest_spare();
+            }
+            let Some(key) = victim else {
+                return Err(VfsError::Refused(
+                    "too many empty directories: they live in the server's memory",
+                ));
+            };
+            self.forget(&key);
         }
     }
 
@@ -284,21 +304,20 @@ impl Tables {
         Some(key.clone())
     }
 
-    /// Of the user who takes most, among those who have any.
+    /// The oldest spare directory of the user whose directories take most, among those who have any.
     fn oldest_spare(&self) -> Option<String> {
-        let owners = self.owners.values().filter(|usage| !usage.spare.is_empty());
-        let largest = owners.max_by_key(|usage| usage.bytes)?;
-        let (_, key) = largest.spare.first_key_value()?;
+        let mut largest: Option<&Usage> = None;
+        for usage in self.owners.values() {
+            let bytes = largest.map_or(0, |largest| largest.bytes);
+            if !usage.spare.is_empty() && usage.bytes >= bytes {
+                largest = Some(usage);
+            }
+        }
+        let (_, key) = largest?.spare.first_key_value()?;
         Some(key.clone())
     }
 
-    fn change(&mut self, key: &str, change: impl FnOnce(&mut Directory)) {
-        if let Some(mut directory) = self.forget(key) {
-            change(&mut directory);
-            self.insert(key.to_owned(), directory);
-        }
-    }
-
+    /// Adds a directory that is not there, and counts it.
     fn insert(&mut self, key: String, directory: Directory) {
         self.bytes += cost(&key);
         let usage = self.owners.entry(directory.owner.clone()).or_default();
@@ -322,42 +341,62 @@ impl Tables {
         Some(directory)
     }
 
-    /// The first name directly inside a directory among keys from this one on.
-    fn first_name(&self, prefix: &Key, from: &str) -> Option<(String, Stat)> {
-        let directory = self
+    /// The first directory at or below this one whose path relative to it is at least `from`.
+    fn first_below(&self, directory: &Key, from: &str) -> Option<&str> {
+        let (key, _) = self
             .directories
-            .range(from.to_owned()..)
-            .next()
-            .map(|(key, _)| key);
-        let upload = self
-            .uploads
-            .range((from.to_owned(), 0)..)
-            .next()
-            .map(|((key, _), _)| key);
-        let inside = |key: &String| {
-            key.strip_prefix(prefix.as_str())
-                .map(|rest| entry_name(rest).to_owned())
+            .range(format!("{directory}{from}")..)
+            .next()?;
+        key.strip_prefix(directory.as_str())
+    }
+
+    fn has_upload_in(&self, directory: &Key) -> bool {
+        match self.first_upload_from(directory.as_str()) {
+            Some(key) => key.starts_with(directory.as_str()),
+            None => false,
+        }
+    }
+
+    /// The first key at or after this one to which an upload is in progress.
+    fn first_upload_from(&self, key: &str) -> Option<&str> {
+        let from = UploadId {
+            key: key.to_owned(),
+            number: 0,
         };
-        let directory = directory.and_then(inside);
-        let upload = upload.and_then(inside);
-        let name = match (directory, upload) {
-            (Some(directory), Some(upload)) => directory.min(upload),
-            (Some(name), None) | (None, Some(name)) => name,
-            (None, None) => return None,
-        };
-        let stat = match self.newest_upload(&format!("{prefix}{name}")) {
+        let (id, _) = self.uploads.range(from..).next()?;
+        Some(&id.key)
+    }
+
+    /// The first name directly inside a directory among keys from this one on.
+    fn first_name(&self, directory: &Key, from: &str) -> Option<(String, Stat)> {
+        let mut name: Option<&str> = None;
+        let first_directory = self.directories.range(from.to_owned()..).next();
+        if let Some((key, _)) = first_directory
+            && let Some(rest) = key.strip_prefix(directory.as_str())
+        {
+            name = Some(entry_name(rest));
+        }
+        if let Some(key) = self.first_upload_from(from)
+            && let Some(rest) = key.strip_prefix(directory.as_str())
+        {
+            let other = entry_name(rest);
+            name = Some(name.map_or(other, |name| name.min(other)));
+        }
+        let name = name?;
+        let stat = match self.newest_upload(&format!("{directory}{name}")) {
             Some(progress) if !name.ends_with('/') => Stat::from(progress),
             Some(_) | None => Stat::Directory,
         };
-        Some((name, stat))
+        Some((name.to_owned(), stat))
     }
 
     fn newest_upload(&self, file: &str) -> Option<&Arc<Progress>> {
-        let all = (file.to_owned(), 0)..=(file.to_owned(), u64::MAX);
-        self.uploads
-            .range(all)
-            .next_back()
-            .map(|(_, upload)| upload)
+        let newest = UploadId {
+            key: file.to_owned(),
+            number: u64::MAX,
+        };
+        let (id, upload) = self.uploads.range(..=newest).next_back()?;
+        if id.key == file { Some(upload) } else { None }
     }
 }
 
@@ -373,7 +412,7 @@ mod tests {
         Key::new(text.to_owned()).unwrap()
     }
 
-    /// Names of 500 bytes, so that a limit is reached soon.
+    /// A key of more than 500 bytes, so that a limit is reached soon.
     fn long(user: &str, n: usize) -> Key {
         key(&format!("{user}/{}{n:06}/", "x".repeat(500)))
     }
@@ -399,21 +438,25 @@ mod tests {
         assert!(overlay.tables().bytes <= MAX_BYTES + GRANTED_BYTES);
         let granted = fill(&overlay, "david", true);
         assert_eq!(granted, GRANTED_BYTES / cost(long("david", 0).as_str()));
-        (0..1000).for_each(|n| overlay.remove(&(long("alice", n).to_string(), DIRECTORY)));
+        for n in 0..1000 {
+            overlay.remove_directory(&long("alice", n));
+        }
         assert!(
             overlay
                 .add_directory(&home("alice"), &long("alice", 7), true)
                 .is_ok()
         );
         for user in ["alice", "bobby", "carol", "david"] {
-            (0..each).for_each(|n| overlay.remove(&(long(user, n).to_string(), DIRECTORY)));
+            for n in 0..each {
+                overlay.remove_directory(&long(user, n));
+            }
         }
         let tables = overlay.tables();
         assert!(tables.bytes == 0 && tables.owners.is_empty());
     }
 
     #[test]
-    fn what_s3_knows_and_what_is_left_over_makes_room_oldest_first() {
+    fn spare_directories_make_room_oldest_first() {
         let overlay = Overlay::default();
         let alice = home("alice");
         overlay
@@ -422,13 +465,13 @@ mod tests {
         let most = fill(&overlay, "alice", true);
         assert!(
             !overlay.is_directory(&long("alice", 999_999)),
-            "left over: it went first"
+            "no mkdir made it: it is forgotten first"
         );
         for n in 0..most {
-            overlay.stored(&key(&format!("{}f", long("alice", n))));
+            overlay.note_stored(&format!("{}f", long("alice", n)));
         }
         assert!(overlay.is_made(&long("alice", 0)));
-        // The last file in it went: S3 doesn't know it any more.
+        // The last file in it was removed: S3 no longer knows it.
         overlay
             .add_directory(&alice, &long("alice", 0), false)
             .unwrap();

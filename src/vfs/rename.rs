@@ -1,42 +1,53 @@
-//! Rename: S3 has none, so copy, look, then delete. Invariants: no source goes before its copy is there; what goes is the
-//! version that was copied; and what is taken back is a copy of our own.
+//! Rename: S3 has none, so copy, check, then delete. Invariants: no source is deleted before its copy
+//! is there; the version that is deleted is the one that was copied; and only copies that this
+//! rename made are taken back.
 //!
-//! Runs in a task of its own, which the end of a session does not stop half-way. The end of the server does: then copies
-//! are taken back, as after a failure.
+//! A rename runs in its own task, so that the end of a session does not stop it half-way. The end of
+//! the server does: then copies are taken back, as after a failure.
 
-use super::*;
-use crate::store::change::Copied;
-use crate::transfer::{COPY_PART_SIZE, Reservation, Share, abort};
+use super::{BUSY, EXISTS, Result, Vfs, VfsError};
+use crate::path::{Key, Path, PathError};
+use crate::store::change::{self, Copied};
+use crate::store::{Condition, Entry, MAX_PAGE, Object, Part, PartSource, Store, StoreError};
+use crate::transfer::{COPY_PART_SIZE, LockedName, MultipartUpload, Reservation, Share, Transfers};
+use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::task::JoinSet;
 
-/// Keys that one rename of a directory moves at most: each is three requests, and the client waits.
+/// Limit on the keys that the rename of a directory moves: each takes three requests, and the client
+/// waits.
 const MAX_KEYS: usize = 100_000;
 /// What a key takes in memory beside its name, in bytes: its version, and that of its copy.
 const KEY_OVERHEAD: u64 = 256;
-/// Copies or deletes in flight.
-const AT_ONCE: usize = 16;
-/// How often a copy is made that is not there afterwards. A store that orders writes by its clock (Garage, to the
-/// millisecond) may drop a copy that it has confirmed, if the target was written in the same instant.
+/// Limit on copies or deletes of one rename in flight.
+const MAX_IN_FLIGHT: usize = 16;
+/// How often a copy is tried that is not there afterwards. A store that orders writes by its clock
+/// (Garage, to the millisecond) may drop a copy that it has confirmed, if the target was written in
+/// the same instant.
 const COPY_TRIES: usize = 2;
-/// How often a file is copied that others replace meanwhile.
+/// How often a file is copied anew because another client replaced it meanwhile.
 const SOURCE_TRIES: usize = 5;
 
 const STOPPED: VfsError = VfsError::Refused("the server is shutting down");
 
 impl Vfs {
-    /// A file: HEAD, Copy, HEAD and Delete, and a stat of the target before them, or a HEAD if it may be replaced
-    /// (posix-rename). A directory: a list, then Copy, HEAD and Delete of every key in it.
+    /// A file: HEAD, Copy, HEAD and Delete; before them a stat of the target, or with `replace`
+    /// (posix-rename) a HEAD of it. A directory: a list, then Copy, HEAD and Delete of every key in
+    /// it.
     pub async fn rename(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
-        let (source, target) = (self.home.keys(from)?, self.home.keys(to)?);
+        let source = self.home.keys(from)?;
+        let target = self.home.keys(to)?;
         let names = vec![
             LockedName::with_subtree(&source.file),
             LockedName::with_subtree(&target.file),
         ];
         let lock = self.transfers.locks.enqueue(names);
-        let (tree, from, to) = (self.clone(), from.clone(), to.clone());
+        let vfs = self.clone();
+        let from = from.clone();
+        let to = to.clone();
         let renaming = self.transfers.tasks.spawn(async move {
             lock.wait().await;
-            tree.rename_locked(&from, &to, replace).await
+            vfs.rename_locked(&from, &to, replace).await
         });
         match renaming.await {
             Ok(renamed) => renamed,
@@ -47,143 +58,113 @@ impl Vfs {
     }
 
     async fn rename_locked(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
-        let (source, target) = (self.home.keys(from)?, self.home.keys(to)?);
+        let source = self.home.keys(from)?;
+        let target = self.home.keys(to)?;
         if !replace {
             self.must_be_free(to).await?;
         }
-        fail_if(self.overlay.upload(&source.file).is_some(), BUSY)?;
-        if source == target {
-            return self.stat(from).await.map(drop);
+        if self.overlay.upload(&source.file).is_some() {
+            return Err(BUSY);
         }
-        fail_if(self.overlay.is_made(&target.directory), EXISTS)?;
-        let version = match self.overlay.is_made(&source.directory) {
-            true => Err(VfsError::NotFound),
-            false => self.object(&source.file).await,
+        if source == target {
+            self.stat(from).await?;
+            return Ok(());
+        }
+        if self.overlay.is_made(&target.directory) {
+            return Err(EXISTS);
+        }
+        let object = if self.overlay.is_made(&source.directory) {
+            None
+        } else {
+            self.find_object(&source.file).await?
         };
-        match version {
-            Ok(version) => {
-                move_file(
-                    &self.transfers,
-                    &source.file,
-                    version,
-                    &target.file,
-                    replace,
-                )
-                .await?
+        match object {
+            Some(version) => {
+                let transfers = &self.transfers;
+                move_file(transfers, &source.file, version, &target.file, replace).await?;
             }
-            Err(VfsError::NotFound) => {
+            None => {
                 self.rename_directory(&source.directory, &target.directory, to)
-                    .await?
+                    .await?;
             }
-            Err(error) => return Err(error),
         }
         self.keep_parent(from).await;
         Ok(())
     }
 
     async fn rename_directory(&self, source: &Key, target: &Key, to: &Path) -> Result<()> {
-        let Moves { list, _memory } = self.list_moves(source, target).await?;
-        fail_if(
-            list.is_empty() && !self.overlay.is_directory(source),
-            VfsError::NotFound,
-        )?;
-        let inside = target.as_str().starts_with(source.as_str());
-        fail_if(
-            inside,
-            VfsError::Refused("a directory can't be moved into itself"),
-        )?;
-        fail_if(
-            self.overlay.any(source, |_, known| known.upload.is_some()),
-            BUSY,
-        )?;
-        self.must_be_free(to).await?;
-        let indices = 0..list.len();
-        let (made, result) = run_all(indices, |index| {
-            copy_key(&self.transfers, source, target, &list, index)
-        })
-        .await;
-        if result.is_err() {
-            // A second try must find the name free. What others put there stays.
-            let (_done, _never_fails) = run_all(made.into_iter(), |made| {
-                take_back_key(&self.transfers, target, &list, made)
-            })
-            .await;
-            return result;
+        let moves = Arc::new(self.list_moves(source, target).await?);
+        if moves.keys.is_empty() && !self.overlay.is_directory(source) {
+            return Err(VfsError::NotFound);
         }
-        run_all(made.into_iter(), |made| {
-            delete_key(&self.transfers, source, target, &list, made)
-        })
-        .await
-        .1?;
+        if target.as_str().starts_with(source.as_str()) {
+            return Err(VfsError::Refused("a directory can't be moved into itself"));
+        }
+        if self.overlay.has_upload_in(source) {
+            return Err(BUSY);
+        }
+        self.must_be_free(to).await?;
+        let indices = 0..moves.keys.len();
+        let copies = run_all(indices, |index| moves.clone().copy_key(index)).await;
+        if copies.result.is_err() {
+            // The next try must find the name free. What other clients stored there stays.
+            let made = copies.done.into_iter();
+            run_all(made, |copy| moves.clone().take_back_key(copy)).await;
+            return copies.result;
+        }
+        let made = copies.done.into_iter();
+        let deletes = run_all(made, |copy| moves.clone().delete_key(copy)).await;
+        deletes.result?;
         self.overlay.rename_directories(source, target);
         Ok(())
     }
 
-    /// Every key in a directory, after a look that all of them fit below the target.
-    async fn list_moves(&self, source: &Key, target: &Key) -> Result<Moves> {
-        let mut moves = Moves {
-            list: Vec::new(),
-            _memory: Vec::new(),
+    /// Lists every key in a directory. Fails if one of them does not fit below the target.
+    async fn list_moves(&self, source: &Key, target: &Key) -> Result<DirectoryMove> {
+        let mut moves = DirectoryMove {
+            transfers: self.transfers.clone(),
+            source: source.clone(),
+            target: target.clone(),
+            keys: Vec::new(),
+            memory: Vec::new(),
         };
-        let mut next = Some(None);
-        while let Some(after) = next {
+        let mut after = None;
+        loop {
             let page = self.list(source, after, MAX_PAGE).await?;
-            let mut bytes = 0;
-            for Entry::Object(key, _) | Entry::Prefix(key) in &page.entries {
-                let name = key.strip_prefix(source.as_str()).unwrap_or_default();
-                bytes += name.len() as u64 + KEY_OVERHEAD;
+            moves.add(page.entries)?;
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(moves),
             }
-            let full = VfsError::Refused(
-                "the server has no memory left for the names in it: try again later",
-            );
-            moves._memory.push(
-                self.transfers
-                    .pool
-                    .try_take_share(Share::Renames, bytes)
-                    .ok_or(full)?,
-            );
-            for entry in page.entries {
-                // Not folded: there are no prefixes.
-                let Entry::Object(key, version) = entry else {
-                    continue;
-                };
-                let name = key.strip_prefix(source.as_str()).unwrap_or_default();
-                join(target, name)?;
-                moves.list.push(MovedKey {
-                    name: name.into(),
-                    etag: version.etag.into(),
-                    size: version.size,
-                    storage_class: version.storage_class.map(String::into_boxed_str),
-                });
-            }
-            let many = moves.list.len() > MAX_KEYS;
-            fail_if(
-                many,
-                VfsError::Refused("the directory holds more than 100,000 files: too many to copy"),
-            )?;
-            next = page.next.map(Some);
         }
-        Ok(moves)
     }
 
-    /// Only a clear "not found" will do: a store in trouble must not cost the target its content.
+    /// Fails unless the store says clearly "not found": while it is in trouble, a target must not
+    /// lose its content.
     async fn must_be_free(&self, path: &Path) -> Result<()> {
         match self.stat(path).await {
+            Ok(_) => Err(EXISTS),
             Err(VfsError::NotFound) => Ok(()),
-            stat => stat.and(Err(EXISTS)),
+            Err(error) => Err(error),
         }
     }
 }
 
-/// What the rename of a directory moves, and the memory that this takes.
-struct Moves {
-    list: Vec<MovedKey>,
-    _memory: Vec<Reservation>,
+/// The rename of a directory.
+struct DirectoryMove {
+    transfers: Arc<Transfers>,
+    /// The prefix that the keys have.
+    source: Key,
+    /// The prefix that they get.
+    target: Key,
+    keys: Vec<MovedKey>,
+    /// Taken from the pool for `keys`.
+    memory: Vec<Reservation>,
 }
 
 /// One key of a directory that is renamed.
 struct MovedKey {
-    /// Behind the directory's prefix.
+    /// What follows the directory's prefix.
     name: Box<str>,
     etag: Box<str>,
     size: u64,
@@ -208,128 +189,156 @@ struct MadeCopy {
     copied: Copied,
 }
 
-fn join(directory: &Key, name: &str) -> Result<Key> {
-    Key::new(format!("{directory}{name}")).ok_or(VfsError::Path(PathError::TooLong))
-}
-
-/// Works on each item, a few at a time, and waits for all that was begun, whatever fails. What was done; the first error.
-async fn run_all<I, T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
-    mut items: impl Iterator<Item = I>,
-    work: impl Fn(I) -> F,
-) -> (Vec<T>, Result<()>) {
-    let mut running = JoinSet::new();
-    let mut done = Vec::new();
-    let mut result = Ok(());
-    loop {
-        while result.is_ok() && running.len() < AT_ONCE {
-            let Some(item) = items.next() else { break };
-            running.spawn(work(item));
+impl DirectoryMove {
+    /// Adds a page of entries, within the limits on memory and keys.
+    fn add(&mut self, entries: Vec<Entry>) -> Result<()> {
+        let mut objects = Vec::with_capacity(entries.len());
+        let mut bytes = 0;
+        for entry in entries {
+            // The list is not folded: it has no prefixes.
+            let Entry::Object(key, version) = entry else {
+                continue;
+            };
+            let Some(name) = key.strip_prefix(self.source.as_str()) else {
+                continue;
+            };
+            bytes += name.len() as u64 + KEY_OVERHEAD;
+            objects.push((Box::from(name), version));
         }
-        let Some(joined) = running.join_next().await else {
-            return (done, result);
+        let Some(memory) = self.transfers.pool.try_take_share(Share::Renames, bytes) else {
+            return Err(VfsError::Refused(
+                "the server has no memory left for the names in it: try again later",
+            ));
         };
-        match joined.unwrap_or_else(|error| Err(StoreError::Other(error.to_string()).into())) {
-            Ok(one) => done.push(one),
-            Err(error) => result = result.and(Err(error)),
+        self.memory.push(memory);
+        for (name, version) in objects {
+            join(&self.target, &name)?;
+            self.keys.push(MovedKey {
+                name,
+                etag: version.etag.into(),
+                size: version.size,
+                storage_class: version.storage_class.map(String::into_boxed_str),
+            });
+        }
+        if self.keys.len() > MAX_KEYS {
+            return Err(VfsError::Refused(
+                "the directory holds more than 100,000 files: too many to copy",
+            ));
+        }
+        Ok(())
+    }
+
+    fn key(&self, index: usize) -> Result<&MovedKey> {
+        self.keys.get(index).ok_or(VfsError::NotFound)
+    }
+
+    async fn copy_key(self: Arc<Self>, index: usize) -> Result<MadeCopy> {
+        let key = self.key(index)?;
+        let from = join(&self.source, &key.name)?;
+        let to = join(&self.target, &key.name)?;
+        let version = key.version();
+        if self.transfers.stop.is_cancelled() {
+            return Err(STOPPED);
+        }
+        let copying = copy(&self.transfers, &from, &version, &to, None);
+        match self.transfers.run_until_stopped(copying).await {
+            Some(copied) => Ok(MadeCopy {
+                index,
+                copied: copied?,
+            }),
+            None => Err(STOPPED),
         }
     }
-}
 
-/// Copies one key of a directory.
-fn copy_key(
-    transfers: &Arc<Transfers>,
-    source: &Key,
-    target: &Key,
-    list: &[MovedKey],
-    index: usize,
-) -> impl Future<Output = Result<MadeCopy>> + Send + 'static {
-    let key = list.get(index).ok_or(VfsError::NotFound);
-    let wanted = key.and_then(|key| {
-        Ok((
-            join(source, &key.name)?,
-            join(target, &key.name)?,
-            key.version(),
-        ))
-    });
-    let transfers = transfers.clone();
-    async move {
-        let (from, to, version) = wanted?;
-        fail_if(transfers.stop.is_cancelled(), STOPPED)?;
-        let copying = copy(&transfers, &from, &version, &to, None);
-        let copied = transfers
-            .run_until_stopped(copying)
-            .await
-            .ok_or(STOPPED)??;
-        Ok(MadeCopy { index, copied })
-    }
-}
-
-/// Deletes one key of a directory that has been copied. One that has changed since is moved anew.
-fn delete_key(
-    transfers: &Arc<Transfers>,
-    source: &Key,
-    target: &Key,
-    list: &[MovedKey],
-    MadeCopy { index, copied }: MadeCopy,
-) -> impl Future<Output = Result<()>> + Send + 'static {
-    let key = list.get(index).ok_or(VfsError::NotFound);
-    let wanted = key.and_then(|key| {
-        Ok((
-            join(source, &key.name)?,
-            join(target, &key.name)?,
-            key.etag.clone(),
-        ))
-    });
-    let transfers = transfers.clone();
-    async move {
-        let (from, to, etag) = wanted?;
-        let store = transfers.store.as_ref();
-        match change::delete_version(store, &from, &etag).await {
+    /// Deletes a key that has been copied. If it has changed since, it is moved anew.
+    async fn delete_key(self: Arc<Self>, copy: MadeCopy) -> Result<()> {
+        let key = self.key(copy.index)?;
+        let from = join(&self.source, &key.name)?;
+        let to = join(&self.target, &key.name)?;
+        let store = self.transfers.store.as_ref();
+        match change::delete_version(store, &from, &key.etag).await {
             Ok(()) => Ok(()),
-            // Another gateway has taken it away: it was not in the directory any more.
+            // Another gateway has removed it: it was no longer in the directory.
             Err(StoreError::NotFound) => {
-                take_back(store, &to, &copied).await;
+                take_back(store, &to, &copy.copied).await;
                 Ok(())
             }
             Err(StoreError::Precondition) => {
-                take_back(store, &to, &copied).await;
-                move_again(&transfers, &from, &to).await
+                take_back(store, &to, &copy.copied).await;
+                move_again(&self.transfers, &from, &to).await
             }
             Err(error) => Err(error.into()),
         }
     }
-}
 
-/// Moves a file of a directory that was replaced since it was copied. One that is gone is not in the directory any more.
-async fn move_again(transfers: &Transfers, from: &Key, to: &Key) -> Result<()> {
-    let version = match transfers.store.head(from).await {
-        Err(StoreError::NotFound) => return Ok(()),
-        version => version?,
-    };
-    match move_file(transfers, from, version, to, false).await {
-        Err(VfsError::NotFound) => Ok(()),
-        moved => moved,
-    }
-}
-
-fn take_back_key(
-    transfers: &Arc<Transfers>,
-    target: &Key,
-    list: &[MovedKey],
-    MadeCopy { index, copied }: MadeCopy,
-) -> impl Future<Output = Result<()>> + Send + 'static {
-    let key = list
-        .get(index)
-        .ok_or(VfsError::NotFound)
-        .and_then(|key| join(target, &key.name));
-    let transfers = transfers.clone();
-    async move {
-        take_back(transfers.store.as_ref(), &key?, &copied).await;
+    async fn take_back_key(self: Arc<Self>, copy: MadeCopy) -> Result<()> {
+        let key = self.key(copy.index)?;
+        let to = join(&self.target, &key.name)?;
+        take_back(self.transfers.store.as_ref(), &to, &copy.copied).await;
         Ok(())
     }
 }
 
-/// Deletes a copy of our own. In doubt, and where somebody else has stored something meanwhile, it stays.
+fn join(directory: &Key, name: &str) -> Result<Key> {
+    match Key::new(format!("{directory}{name}")) {
+        Some(key) => Ok(key),
+        None => Err(VfsError::Path(PathError::TooLong)),
+    }
+}
+
+/// What [`run_all`] returns.
+struct Ran<T> {
+    /// Of the items whose work succeeded.
+    done: Vec<T>,
+    /// The first error.
+    result: Result<()>,
+}
+
+/// Works on each item, several at a time. After an error no further item is begun, and those in
+/// flight are waited for.
+async fn run_all<I, T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
+    mut items: impl Iterator<Item = I>,
+    work: impl Fn(I) -> F,
+) -> Ran<T> {
+    let mut running = JoinSet::new();
+    let mut done = Vec::new();
+    let mut result = Ok(());
+    loop {
+        while result.is_ok() && running.len() < MAX_IN_FLIGHT {
+            let Some(item) = items.next() else { break };
+            running.spawn(work(item));
+        }
+        let Some(joined) = running.join_next().await else {
+            return Ran { done, result };
+        };
+        let outcome = match joined {
+            Ok(outcome) => outcome,
+            Err(panicked) => Err(StoreError::Other(panicked.to_string()).into()),
+        };
+        match outcome {
+            Ok(one) => done.push(one),
+            Err(error) if result.is_ok() => result = Err(error),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Moves a file of a directory that was replaced since it was copied. A file that is gone is no
+/// longer in the directory.
+async fn move_again(transfers: &Transfers, from: &Key, to: &Key) -> Result<()> {
+    let version = match transfers.store.head(from).await {
+        Ok(version) => version,
+        Err(StoreError::NotFound) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    match move_file(transfers, from, version, to, false).await {
+        Ok(()) | Err(VfsError::NotFound) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes a copy that this rename made. It stays in doubt, or if another client has stored something
+/// meanwhile.
 async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
     if !copied.is_ours {
         return;
@@ -338,20 +347,18 @@ async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
         Ok(found) if found.write_id() == copied.write_id.as_deref() => {
             change::delete_version(store, key, &copied.etag).await
         }
-        // Others' equal content has the same ETag.
+        // The ETag can't tell: equal content of another client has the same one.
         Ok(_) => return,
         Err(error) => Err(error),
     };
     if let Err(error) = removed {
-        log::warn!(
-            "the copy {:?} of a rename that failed may stay: {error}",
-            key.as_str()
-        );
+        let key = key.as_str();
+        log::warn!("the copy {key:?} of a rename that failed may stay: {error}");
     }
 }
 
-/// Moves a file: copies the version that is there, and deletes that one. What others store meanwhile is moved too, as if
-/// it had come before.
+/// Moves a file: copies the version that is there, and deletes that one. A version that another
+/// client stores meanwhile is moved too, as if it had been stored before.
 async fn move_file(
     transfers: &Transfers,
     from: &Key,
@@ -360,7 +367,7 @@ async fn move_file(
     replace: bool,
 ) -> Result<()> {
     let store = transfers.store.as_ref();
-    // What the target held before can't be brought back: from then on the rename counts as done.
+    // What the target held can't be brought back: from then on the rename counts as done.
     let mut has_replaced = false;
     for _ in 0..SOURCE_TRIES {
         let over = if replace {
@@ -370,25 +377,29 @@ async fn move_file(
         };
         match copy(transfers, from, &version, to, over.as_ref()).await {
             Ok(copied) => {
-                has_replaced |= over.is_some_and(|over| !change::is_copy(&over, &version));
-                let deleted = change::delete_version(store, from, &version.etag).await;
-                match deleted {
+                if let Some(over) = &over
+                    && !change::is_copy(over, &version)
+                {
+                    has_replaced = true;
+                }
+                match change::delete_version(store, from, &version.etag).await {
                     Ok(()) => return Ok(()),
                     Err(StoreError::NotFound | StoreError::Precondition) if has_replaced => {}
                     Err(StoreError::NotFound | StoreError::Precondition) => {
-                        take_back(store, to, &copied).await
+                        take_back(store, to, &copied).await;
                     }
                     Err(error) => return Err(error.into()),
                 }
             }
+            // The source or the target has changed.
             Err(VfsError::NotFound | VfsError::Store(StoreError::Precondition)) => {}
             Err(error) => return Err(error),
         }
         match store.head(from).await {
-            // It is the target that is not as it was.
+            // It was the target.
             Ok(now) if now.etag == version.etag && !replace => return Err(EXISTS),
             Ok(now) => version = now,
-            // Another gateway has taken it away, after this one had moved what it found.
+            // Another gateway has removed it, after this one had moved what it found.
             Err(StoreError::NotFound) if has_replaced => return Ok(()),
             Err(StoreError::NotFound) => return Err(VfsError::NotFound),
             Err(error) => return Err(error.into()),
@@ -406,8 +417,9 @@ async fn find_target(store: &dyn Store, to: &Key) -> Result<Option<Object>> {
     }
 }
 
-/// Copies until the target is the copy. Only then may the source go: a store may confirm a copy that changed nothing.
-/// `over` is the object that may be replaced; without one the name must be free, so that the copy is nobody else's.
+/// Copies until the target is the copy. Only then may the source be deleted: a store may confirm a
+/// copy that changed nothing. `over` is the object that may be replaced; without one the name must be
+/// free, so that the copy is certainly this rename's.
 async fn copy(
     transfers: &Transfers,
     from: &Key,
@@ -416,46 +428,38 @@ async fn copy(
     over: Option<&Object>,
 ) -> Result<Copied> {
     let store = transfers.store.as_ref();
-    let condition = if over.is_some() {
-        Condition::None
-    } else {
-        Condition::Absent
+    let condition = match over {
+        Some(_) => Condition::None,
+        None => Condition::Absent,
     };
     for _ in 0..COPY_TRIES {
-        let copied = match change::copy(store, from, version, to, &condition).await {
+        let mut copied = match change::copy(store, from, version, to, &condition).await {
+            Ok(copied) => copied,
             Err(StoreError::NotFound) => return Err(VfsError::NotFound),
             Err(StoreError::TooLarge) => {
                 copy_in_parts(transfers, from, version, to, &condition).await?
             }
-            copied => copied?,
+            Err(error) => return Err(error.into()),
         };
         if !copied.is_ours {
             return Ok(copied);
         }
-        match store.head(to).await {
-            Ok(object) if *object.etag == *copied.etag => {
-                let write_id = object.write_id().map(Box::from);
-                // Over a copy of the same version by another gateway it is that one's too.
-                return Ok(Copied {
-                    write_id,
-                    is_ours: over.is_none(),
-                    ..copied
-                });
-            }
-            Ok(object) if was_replaced(store, over, Some(&object)) => {
-                return Ok(Copied {
-                    is_ours: false,
-                    ..copied
-                });
-            }
-            Err(StoreError::NotFound) if was_replaced(store, over, None) => {
-                return Ok(Copied {
-                    is_ours: false,
-                    ..copied
-                });
-            }
-            Ok(_) | Err(StoreError::NotFound) => {}
+        let now = match store.head(to).await {
+            Ok(object) => Some(object),
+            Err(StoreError::NotFound) => None,
             Err(error) => return Err(error.into()),
+        };
+        if let Some(object) = &now
+            && *object.etag == *copied.etag
+        {
+            copied.write_id = object.write_id().map(Box::from);
+            // It may replace a copy of the same version by another gateway, which then has it too.
+            copied.is_ours = over.is_none();
+            return Ok(copied);
+        }
+        if was_replaced(store, over, now.as_ref()) {
+            copied.is_ours = false;
+            return Ok(copied);
         }
     }
     Err(VfsError::Refused(
@@ -463,8 +467,9 @@ async fn copy(
     ))
 }
 
-/// Whether another gateway has replaced or removed a copy that was confirmed: there is neither the copy nor what it
-/// replaced. Where conditions are ignored, other gateways are not reckoned with, and the copy was never made.
+/// Whether another gateway has replaced or removed a copy that was confirmed: neither the copy nor
+/// what it replaced is there. If the store ignores conditions, there is only one gateway, and the copy
+/// was never made.
 fn was_replaced(store: &dyn Store, over: Option<&Object>, now: Option<&Object>) -> bool {
     match (over, now) {
         (None, None) => false,
@@ -474,7 +479,7 @@ fn was_replaced(store: &dyn Store, over: Option<&Object>, now: Option<&Object>) 
     }
 }
 
-/// UploadPartCopy of the whole object, with its attributes.
+/// Copies an object that is too large for one request, with its attributes.
 async fn copy_in_parts(
     transfers: &Transfers,
     from: &Key,
@@ -482,42 +487,58 @@ async fn copy_in_parts(
     to: &Key,
     condition: &Condition,
 ) -> Result<Copied> {
-    let store = transfers.store.as_ref();
-    let (attributes, write_id) = version
-        .attributes
-        .as_deref()
-        .cloned()
-        .unwrap_or_default()
-        .with_new_write_id();
-    let id = store.create_upload(to, &attributes).await?;
-    let pieces = async {
-        let mut parts = Vec::new();
-        for (number, start) in (1..).zip((0..version.size).step_by(COPY_PART_SIZE as usize)) {
-            fail_if(transfers.stop.is_cancelled(), STOPPED)?;
-            let range = start..version.size.min(start + COPY_PART_SIZE);
-            let source = PartSource {
-                key: from,
-                etag: &version.etag,
-                range,
-            };
-            let copying = store.copy_part(to, &id, number, source);
-            parts.push(
-                transfers
-                    .run_until_stopped(copying)
-                    .await
-                    .ok_or(STOPPED)??,
-            );
-        }
-        let etag = change::complete(store, to, &id, &parts, &write_id, condition).await?;
-        Ok(Copied {
+    let attributes = match &version.attributes {
+        Some(attributes) => attributes.as_ref().clone(),
+        None => Default::default(),
+    };
+    let upload = MultipartUpload::create(transfers.store.clone(), to, &attributes).await?;
+    let completed = match copy_parts(transfers, &upload, from, version).await {
+        Ok(parts) => match upload.complete(&parts, condition).await {
+            Ok(etag) => Ok(etag),
+            Err(error) => Err(error.into()),
+        },
+        Err(error) => Err(error),
+    };
+    match completed {
+        Ok(etag) => Ok(Copied {
             etag: etag.into(),
             write_id: None,
             is_ours: true,
-        })
-    };
-    let copied = pieces.await;
-    if copied.is_err() {
-        abort(store, to, &id).await;
+        }),
+        Err(error) => {
+            upload.abort().await;
+            Err(error)
+        }
     }
-    copied
+}
+
+/// UploadPartCopy of the whole object.
+async fn copy_parts(
+    transfers: &Transfers,
+    upload: &MultipartUpload,
+    from: &Key,
+    version: &Object,
+) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    let mut start = 0;
+    let mut number = 1;
+    while start < version.size {
+        if transfers.stop.is_cancelled() {
+            return Err(STOPPED);
+        }
+        let end = version.size.min(start + COPY_PART_SIZE);
+        let source = PartSource {
+            key: from,
+            etag: &version.etag,
+            range: start..end,
+        };
+        let copying = upload.copy_part(number, source);
+        match transfers.run_until_stopped(copying).await {
+            Some(part) => parts.push(part?),
+            None => return Err(STOPPED),
+        }
+        start = end;
+        number += 1;
+    }
+    Ok(parts)
 }
