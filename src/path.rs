@@ -1,11 +1,12 @@
-//! Client paths and the keys they stand for: the jail.
+//! The jail: client paths, and the keys that they stand for.
 //!
-//! Invariant: a [`Key`] made here starts with the user's own prefix, whatever the client sent. Paths
-//! are resolved as text only, as S3 has no links that could point elsewhere.
+//! Invariant: a [`Key`] made here starts with the user's own prefix, whatever the client sent.
+//! Paths are resolved as text only: S3 has no links that could point elsewhere.
 
 use std::fmt;
 
-/// Longest key in bytes of UTF-8 ([S3: object keys](https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html)).
+/// Longest key in bytes of UTF-8 ([S3: object
+/// keys](https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html)).
 pub const MAX_KEY: usize = 1024;
 
 /// Longest prefix and home together, in bytes: half of a key stays for the user's paths.
@@ -33,14 +34,16 @@ pub enum PathError {
 
 type Result<T> = std::result::Result<T, PathError>;
 
-/// The key of an object or, empty or ending with `/`, the prefix that all keys of a directory share.
+/// The key of an object or, empty or ending with `/`, the prefix that all keys of a directory
+/// share.
 ///
 /// Made from client input in this module only, so that no unchecked string reaches a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(String);
 
 impl Key {
-    /// Checks length ([`MAX_KEY`], and the slash of a prefix) and refuses NUL; `None` when the text can't be a key.
+    /// Checks length ([`MAX_KEY`], and the slash of a prefix) and refuses NUL. `None` if the text
+    /// can't be a key.
     pub fn new(text: impl Into<String>) -> Option<Key> {
         let text = text.into();
         let longest = MAX_KEY + usize::from(text.ends_with('/'));
@@ -59,15 +62,16 @@ impl fmt::Display for Key {
     }
 }
 
-/// An absolute, normalised path as the client sees it: `/`, `/a`, `/a/b`. Never `..`, never a trailing slash.
+/// An absolute, normalised path as the client sees it: `/`, `/a`, `/a/b`. Without `..`, and without
+/// a trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Path(String);
 
 impl Path {
     /// Resolves `.`, `..` and `//`; a relative path starts at the root, and `..` stops there.
     ///
-    /// Errors: NUL, U+FFFD (the SFTP decoder puts it where bytes were no UTF-8, so that two names could meet in
-    /// one key), or too long for any key (1,024 bytes).
+    /// Errors: NUL, U+FFFD (the SFTP decoder puts it where bytes are not UTF-8, so that two names
+    /// could become one key), or too long for any key (1,024 bytes).
     pub fn parse(text: &str) -> Result<Path> {
         let garbled = text.contains(['\0', char::REPLACEMENT_CHARACTER]);
         if garbled {
@@ -130,7 +134,7 @@ pub struct ObjectKeys {
 pub struct Home(String);
 
 impl Home {
-    /// `prefix` and `home` as configured, with or without slashes around them. Errors say what to correct.
+    /// `prefix` and `home` as configured, with or without slashes around them.
     pub fn new(prefix: &str, home: &str) -> Result<Home> {
         let parts = prefix
             .split('/')
@@ -147,7 +151,7 @@ impl Home {
         Ok(Home(all))
     }
 
-    /// Tells one user's home from another's.
+    /// The prefix; it tells one user's home from another's.
     pub fn as_str(&self) -> &str {
         &self.0
     }

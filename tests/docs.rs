@@ -117,7 +117,8 @@ fn between<'a>(line: &'a str, start: &str, end: char) -> Vec<&'a str> {
     found
 }
 
-/// `[text](target)`, `[label]: target`, and the images of `<img src="target">` and `<source srcset="target">`.
+/// `[text](target)`, `[label]: target`, and the images of `<img src="target">` and `<source
+/// srcset="target">`.
 fn links(text: &str) -> Vec<Link> {
     let prose = lines_of_prose(text);
     let mut links = Vec::new();

@@ -1,4 +1,5 @@
-//! The memory promise of docs/requests.md, measured on the real binary: peak RSS against the formula.
+//! The memory promise of docs/requests.md, measured on the real binary: peak RSS against the
+//! formula.
 
 // A panic is how a test fails.
 #![allow(clippy::restriction)]

@@ -85,8 +85,8 @@ pub struct ServeArgs {
     /// Connections at once; more are refused.
     #[arg(long, env = "SFTPD_MAX_SESSIONS", default_value = "1000", value_parser = parse_session_limit, value_name = "N")]
     pub max_sessions: usize,
-    /// Files open for writing at once, of which one user may have three quarters. The default is what
-    /// fits into this machine's memory, or into the unit's MemoryMax.
+    /// Files open for writing at once, of which one user may have three quarters. The default is
+    /// what fits into this machine's memory, or into the unit's MemoryMax.
     #[arg(long, env = "SFTPD_MAX_UPLOADS", value_parser = parse_upload_limit, value_name = "N")]
     max_uploads: Option<usize>,
     /// For a client to log in after it has connected.
@@ -95,8 +95,8 @@ pub struct ServeArgs {
     /// A session ends after this time without a request or an answer.
     #[arg(long, env = "SFTPD_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_time_above_zero, value_name = "TIME")]
     idle_timeout: Duration,
-    /// Open transfers may finish for this time after SIGTERM, SIGINT or SIGHUP; a second signal ends
-    /// them.
+    /// Open transfers may finish for this time after SIGTERM, SIGINT or SIGHUP; a second signal
+    /// ends them.
     #[arg(long, env = "SFTPD_DRAIN_TIMEOUT", default_value = "60s", value_parser = parse_time, value_name = "TIME")]
     drain_timeout: Duration,
     /// Incomplete multipart uploads of a server that died are aborted after this time, at least 1h.

@@ -57,7 +57,7 @@ impl EarlyRenames {
         Some(rename)
     }
 
-    /// Waits until the first rename has waited long enough; for ever if there is none.
+    /// Waits until the first rename has waited long enough; does not resolve if there is none.
     pub async fn first_deadline(&self) {
         match self.0.first() {
             Some((deadline, _)) => sleep_until(*deadline).await,

@@ -168,7 +168,7 @@ pub enum Entry {
 pub struct Page {
     /// In the byte order of their keys.
     pub entries: Vec<Entry>,
-    /// To be passed to the next [`Store::list`]; `None` when this was the last page.
+    /// To be passed to the next [`Store::list`]; `None` if this was the last page.
     pub next: Option<String>,
 }
 
@@ -334,7 +334,7 @@ pub struct PartSource<'a> {
 /// Prefix of the names of keys that only serve to try out what a store can do.
 const PROBE_NAME: &str = ".sftpd-probe-";
 
-/// A key below this prefix that nobody else uses, to try something out.
+/// A random key below this prefix, to try something out.
 pub(crate) fn probe_key(prefix: &Key) -> Result<Key> {
     let id: u64 = rand::random();
     Key::new(format!("{prefix}{PROBE_NAME}{id:016x}")).ok_or(StoreError::NotFound)

@@ -202,7 +202,7 @@ impl BufferPool {
     }
 }
 
-/// Permits for this many bytes; `None` if no semaphore has so many.
+/// Permits for this many bytes; `None` if no semaphore has that many.
 fn to_units(bytes: u64) -> Option<u32> {
     u32::try_from(bytes.div_ceil(UNIT)).ok()
 }

@@ -44,7 +44,7 @@ enum Phase {
     Open,
     /// No READ comes any more; those that wait get their data.
     Closed,
-    /// Nobody wants the data any more.
+    /// The data is no longer wanted.
     Cancelled,
 }
 
@@ -126,7 +126,7 @@ impl ReadQueue {
         self.end(Phase::Closed);
     }
 
-    /// As [`ReadQueue::close`], and nobody wants the data any more. Changes nothing after that
+    /// As [`ReadQueue::close`], and the data is no longer wanted. Changes nothing after that
     /// call.
     pub fn cancel(&self) {
         self.end(Phase::Cancelled);

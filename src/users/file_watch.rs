@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How often the file is looked at while nobody logs in.
+/// How often the file is looked at between logins.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest time between two log lines about a file that keeps failing in the same way.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);

@@ -1,8 +1,8 @@
 //! A directory being read, page by page: what S3 lists, merged with what only this process knows.
 //!
-//! Invariant: an open directory holds its position only. The rest of a page that was fetched stays in
-//! [`ListingPages`], which is bounded; a page that had to go is fetched again. A name is listed once:
-//! the overlay is asked before the store, for the same range of names.
+//! Invariant: an open directory holds its position only. The rest of a page that was fetched stays
+//! in [`ListingPages`], which is bounded; a page that had to go is fetched again. A name is listed
+//! once: the overlay is asked before the store, for the same range of names.
 
 use super::overlay::Names;
 use super::{Overlay, Path, Result, Stat, Vfs, VfsError};
@@ -197,10 +197,7 @@ fn merge(prefix: &Key, position: &Position, listed: Page, known: Names) -> NameP
             Entry::Object(key, object) => (key, Stat::from(&object)),
             Entry::Prefix(key) => (key, Stat::Directory),
         };
-        let name = match key.strip_prefix(prefix.as_str()) {
-            Some(name) => name,
-            None => "",
-        };
+        let name = key.strip_prefix(prefix.as_str()).unwrap_or_default();
         let is_repeated = position.is_continued && Some(name) <= position.after.as_deref();
         if listed_end.as_deref() < Some(name) {
             listed_end = Some(name.to_owned());
@@ -244,8 +241,9 @@ fn merge(prefix: &Key, position: &Position, listed: Page, known: Names) -> NameP
     NamePage { items, next }
 }
 
-/// Pages of all directories that are being read. If there is no room for one more, the page that was
-/// kept the longest goes: of the user whose limit is reached, or of the user whose pages take most.
+/// Pages of all directories that are being read. If there is no room for one more, the page that
+/// was kept the longest goes: of the user whose limit is reached, or of the user whose pages take
+/// most.
 #[derive(Default)]
 pub struct ListingPages {
     // A std lock: never held across an await.

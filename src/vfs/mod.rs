@@ -1,8 +1,8 @@
 //! What a user sees: a file system made of keys, of directories that S3 does not have, and of
 //! uploads in progress.
 //!
-//! Called by `sftp`, one [`Vfs`] a session. The rules of docs/requests.md about names live here, those
-//! about bytes in `transfer`. Each function says which S3 requests it sends.
+//! Called by `sftp`, one [`Vfs`] a session. The rules of docs/requests.md about names live here,
+//! those about bytes in `transfer`. Each function says which S3 requests it sends.
 
 mod listing;
 mod open;

@@ -51,8 +51,8 @@ impl Base {
     }
 }
 
-/// A file that was opened for writing. If that was exclusive, its name stays locked until the upload
-/// is started.
+/// A file that was opened for writing. If that was exclusive, its name stays locked until the
+/// upload is started.
 pub struct FileToWrite {
     key: Key,
     base: Base,
@@ -127,7 +127,8 @@ impl Vfs {
     pub async fn open_write(&self, path: &Path, mode: WriteMode) -> Result<FileToWrite> {
         let keys = self.home.keys(path)?;
         let lock = if mode.exclusive {
-            // If two clients create the file exclusively, the second must see the first one's upload.
+            // If two clients create the file exclusively, the second must see the first one's
+            // upload.
             Some(self.lock(&keys).await)
         } else {
             let name = LockedName::alone(&keys.file);

@@ -1,5 +1,5 @@
-//! What only this process knows: directories that S3 does not have, and uploads that are not objects
-//! yet.
+//! What only this process knows: directories that S3 does not have, and uploads that are not
+//! objects yet.
 //!
 //! Both have full keys, so users whose homes overlap see the same. It lives in memory: a restart
 //! forgets it. Invariants: the lock is held for a bounded number of names, and the bytes that
@@ -304,7 +304,8 @@ impl Tables {
         Some(key.clone())
     }
 
-    /// The oldest spare directory of the user whose directories take most, among those who have any.
+    /// The oldest spare directory of the user whose directories take most, among those who have
+    /// any.
     fn oldest_spare(&self) -> Option<String> {
         let mut largest: Option<&Usage> = None;
         for usage in self.owners.values() {

@@ -1,9 +1,9 @@
-//! Rename: S3 has none, so copy, check, then delete. Invariants: no source is deleted before its copy
-//! is there; the version that is deleted is the one that was copied; and only copies that this
+//! Rename: S3 has none, so copy, check, then delete. Invariants: no source is deleted before its
+//! copy is there; the version that is deleted is the one that was copied; and only copies that this
 //! rename made are taken back.
 //!
-//! A rename runs in its own task, so that the end of a session does not stop it half-way. The end of
-//! the server does: then copies are taken back, as after a failure.
+//! A rename runs in its own task, so that the end of a session does not stop it half-way. The end
+//! of the server does: then copies are taken back, as after a failure.
 
 use super::{BUSY, EXISTS, Result, Vfs, VfsError};
 use crate::path::{Key, Path, PathError};
@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::task::JoinSet;
 
-/// Limit on the keys that the rename of a directory moves: each takes three requests, and the client
-/// waits.
+/// Limit on the keys that the rename of a directory moves: each takes three requests, and the
+/// client waits.
 const MAX_KEYS: usize = 100_000;
 /// What a key takes in memory beside its name, in bytes: its version, and that of its copy.
 const KEY_OVERHEAD: u64 = 256;
@@ -337,8 +337,8 @@ async fn move_again(transfers: &Transfers, from: &Key, to: &Key) -> Result<()> {
     }
 }
 
-/// Deletes a copy that this rename made. It stays in doubt, or if another client has stored something
-/// meanwhile.
+/// Deletes a copy that this rename made. It stays in doubt, or if another client has stored
+/// something meanwhile.
 async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
     if !copied.is_ours {
         return;
@@ -418,8 +418,8 @@ async fn find_target(store: &dyn Store, to: &Key) -> Result<Option<Object>> {
 }
 
 /// Copies until the target is the copy. Only then may the source be deleted: a store may confirm a
-/// copy that changed nothing. `over` is the object that may be replaced; without one the name must be
-/// free, so that the copy is certainly this rename's.
+/// copy that changed nothing. `over` is the object that may be replaced; without one the name must
+/// be free, so that the copy is certainly this rename's.
 async fn copy(
     transfers: &Transfers,
     from: &Key,
@@ -468,8 +468,8 @@ async fn copy(
 }
 
 /// Whether another gateway has replaced or removed a copy that was confirmed: neither the copy nor
-/// what it replaced is there. If the store ignores conditions, there is only one gateway, and the copy
-/// was never made.
+/// what it replaced is there. If the store ignores conditions, there is only one gateway, and the
+/// copy was never made.
 fn was_replaced(store: &dyn Store, over: Option<&Object>, now: Option<&Object>) -> bool {
     match (over, now) {
         (None, None) => false,

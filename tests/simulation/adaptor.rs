@@ -1,5 +1,5 @@
-//! The only part that names the library: a [`Store`] before the simulated bucket, gateways without sockets, and sessions on
-//! them without SSH.
+//! The only part that names the library: a [`Store`] before the simulated bucket, gateways without
+//! sockets, and sessions on them without SSH.
 
 use super::bucket::{
     self, Bucket, Complete, Copy, Expectation, Listed, NewVersion, Refusal, Version,
@@ -146,7 +146,8 @@ impl Store for SimulatedStore {
             .map_err(write_error)
     }
 
-    /// As the real one: a lost answer is decided by a look, and under a condition by a second request.
+    /// As the real one: a lost answer is decided by a look, and under a condition by a second
+    /// request.
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
         let effect = delete_once(key, condition);
         let deleted = self
@@ -302,8 +303,8 @@ impl Store for SimulatedStore {
     }
 }
 
-/// A DELETE that is carried out once, however often it arrives: it is only sent again when the first one's answer did not
-/// come, and its own success then counts.
+/// A DELETE that is carried out once, however often it arrives: it is only sent again when the
+/// first one's answer did not come, and its own success then counts.
 fn delete_once(
     key: &Key,
     condition: &Condition,

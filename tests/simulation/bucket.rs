@@ -1,5 +1,5 @@
-//! A bucket as S3 has them: objects, multipart uploads, ETags and conditions, without clock or network. Every change of an
-//! object is written into the journal.
+//! A bucket as S3 has them: objects, multipart uploads, ETags and conditions, without clock or
+//! network. Every change of an object is written into the journal.
 
 use super::history::{Cause, Journal, What};
 use super::plan::StoreKind;
@@ -105,7 +105,8 @@ impl Bucket {
         self.objects.get(key).cloned().ok_or(Refusal::NotFound)
     }
 
-    /// Stores refuse a GET whose `If-Match` does not hold, even those that ignore conditions of writes.
+    /// Stores refuse a GET whose `If-Match` does not hold, even those that ignore conditions of
+    /// writes.
     pub fn get(&self, key: &str, etag: &str) -> Result<Version> {
         let version = self.head(key)?;
         if version.etag == etag {
@@ -240,7 +241,8 @@ impl Bucket {
         self.abandoned.insert(id.to_owned());
     }
 
-    /// Keys of uploads in progress that somebody should have ended, and of parts that belong to none.
+    /// Keys of uploads in progress that somebody should have ended, and of parts that belong to
+    /// none.
     pub fn uploads(&self) -> Vec<String> {
         let left = self
             .uploads

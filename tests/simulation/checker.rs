@@ -1,5 +1,6 @@
-//! Finds broken promises in a history. It sees both sides: what clients were told, and every change of an object in the
-//! bucket, all in one order. So most of the work is one question: who asked for this change?
+//! Finds broken promises in a history. It sees both sides: what clients were told, and every change
+//! of an object in the bucket, all in one order. So most of the work is one question: who asked for
+//! this change?
 //!
 //! Contents are mostly unique, so bytes say whose they are.
 
@@ -12,8 +13,8 @@ use std::fmt;
 /// A promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
-    /// Content vanishes only by an action under way that removes it, or moves it to where it is then; and that was told OK,
-    /// or has an unclear outcome.
+    /// Content vanishes only by an action under way that removes it, or moves it to where it is
+    /// then; and that was told OK, or has an unclear outcome.
     NothingVanishes,
     /// Content is replaced only by such an action, and only by the content that this action has.
     NothingIsReplaced,
@@ -33,7 +34,8 @@ pub enum Rule {
     DoneMeansDone,
     /// Of all that make one name with EXCL, each that is told OK has made it.
     OneExclusiveWinner,
-    /// Of all that rename one file, each that is told OK has taken it away, unless it had to replace another file.
+    /// Of all that rename one file, each that is told OK has taken it away, unless it had to
+    /// replace another file.
     OneRenameOfASource,
     /// A rename that is clearly refused leaves no copy behind.
     RefusedRenameLeavesNothing,
@@ -41,7 +43,8 @@ pub enum Rule {
     GetIsOneVersion,
     /// NO_SUCH_FILE is told of names that were free while the action ran.
     MissingMeansMissing,
-    /// A list shows all files that were there from its beginning to its end, and none that were never there.
+    /// A list shows all files that were there from its beginning to its end, and none that were
+    /// never there.
     ListIsTrue,
     /// Nobody copied anything, so no content is in two places at the end.
     OnePlace,
@@ -91,7 +94,8 @@ struct Deed {
     /// Index of the event; the last one where the client never learnt how it went.
     ended: usize,
     outcome: Outcome,
-    /// Did every request that the store saw about these names go well? Then a refusal is a clear one.
+    /// Did every request that the store saw about these names go well? Then a refusal is a clear
+    /// one.
     is_clear: bool,
 }
 
@@ -145,8 +149,8 @@ struct Change {
     before: Option<Bytes>,
     after: Option<Bytes>,
     cause: Cause,
-    /// What it takes away was put there late: whoever looked before saw something else, and only a store that keeps
-    /// conditions could have stopped it. Nobody was told OK for such content.
+    /// What it takes away was put there late: whoever looked before saw something else, and only a
+    /// store that keeps conditions could have stopped it. Nobody was told OK for such content.
     takes_late: bool,
     /// Indexes of the deeds that can have made it.
     deeds: BTreeSet<usize>,
@@ -467,8 +471,8 @@ impl Story {
         }
     }
 
-    /// A rename makes copies of its sources at their targets, and removes the sources after that. If it fails, it may take
-    /// back copies that it has made.
+    /// A rename makes copies of its sources at their targets, and removes the sources after that.
+    /// If it fails, it may take back copies that it has made.
     fn rename_asks_for(&self, number: usize, change: &Change) -> bool {
         let deed = &self.deeds[number];
         let Action::Rename { from, to, replace } = &deed.action else {
@@ -508,7 +512,8 @@ impl Story {
         }
     }
 
-    /// Only its own copies at names that were free, and only as long as the source is there or somebody else has changed it.
+    /// Only its own copies at names that were free, and only as long as the source is there or
+    /// somebody else has changed it.
     fn takes_copy_back(&self, number: usize, source: &str, change: &Change) -> bool {
         let deed = &self.deeds[number];
         let mut since = self
@@ -525,7 +530,8 @@ impl Story {
         was_free && (is_there || since.any(is_changed_by_others))
     }
 
-    /// The changes of the same object just before this one that the action itself has made, the newest first.
+    /// The changes of the same object just before this one that the action itself has made, the
+    /// newest first.
     fn own_changes_before(&self, number: usize, change: &Change) -> Vec<&Change> {
         let before = self
             .changes
@@ -576,7 +582,8 @@ impl Story {
         self.violations.extend(found);
     }
 
-    /// [`Rule::OneExclusiveWinner`] and [`Rule::OneRenameOfASource`]: for every winner there is a change of its own.
+    /// [`Rule::OneExclusiveWinner`] and [`Rule::OneRenameOfASource`]: for every winner there is a
+    /// change of its own.
     fn check_winners(&mut self) {
         let mut found = Vec::new();
         let exclusive = |deed: &Deed, change: &Change| match &deed.action {
@@ -628,8 +635,8 @@ impl Story {
         self.violations.extend(found);
     }
 
-    /// Did this posix-rename replace a file that was there? If another gateway moves the same source meanwhile, the one who
-    /// is late can't bring that file back: it is told OK too.
+    /// Did this posix-rename replace a file that was there? If another gateway moves the same
+    /// source meanwhile, the one who is late can't bring that file back: it is told OK too.
     fn has_replaced(&self, deed: &Deed) -> bool {
         let Action::Rename {
             to, replace: true, ..
@@ -654,7 +661,8 @@ impl Story {
             })
     }
 
-    /// Deals the changes out in their order, each to the deed that fits it and ends first. Returns the deeds that get none.
+    /// Deals the changes out in their order, each to the deed that fits it and ends first. Returns
+    /// the deeds that get none.
     fn without_own_change<'a>(
         &self,
         deeds: impl Iterator<Item = &'a Deed>,
@@ -736,7 +744,8 @@ impl Story {
     fn is_really_missing(&self, deed: &Deed) -> bool {
         match &deed.action {
             Action::Rename { from, .. } => {
-                // A directory counts as missing, too, if a file in it went away just when it was to be copied.
+                // A directory counts as missing, too, if a file in it went away just when it was to
+                // be copied.
                 let went =
                     |change: &&Change| change.after.is_none() && deed.is_under_way(change.at);
                 let has_lost_file = self

@@ -1,4 +1,5 @@
-//! Histories written by hand: the checker finds what is wrong in each, and nothing in their harmless twins.
+//! Histories written by hand: the checker finds what is wrong in each, and nothing in their
+//! harmless twins.
 
 use super::checker::{Rule, check};
 use super::history::{Cause, Event, Fault, Found, History, Leftovers, Outcome, What};

@@ -1,4 +1,5 @@
-//! A client: it does the steps of its plan one after the other, with real SFTP packets, and notes how each of them went.
+//! A client: it does the steps of its plan one after the other, with real SFTP packets, and notes
+//! how each of them went.
 
 use super::adaptor::{Connection, Gateway};
 use super::history::{Found, Journal, Outcome, What};
@@ -13,8 +14,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-/// A request without an answer for this long, in virtual time, gets none: no fault takes more than seconds. It is less
-/// than the idle timeout, which would end the session and hide that.
+/// A request without an answer for this long, in virtual time, gets none: no fault takes more than
+/// seconds. It is less than the idle timeout, which would end the session and hide that.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(IDLE_TIMEOUT / 2);
 /// Bytes in one WRITE and READ: several make a part.
 const BLOCK: usize = 24;

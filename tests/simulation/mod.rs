@@ -1,7 +1,9 @@
-//! The parts of the simulation. `adaptor` alone names the library; `checker` knows nothing but the history.
+//! The parts of the simulation. `adaptor` alone names the library; `checker` knows nothing but the
+//! history.
 //!
-//! A [`plan::Plan`] is drawn from a seed, [`run::run`] turns it into a [`history::History`], [`checker::check`] finds
-//! broken promises in that, and [`shrink::shrink`] makes a failing plan small.
+//! A [`plan::Plan`] is drawn from a seed, [`run::run`] turns it into a [`history::History`],
+//! [`checker::check`] finds broken promises in that, and [`shrink::shrink`] makes a failing plan
+//! small.
 
 // A panic is how a test fails.
 #![allow(clippy::restriction)]

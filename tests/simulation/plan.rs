@@ -1,4 +1,5 @@
-//! What clients are going to do, and what the store is going to do to them: drawn from a seed, and nothing else.
+//! What clients are going to do, and what the store is going to do to them: drawn from a seed, and
+//! nothing else.
 
 use super::dice::Dice;
 use super::remote::RequestName;
@@ -369,7 +370,8 @@ impl Drawing {
         }
     }
 
-    /// Most contents are unique and of one size, as records are. Some are of several parts, some equal, some empty.
+    /// Most contents are unique and of one size, as records are. Some are of several parts, some
+    /// equal, some empty.
     fn draw_content(&mut self) -> String {
         let token = format!("<{:03}>", self.fresh_id());
         match self.dice.below(100) {

@@ -1,6 +1,6 @@
-//! The way to the bucket and back: delays in virtual time, and everything that can go wrong between a request and its
-//! answer. What happens to a request depends on the seed and on the request's name only, so that a history without one of
-//! its operations is much the same.
+//! The way to the bucket and back: delays in virtual time, and everything that can go wrong between
+//! a request and its answer. What happens to a request depends on the seed and on the request's
+//! name only, so that a history without one of its operations is much the same.
 
 use super::bucket::{self, Bucket, Refusal};
 use super::dice::Dice;
@@ -108,7 +108,8 @@ impl Remote {
         self.shared.under_way.wait().await;
     }
 
-    /// Sends a request, and waits for its answer. A request that nobody waits for any more arrives all the same.
+    /// Sends a request, and waits for its answer. A request that nobody waits for any more arrives
+    /// all the same.
     pub async fn request<T, E>(&self, kind: Kind, key: &str, effect: E) -> Result<T, Trouble>
     where
         T: Send + 'static,
@@ -195,8 +196,8 @@ fn draw_delay(dice: &mut Dice, often_long: u64) -> u64 {
     }
 }
 
-/// Only a store that ignores conditions, as Garage, is known to confirm copies that it has not made. With several gateways on
-/// it nothing could be told apart any more.
+/// Only a store that ignores conditions, as Garage, is known to confirm copies that it has not
+/// made. With several gateways on it nothing could be told apart any more.
 fn draw_fault(
     dice: &mut Dice,
     kind: Kind,

@@ -1,5 +1,5 @@
-//! Makes a failing plan small: without clients, steps, files, faults and waiting times that are not needed for it to break
-//! the same promise.
+//! Makes a failing plan small: without clients, steps, files, faults and waiting times that are not
+//! needed for it to break the same promise.
 
 use super::checker::{Rule, check};
 use super::history::{Event, History, What};
@@ -9,7 +9,8 @@ use super::run::run;
 
 /// Plans that are tried at most.
 const TRIES: usize = 6000;
-/// Other fates of the requests that a smaller plan is tried with: less happens in it, so every request is another one.
+/// Other fates of the requests that a smaller plan is tried with: less happens in it, so every
+/// request is another one.
 const OTHER_FATES: u64 = 20;
 
 /// The smallest plan found, and its history.
