@@ -1,53 +1,56 @@
 //! The jail: client paths, and the keys that they stand for.
 //!
 //! Invariant: a [`Key`] made here starts with the user's own prefix, whatever the client sent.
-//! Paths are resolved as text only: S3 has no links that could point elsewhere.
+//! Paths are resolved as text only, as S3 has no links that could point elsewhere.
 
 use std::fmt;
 
-/// Longest key in bytes of UTF-8 ([S3: object
-/// keys](https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html)).
+/// Maximum length of a key, in bytes of UTF-8
+/// ([S3: object keys](https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html)).
 pub const MAX_KEY: usize = 1024;
 
-/// Longest prefix and home together, in bytes: half of a key stays for the user's paths.
+/// Maximum length of prefix and home together, in bytes: half of a key is left for the user's
+/// paths.
 const MAX_HOME: usize = MAX_KEY / 2;
 
 /// Why a path, a prefix or a home cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// NUL, or U+FFFD, which the decoder puts where bytes are not UTF-8.
+    /// It holds NUL, or U+FFFD, which the decoder puts in place of bytes that are not UTF-8.
     #[error("the path is not valid UTF-8 or holds a NUL")]
     NotText,
     /// The key would be longer than [`MAX_KEY`] bytes.
     #[error("File name too long: path, home and prefix together have 1,024 bytes at most")]
     TooLong,
-    /// The home directory itself, where a file was expected.
+    /// It is the home directory itself, which can't be a file.
     #[error("this is the home directory itself")]
     IsHome,
-    /// A prefix or home with parts that no path can have.
+    /// A prefix or home has parts that no path can have.
     #[error("a prefix or home can't hold `.`, `..` or NUL")]
     BadHome,
-    /// A prefix and home that leave no room for paths.
+    /// A prefix and home leave no room for paths.
     #[error("prefix and home together are longer than 512 bytes")]
     LongHome,
 }
 
 type Result<T> = std::result::Result<T, PathError>;
 
-/// The key of an object or, empty or ending with `/`, the prefix that all keys of a directory
-/// share.
-///
-/// Made from client input in this module only, so that no unchecked string reaches a store.
+/// The key of an object, or the prefix that all keys of a directory share: empty, or with `/` at
+/// its end. Only this module makes keys of client input, so that no unchecked string reaches a
+/// store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(String);
 
 impl Key {
-    /// Checks length ([`MAX_KEY`], and the slash of a prefix) and refuses NUL. `None` if the text
-    /// can't be a key.
+    /// `None` if the text holds NUL or is longer than [`MAX_KEY`], the slash of a prefix not
+    /// counted.
     pub fn new(text: impl Into<String>) -> Option<Key> {
         let text = text.into();
-        let longest = MAX_KEY + usize::from(text.ends_with('/'));
-        (text.len() <= longest && !text.contains('\0')).then_some(Key(text))
+        let counted = text.strip_suffix('/').unwrap_or(&text);
+        if counted.len() > MAX_KEY || text.contains('\0') {
+            return None;
+        }
+        Some(Key(text))
     }
 
     /// The key as S3 sees it, not URL-encoded.
@@ -62,19 +65,18 @@ impl fmt::Display for Key {
     }
 }
 
-/// An absolute, normalised path as the client sees it: `/`, `/a`, `/a/b`. Without `..`, and without
-/// a trailing slash.
+/// An absolute, normalised path as the client sees it: `/`, `/a`, `/a/b`. It has no `..` and no
+/// trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Path(String);
 
 impl Path {
-    /// Resolves `.`, `..` and `//`; a relative path starts at the root, and `..` stops there.
+    /// Resolves `.`, `..` and `//`. A relative path starts at the root, and `..` stops there.
     ///
-    /// Errors: NUL, U+FFFD (the SFTP decoder puts it where bytes are not UTF-8, so that two names
-    /// could become one key), or too long for any key (1,024 bytes).
+    /// Errors: `NotText` also for U+FFFD, or two names with different bytes that are not UTF-8
+    /// could meet in one key; `TooLong`.
     pub fn parse(text: &str) -> Result<Path> {
-        let garbled = text.contains(['\0', char::REPLACEMENT_CHARACTER]);
-        if garbled {
+        if text.contains(['\0', char::REPLACEMENT_CHARACTER]) {
             return Err(PathError::NotText);
         }
         let mut parts: Vec<&str> = Vec::new();
@@ -97,7 +99,7 @@ impl Path {
         &self.0
     }
 
-    /// Is this the given path, or one below it?
+    /// Is this path the other one, or below it?
     pub fn is_inside_or_at(&self, other: &Path) -> bool {
         match self.0.strip_prefix(other.0.trim_end_matches('/')) {
             Some(rest) => rest.is_empty() || rest.starts_with('/'),
@@ -120,30 +122,34 @@ impl Path {
     }
 }
 
-/// The two keys that a path below the root stands for; both can exist.
+/// The two keys of a path below the root. A file and a directory of the same name can both exist in
+/// S3: the path `/a` of a user with the home `alice` has the keys `alice/a` and `alice/a/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectKeys {
-    /// The key of a file of this name.
+    /// The key of the file.
     pub file: Key,
-    /// The same with a slash: the prefix of everything inside a directory of this name.
+    /// The prefix of everything inside the directory: the file's key and a slash.
     pub directory: Key,
 }
 
-/// The prefix of every key of one user: the store's prefix and the user's home.
+/// The prefix of all keys of one user: the prefix of the store, and the user's home below it.
 #[derive(Clone, Debug)]
 pub struct Home(String);
 
 impl Home {
-    /// `prefix` and `home` as configured, with or without slashes around them.
+    /// `prefix` and `home` may have slashes around them.
     pub fn new(prefix: &str, home: &str) -> Result<Home> {
-        let parts = prefix
-            .split('/')
-            .chain(home.split('/'))
-            .filter(|part| !part.is_empty());
-        let all: String = parts.flat_map(|part| [part, "/"]).collect();
-        let bad = all.contains('\0') || all.split('/').any(|part| matches!(part, "." | ".."));
-        if bad {
-            return Err(PathError::BadHome);
+        let mut all = String::new();
+        for part in prefix.split('/').chain(home.split('/')) {
+            match part {
+                "" => {}
+                "." | ".." => return Err(PathError::BadHome),
+                name if name.contains('\0') => return Err(PathError::BadHome),
+                name => {
+                    all.push_str(name);
+                    all.push('/');
+                }
+            }
         }
         if all.len() > MAX_HOME {
             return Err(PathError::LongHome);
@@ -151,20 +157,17 @@ impl Home {
         Ok(Home(all))
     }
 
-    /// The prefix; it tells one user's home from another's.
+    /// Empty, or with a slash at its end. Users with the same home see the same files.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The prefix of everything below this path.
     pub fn directory(&self, path: &Path) -> Result<Key> {
+        let home = &self.0;
+        let below = path.0.trim_start_matches('/');
         let slash = if path.is_root() { "" } else { "/" };
-        let key = Key::new(format!(
-            "{}{}{slash}",
-            self.0,
-            path.0.trim_start_matches('/')
-        ));
-        key.ok_or(PathError::TooLong)
+        Key::new(format!("{home}{below}{slash}")).ok_or(PathError::TooLong)
     }
 
     /// The keys of this path. Fails for the home itself, which no file can replace.
@@ -172,7 +175,7 @@ impl Home {
         let directory = self.directory(path)?;
         match Key::new(directory.as_str().trim_end_matches('/')) {
             Some(file) if !path.is_root() => Ok(ObjectKeys { file, directory }),
-            _ => Err(PathError::IsHome),
+            Some(_) | None => Err(PathError::IsHome),
         }
     }
 }
@@ -219,6 +222,14 @@ mod tests {
     }
 
     #[test]
+    fn a_parent_is_the_directory_that_holds_a_path() {
+        for (text, parent) in [("/", None), ("/a", Some("/")), ("/a/b", Some("/a"))] {
+            let found = Path::parse(text).unwrap().parent();
+            assert_eq!(found.as_ref().map(Path::as_str), parent, "{text}");
+        }
+    }
+
+    #[test]
     fn bad_paths_are_refused() {
         for text in ["a\0b", "a\u{FFFD}", &"x".repeat(1024)] {
             assert!(Path::parse(text).is_err(), "{text:?}");
@@ -230,9 +241,9 @@ mod tests {
     fn keys_stay_below_the_home() {
         let home = Home::new("/in//", "alice").unwrap();
         for text in ["../bob/x", "/../../bob/x", "a/../../bob/x"] {
-            let place = home.keys(&Path::parse(text).unwrap()).unwrap();
+            let keys = home.keys(&Path::parse(text).unwrap()).unwrap();
             assert_eq!(
-                (place.file.as_str(), place.directory.as_str()),
+                (keys.file.as_str(), keys.directory.as_str()),
                 ("in/alice/bob/x", "in/alice/bob/x/")
             );
         }
