@@ -2,14 +2,14 @@
 //! `transfer`.
 //!
 //! Every change says what it expects to find. A store that keeps conditions decides at the moment
-//! of the change, also between several gateways. For one that ignores them the key is looked at
+//! of the change, also between several gateways. For a store that ignores them the key is checked
 //! just before; the callers hold the key's lock ([`crate::transfer`]), so that within this process
-//! nothing comes in between.
+//! no other change comes in between.
 //!
-//! An answer that was lost, or a refusal that may be the echo of an earlier try of our own, is
-//! decided by what is there: a write carries a random id in its metadata. ETags can't decide it:
-//! equal contents of others have the same one, and under SSE-KMS the same content has different
-//! ones ([S3: object
+//! If an answer was lost, or if a refusal may be the echo of this process's own earlier try, what
+//! is there decides: a write carries a random id in its metadata. ETags can't decide it: equal
+//! content of another client has the same one, and under SSE-KMS equal content has different ones
+//! ([S3: object
 //! integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html)).
 
 use super::{
@@ -32,8 +32,8 @@ pub async fn put(
     confirm_write(store, key, made, &id).await
 }
 
-/// Makes an object from the parts of a multipart upload that was created with this write id.
-/// Returns its ETag.
+/// Makes an object of the parts of a multipart upload that was created with this write id. Returns
+/// its ETag.
 pub async fn complete(
     store: &dyn Store,
     key: &Key,
@@ -55,20 +55,20 @@ pub async fn complete(
     confirm_write(store, key, made, write_id).await
 }
 
-/// What a copy came to.
+/// A copy that [`copy`] made or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
-    /// Of the object at the target.
+    /// The ETag of the object at the target.
     pub etag: Box<str>,
-    /// The write id of the object at the target, as far as it was looked at.
+    /// The write id of the object at the target; `None` also if it was not looked at.
     pub write_id: Option<Box<str>>,
-    /// Whether the store said that this request made it. Otherwise it is a copy of the same
-    /// version, but it can't be known whose.
+    /// Whether the store said that this request made it. Otherwise the target is a copy of the same
+    /// version, but someone else may have made it.
     pub is_ours: bool,
 }
 
-/// Copies this version of an object. Errors: `NotFound` and `Precondition` for a source that is not
-/// there any more in this version, or a target that is not as the condition says; `TooLarge`.
+/// Copies this version of an object. Errors: `NotFound` and `Precondition` if the source no longer
+/// has this version, or if the target is not as the condition says; `TooLarge`.
 pub async fn copy(
     store: &dyn Store,
     from: &Key,
@@ -86,32 +86,34 @@ pub async fn copy(
         etag: &version.etag,
         storage_class: version.storage_class.as_deref(),
     };
-    match store.copy(source, to, condition).await {
-        Ok(etag) => Ok(Copied {
-            etag: etag.into(),
-            write_id: None,
-            is_ours: true,
-        }),
-        Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) => {
-            find_copy(store, from, version, to).await.ok_or(doubt)
+    let doubt = match store.copy(source, to, condition).await {
+        Ok(etag) => {
+            return Ok(Copied {
+                etag: etag.into(),
+                write_id: None,
+                is_ours: true,
+            });
         }
-        Err(error) => Err(error),
+        Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) => doubt,
+        Err(error) => return Err(error),
+    };
+    match find_copy(store, from, version, to).await {
+        Some(copied) => Ok(copied),
+        None => Err(doubt),
     }
 }
 
 /// The object at `to`, if it is a copy of this version.
 async fn find_copy(store: &dyn Store, from: &Key, version: &Object, to: &Key) -> Option<Copied> {
     let found = store.head(to).await.ok()?;
-    // A version that came from a listing has no write id yet.
-    let version = match version.attributes {
-        Some(_) => version.clone(),
-        None => store
-            .head(from)
-            .await
-            .ok()
-            .filter(|now| now.etag == version.etag)?,
+    let is_copy = if version.attributes.is_some() {
+        is_copy(&found, version)
+    } else {
+        // The version is from a listing, which has no write id.
+        let now = store.head(from).await.ok()?;
+        now.etag == version.etag && is_copy(&found, &now)
     };
-    if !is_copy(&found, &version) {
+    if !is_copy {
         return None;
     }
     let write_id = found.write_id().map(Box::from);
@@ -122,7 +124,7 @@ async fn find_copy(store: &dyn Store, from: &Key, version: &Object, to: &Key) ->
     })
 }
 
-/// Whether an object has the content of this version of another one, as far as can be told without
+/// Whether an object has the content of this version of another one, as far as can be seen without
 /// reading it.
 pub fn is_copy(object: &Object, version: &Object) -> bool {
     if object.size != version.size {
@@ -135,8 +137,8 @@ pub fn is_copy(object: &Object, version: &Object) -> bool {
     }
 }
 
-/// Deletes the object if it has this ETag. Errors: `NotFound`, or `Precondition` if it is another
-/// version by now.
+/// Deletes the object if it has this ETag. Errors: `NotFound`; `Precondition` if it has another
+/// one.
 pub async fn delete_version(store: &dyn Store, key: &Key, etag: &str) -> Result<()> {
     let condition = Condition::Unchanged(etag.to_owned());
     if !store.conditions().delete_unchanged && store.head(key).await?.etag != etag {
@@ -145,22 +147,22 @@ pub async fn delete_version(store: &dyn Store, key: &Key, etag: &str) -> Result<
     store.delete(key, &condition).await
 }
 
-/// Looks whether a condition holds that the store would ignore.
+/// Checks a condition that the store would ignore.
 async fn check_before(
     store: &dyn Store,
     key: &Key,
     condition: &Condition,
-    absent_is_kept: bool,
-    unchanged_is_kept: bool,
+    is_absent_kept: bool,
+    is_unchanged_kept: bool,
 ) -> Result<()> {
     match condition {
-        Condition::Absent if !absent_is_kept => match store.head(key).await {
+        Condition::Absent if !is_absent_kept => match store.head(key).await {
             // Credentials that can only put can't look.
             Err(StoreError::NotFound | StoreError::Forbidden(_)) => Ok(()),
             Ok(_) => Err(StoreError::Precondition),
             Err(error) => Err(error),
         },
-        Condition::Unchanged(etag) if !unchanged_is_kept => match store.head(key).await {
+        Condition::Unchanged(etag) if !is_unchanged_kept => match store.head(key).await {
             Ok(object) if object.etag == *etag => Ok(()),
             Ok(_) | Err(StoreError::NotFound) => Err(StoreError::Precondition),
             Err(error) => Err(error),
@@ -169,7 +171,7 @@ async fn check_before(
     }
 }
 
-/// Decides a write without a clear answer by the id of the object that is there.
+/// Decides a write without a clear answer, by the id of the object that is there.
 async fn confirm_write(
     store: &dyn Store,
     key: &Key,
@@ -177,8 +179,9 @@ async fn confirm_write(
     id: &WriteId,
 ) -> Result<String> {
     let doubt = match made {
+        Ok(etag) => return Ok(etag),
         Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) => doubt,
-        made => return made,
+        Err(error) => return Err(error),
     };
     match store.head(key).await {
         Ok(object) if object.write_id() == Some(id.0.as_str()) => Ok(object.etag),

@@ -1,6 +1,6 @@
 //! A store in RAM, for `sftpd demo`, tests and embedders: gone when the process ends.
 //!
-//! Keeps S3's rules where a caller could come to rely on them: minimum part, part order, ETags,
+//! Keeps the rules of S3 that a caller may rely on: minimum part size, order of parts, ETags,
 //! conditions.
 
 use super::{
@@ -11,8 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 /// See the module.
@@ -24,7 +23,7 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct State {
-    /// Bytes as they came, part by part: a GiB sent in parts is never copied together.
+    /// The pieces of the content are the parts as they arrived, never joined.
     objects: BTreeMap<String, (Vec<Bytes>, Object)>,
     uploads: HashMap<String, Upload>,
     next_upload: u64,
@@ -42,7 +41,7 @@ impl MemoryStore {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many multipart uploads are in progress.
+    /// The number of multipart uploads in progress.
     pub fn uploads(&self) -> usize {
         self.state().uploads.len()
     }
@@ -86,7 +85,7 @@ impl State {
     }
 }
 
-/// Any value that names the bytes will do here; hashing every part would make the demo slow.
+/// Any value that identifies the bytes will do; hashes of parts would make the demo slow.
 fn part_etag(upload_id: &str, number: u32, body: &Bytes) -> String {
     format!("\"{upload_id}-{number}-{}\"", body.len())
 }

@@ -1,8 +1,8 @@
 //! Where files live: the [`Store`] trait, its errors and its plain types.
 //!
-//! Called by `transfer` and `vfs`. Nothing here knows of users, paths or SFTP, and nothing of the
-//! S3 SDK shows in a signature, so an application can plug in a store of its own. One conformance
-//! suite (`tests/store.rs`) runs against every store.
+//! Called by `vfs` and `transfer`. Nothing here knows of users, paths or SFTP, and no signature
+//! names the S3 SDK, so an application can bring its own store. One conformance suite
+//! (`tests/store.rs`) runs against every store.
 
 pub mod change;
 pub mod memory;
@@ -14,49 +14,51 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
-use std::{ops::Range, time::SystemTime};
+use std::time::SystemTime;
 
-/// Smallest part S3 takes, the last one aside ([S3: multipart
-/// limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)).
+/// Minimum size of a part, except the last one, in bytes
+/// ([S3: multipart limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)).
 pub const MIN_PART: u64 = 5 * 1024 * 1024;
-/// Most parts one upload can have (same page).
+/// Maximum number of parts of one upload (same page).
 pub const MAX_PARTS: u32 = 10_000;
-/// Largest object one CopyObject, and largest range one UploadPartCopy, can copy (same page).
+/// Maximum size of an object for CopyObject, and of a range for UploadPartCopy, in bytes (same
+/// page).
 pub const MAX_COPY: u64 = 5 * 1024 * 1024 * 1024;
-/// Most entries in one answer to a list request (ListObjectsV2).
+/// Maximum number of entries in one answer to a list request (ListObjectsV2).
 pub const MAX_PAGE: usize = 1000;
 
-/// What a store tells of an object.
+/// The description of one version of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
     /// Size in bytes.
     pub size: u64,
-    /// Identifies this version of the content, quotes included.
+    /// Identifies this version of the content; with its quotes.
     pub etag: String,
     /// When it was stored, to the second.
     pub modified: SystemTime,
-    /// As `x-amz-storage-class` names it; `None` is the standard class.
+    /// In the words of `x-amz-storage-class`; `None` is the standard class.
     pub storage_class: Option<String>,
-    /// What is stored beside the bytes. `None` in a listing, which does not tell.
+    /// What is stored beside the bytes; `None` if this is from a listing, which does not say.
     pub attributes: Option<Arc<Attributes>>,
 }
 
 impl Object {
-    /// The id of the write that made it, if that was one of ours or a copy of such an object.
+    /// The id of the write that made the object, if sftpd made it. A copy has the id of its source.
     pub fn write_id(&self) -> Option<&str> {
-        let metadata = &self.attributes.as_ref()?.metadata;
-        metadata.get(WRITE_ID).map(String::as_str)
+        let attributes = self.attributes.as_ref()?;
+        let id = attributes.metadata.get(WRITE_ID)?;
+        Some(id)
     }
 }
 
-/// The key of user metadata (`x-amz-meta-…`) that holds the random id of a write. It decides
-/// whether a write whose answer was lost took place. A copy carries the id of its source.
+/// The name of the user metadata (`x-amz-meta-…`) that holds the random id of a write. If the
+/// answer to a write is lost, it shows whether the write took place.
 pub const WRITE_ID: &str = "sftpd-write-id";
 
-/// Attributes that are stored with an object ([S3: object
-/// metadata](https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html)). Tags and
-/// access lists are not among it.
+/// What is stored with an object beside its bytes, except tags and access lists
+/// ([S3: object metadata](https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html)).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
     /// `Content-Type`.
@@ -69,14 +71,14 @@ pub struct Attributes {
     pub content_encoding: Option<String>,
     /// `Content-Language`.
     pub content_language: Option<String>,
-    /// The storage class to write to, as [`Object::storage_class`].
+    /// The storage class to write to; see [`Object::storage_class`].
     pub storage_class: Option<String>,
     /// User metadata, without `x-amz-meta-` before the names.
     pub metadata: BTreeMap<String, String>,
 }
 
 impl Attributes {
-    /// The same with a fresh write id, which is returned too.
+    /// A copy with a new write id, which is returned too.
     pub fn with_new_write_id(&self) -> (Attributes, WriteId) {
         let id = WriteId(format!("{:032x}", rand::random::<u128>()));
         let mut attributes = self.clone();
@@ -87,14 +89,14 @@ impl Attributes {
     }
 }
 
-/// Tells one write from all others: 128 random bits.
+/// Identifies one write: 128 random bits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriteId(String);
 
-/// What must hold for a change of a key to take place.
+/// What must be true of a key for a change to take place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// Nothing: the last writer wins, as everywhere in S3.
+    /// Nothing: the last write wins, as usual in S3.
     None,
     /// No object has this key yet (`If-None-Match: *`).
     Absent,
@@ -102,7 +104,7 @@ pub enum Condition {
     Unchanged(String),
 }
 
-/// Which conditions a store keeps. A store that doesn't know a condition may ignore it.
+/// The conditions that a store keeps. A store may ignore a condition that it does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeptConditions {
     /// [`Condition::Absent`] on PutObject.
@@ -115,17 +117,17 @@ pub struct KeptConditions {
     pub complete_unchanged: bool,
     /// [`Condition::Absent`] on CopyObject.
     pub copy_absent: bool,
-    /// The version of a CopyObject's source (`x-amz-copy-source-if-match`).
+    /// The version of the source on CopyObject (`x-amz-copy-source-if-match`).
     pub copy_source: bool,
     /// [`Condition::Unchanged`] on DeleteObject.
     pub delete_unchanged: bool,
 }
 
 impl KeptConditions {
-    /// As S3 documents them ([S3: conditional
-    /// requests](https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html)).
+    /// S3
+    /// ([S3: conditional requests](https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html)).
     pub const ALL: KeptConditions = KeptConditions::same(true);
-    /// A store that ignores them.
+    /// A store that ignores all conditions.
     pub const NONE: KeptConditions = KeptConditions::same(false);
 
     const fn same(kept: bool) -> KeptConditions {
@@ -148,9 +150,9 @@ pub struct Part {
     pub number: u32,
     /// Size in bytes, as sent.
     pub size: u64,
-    /// As the store answered.
+    /// From the store's answer.
     pub etag: String,
-    /// As the store answered, where it was sent a checksum (base64 of the CRC-32).
+    /// From the store's answer, if a checksum was sent (base64 of the CRC-32).
     pub checksum: Option<String>,
 }
 
@@ -159,7 +161,7 @@ pub struct Part {
 pub enum Entry {
     /// An object with this full key.
     Object(String, Object),
-    /// Keys that go on after this prefix, which ends with `/`.
+    /// One or more keys that start with this prefix, which ends with `/`.
     Prefix(String),
 }
 
@@ -168,28 +170,28 @@ pub enum Entry {
 pub struct Page {
     /// In the byte order of their keys.
     pub entries: Vec<Entry>,
-    /// To be passed to the next [`Store::list`]; `None` if this was the last page.
+    /// For the next [`ListRequest::after`]; `None` if this is the last page.
     pub next: Option<String>,
 }
 
 /// What to list.
 #[derive(Clone, Debug)]
 pub struct ListRequest<'a> {
-    /// Only keys that start with it.
+    /// Only keys that start with this.
     pub prefix: &'a Key,
-    /// Fold keys at the first `/` after the prefix, as a directory shows them.
+    /// Fold keys at the first `/` after the prefix into [`Entry::Prefix`], as a directory shows
+    /// them.
     pub folded: bool,
     /// [`Page::next`] of the page before.
     pub after: Option<String>,
-    /// Limit on the entries, 1 to [`MAX_PAGE`].
+    /// Maximum number of entries, 1 to [`MAX_PAGE`].
     pub limit: usize,
 }
 
-/// Why a request to a store failed.
+/// Why a request to a store fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// No such object (404 NoSuchKey). Other things that can be missing, a bucket or an upload, are
-    /// `Other`.
+    /// No such object (404 NoSuchKey). A missing upload is `Other`.
     #[error("no such object")]
     NotFound,
     /// No such bucket (404 NoSuchBucket).
@@ -198,16 +200,17 @@ pub enum StoreError {
     /// The credentials don't allow this (403).
     #[error("the store refused access: {0}")]
     Forbidden(String),
-    /// A [`Condition`] or the version asked for did not hold (412, or 409 for two at once).
+    /// A [`Condition`] is not true, or the object has another version than was asked for (412, or
+    /// 409 for two changes at once).
     #[error("the object was changed or made by someone else meanwhile")]
     Precondition,
     /// The source is larger than [`MAX_COPY`].
     #[error("too large to copy in one request")]
     TooLarge,
-    /// It can't be known whether the request took effect: the answer was lost, or said so.
+    /// The request may have taken effect: its answer was lost, or was not clear.
     #[error("the store did not say clearly whether this was done: {0}")]
     Unknown(String),
-    /// Any other failure, in the store's words.
+    /// Anything else, in the store's words.
     #[error("{0}")]
     Other(String),
 }
@@ -215,33 +218,36 @@ pub enum StoreError {
 /// Result of a store's request.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
-/// An object store. Transient failures are retried inside; an error is final.
+/// An object store. It retries transient failures itself: an error is final.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// HeadObject. Errors: `NotFound`, `Forbidden` (also for a missing object, where listing is not
-    /// allowed).
+    /// HeadObject. Errors: `NotFound`; `Forbidden`, which S3 also returns for a missing object if
+    /// the credentials don't allow to list.
     async fn head(&self, key: &Key) -> Result<Object>;
-    /// GetObject of a non-empty range inside the object: exactly these bytes, in pieces as they
-    /// arrived, of the version `etag` only (`Precondition` once there is another).
+
+    /// GetObject of a non-empty range inside the version `etag` of an object: exactly its bytes, in
+    /// pieces. Errors: `Precondition` if the object has another version.
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>>;
-    /// GetObject of the first bytes, at most `max`, of whatever version there is. Returns the
-    /// object, and as many of these bytes as arrived. Errors as for [`Store::head`].
-    async fn open(&self, key: &Key, max: u64) -> Result<(Object, Bytes)> {
+
+    /// GetObject of the first bytes, at most `limit`, of the version that is there. Returns its
+    /// description, and as many of these bytes as arrived. Errors: see [`Store::head`].
+    async fn open(&self, key: &Key, limit: u64) -> Result<(Object, Bytes)> {
         let object = self.head(key).await?;
-        let first = 0..object.size.min(max);
-        let bytes = if first.is_empty() {
-            Vec::new()
-        } else {
-            self.get(key, first, &object.etag).await?
-        };
-        Ok((object, bytes.concat().into()))
+        let first = 0..object.size.min(limit);
+        if first.is_empty() {
+            return Ok((object, Bytes::new()));
+        }
+        let pieces = self.get(key, first, &object.etag).await?;
+        Ok((object, pieces.concat().into()))
     }
-    /// Which conditions hold in this store. Those that don't are looked at before the request by
-    /// [`change`].
+
+    /// The conditions that the store keeps. The others [`change`] checks before a request.
     fn conditions(&self) -> KeptConditions {
         KeptConditions::ALL
     }
-    /// PutObject: the object's ETag. `Unknown` when the answer was lost: [`change::put`] finds out.
+
+    /// PutObject. Returns the object's ETag. Errors: `Unknown` if the answer was lost, which
+    /// [`change::put`] decides.
     async fn put(
         &self,
         key: &Key,
@@ -249,17 +255,22 @@ pub trait Store: Send + Sync + 'static {
         attributes: &Attributes,
         condition: &Condition,
     ) -> Result<String>;
-    /// DeleteObject. Without a condition a missing object is no error, whatever became of the
-    /// answer. Under [`Condition::Unchanged`] the errors are `NotFound` and `Precondition`.
+
+    /// DeleteObject. Without a condition a missing object is no error, even if the answer was lost.
+    /// Errors under [`Condition::Unchanged`]: `NotFound`, `Precondition`.
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<()>;
-    /// CopyObject of at most [`MAX_COPY`] bytes with its attributes: the copy's ETag. Errors:
-    /// `NotFound`, `Precondition` (of the source's version or of the target), `TooLarge`,
+
+    /// CopyObject of at most [`MAX_COPY`] bytes, with the attributes. Returns the copy's ETag.
+    /// Errors: `NotFound`, `Precondition` (for the source's version or the target), `TooLarge`,
     /// `Unknown`.
     async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String>;
+
     /// ListObjectsV2.
     async fn list(&self, request: ListRequest<'_>) -> Result<Page>;
-    /// CreateMultipartUpload: the upload id.
+
+    /// CreateMultipartUpload. Returns the upload id.
     async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String>;
+
     /// UploadPart.
     async fn upload_part(
         &self,
@@ -268,7 +279,8 @@ pub trait Store: Send + Sync + 'static {
         number: u32,
         body: Bytes,
     ) -> Result<Part>;
-    /// UploadPartCopy of a range of at most [`MAX_COPY`] bytes of the version `etag` of `from`.
+
+    /// UploadPartCopy of at most [`MAX_COPY`] bytes.
     async fn copy_part(
         &self,
         key: &Key,
@@ -276,7 +288,8 @@ pub trait Store: Send + Sync + 'static {
         number: u32,
         from: PartSource<'_>,
     ) -> Result<Part>;
-    /// CompleteMultipartUpload: the object's ETag. `Unknown` as for [`Store::put`].
+
+    /// CompleteMultipartUpload. Returns the object's ETag. Errors: `Unknown`, see [`Store::put`].
     async fn complete(
         &self,
         key: &Key,
@@ -284,8 +297,10 @@ pub trait Store: Send + Sync + 'static {
         parts: &[Part],
         condition: &Condition,
     ) -> Result<String>;
-    /// AbortMultipartUpload; an upload that is gone is no error.
+
+    /// AbortMultipartUpload. A missing upload is no error.
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()>;
+
     /// ListMultipartUploads and ListParts: multipart uploads to keys below `prefix` that were begun
     /// with the credentials in use, and to which nothing was added since `before`. A store that
     /// ends with the process has none.
@@ -298,25 +313,25 @@ pub trait Store: Send + Sync + 'static {
     }
 }
 
-/// A multipart upload that no client seems to go on with.
+/// A multipart upload that was neither completed nor aborted.
 #[derive(Clone, Debug)]
 pub struct IncompleteUpload {
-    /// The key that it would become.
+    /// The key of the object that it would become.
     pub key: Key,
-    /// As [`Store::create_upload`] answered.
+    /// The id that [`Store::create_upload`] returned.
     pub id: String,
-    /// What was sent, by number.
+    /// The parts that were sent, by number.
     pub parts: Vec<Part>,
 }
 
-/// The version of an object that is copied.
+/// The version of an object that CopyObject copies.
 #[derive(Clone, Copy, Debug)]
 pub struct CopySource<'a> {
     /// The object.
     pub key: &'a Key,
     /// Its version.
     pub etag: &'a str,
-    /// The storage class that the copy gets: without it, the standard one.
+    /// The storage class that the copy gets; `None` is the standard class.
     pub storage_class: Option<&'a str>,
 }
 
@@ -327,52 +342,55 @@ pub struct PartSource<'a> {
     pub key: &'a Key,
     /// Its version.
     pub etag: &'a str,
-    /// Which bytes of it.
+    /// The bytes of it, at least one.
     pub range: Range<u64>,
 }
 
-/// Prefix of the names of keys that only serve to try out what a store can do.
+/// The start of the names of objects that only serve to try out a store.
 const PROBE_NAME: &str = ".sftpd-probe-";
 
-/// A random key below this prefix, to try something out.
+/// A random key below this prefix, to try out the store with.
 pub(crate) fn probe_key(prefix: &Key) -> Result<Key> {
     let id: u64 = rand::random();
     Key::new(format!("{prefix}{PROBE_NAME}{id:016x}")).ok_or(StoreError::NotFound)
 }
 
-/// Is this one of [`probe_key`]'s?
+/// Is this key from [`probe_key`]?
 pub(crate) fn is_probe(key: &Key) -> bool {
-    let name = key.as_str().rsplit('/').next().unwrap_or_default();
+    let name = match key.as_str().rsplit_once('/') {
+        Some((_, name)) => name,
+        None => key.as_str(),
+    };
     match name.strip_prefix(PROBE_NAME) {
         Some(id) => id.len() == 16 && id.bytes().all(|digit| digit.is_ascii_hexdigit()),
         None => false,
     }
 }
 
-/// The bytes of a range, without a copy.
+/// The bytes of a range of consecutive pieces, without copying them.
 pub fn slice_pieces(pieces: &[Bytes], range: Range<u64>) -> Vec<Bytes> {
+    let mut found = Vec::new();
     let mut skip = range.start as usize;
-    let mut left = (range.end - range.start) as usize;
-    let mut slices = Vec::new();
+    let mut missing = (range.end - range.start) as usize;
     for piece in pieces {
         let from = skip.min(piece.len());
-        let to = piece.len().min(from + left);
+        let to = piece.len().min(from + missing);
         skip -= from;
-        left -= to - from;
+        missing -= to - from;
         if from < to {
-            slices.push(piece.slice(from..to));
+            found.push(piece.slice(from..to));
         }
     }
-    slices
+    found
 }
 
-/// ETag that S3 gives an object sent in one piece: the quoted MD5 of its bytes ([S3: object
-/// integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html)).
-/// Not so under SSE-KMS or SSE-C.
+/// The ETag that S3 gives an object sent in one piece: the quoted MD5 of its bytes
+/// ([S3: object integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html)).
+/// Under SSE-KMS and SSE-C it is another one.
 pub fn etag_of(body: &[u8]) -> String {
-    format!("\"{}\"", hex(&Md5::digest(body)))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut hex = String::new();
+    for byte in Md5::digest(body) {
+        hex += &format!("{byte:02x}");
+    }
+    format!("\"{hex}\"")
 }

@@ -1,6 +1,6 @@
-//! Was an answer written by S3? A proxy, a captive portal or a broken gateway in between also says
-//! 200, and would be believed. What S3 always sends with a success is looked for here; where it is
-//! missing, the request counts as unanswered: it is tried again, and then its outcome is unknown.
+//! Checks that a success was sent by S3. A proxy, a captive portal or a broken gateway in between
+//! may also answer 200. If the answer lacks what S3 always sends with a success, the request counts
+//! as unanswered: it is tried again, and at last its outcome is unknown.
 //!
 //! Every client of this store gets these checks from [`S3Store::new`](super::S3Store::new).
 
@@ -14,12 +14,13 @@ use aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint;
 use aws_smithy_runtime_api::client::orchestrator::{HttpResponse, Metadata};
 use aws_smithy_runtime_api::client::retries::classifiers::{ClassifyRetry, RetryAction};
 use aws_smithy_types::retry::ErrorKind;
+use std::borrow::Cow;
 use std::time::Duration;
 
-/// A server may ask for more patience than a client has that waits for its answer.
+/// Limit on the wait that a server can ask for, as a client waits for its answer meanwhile.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
 
-/// The same client, with the checks of this module.
+/// Adds the checks of this module to a client.
 pub fn check_answers(client: &Client) -> Client {
     let identities = RenewableIdentities::new();
     let config = client
@@ -34,7 +35,7 @@ pub fn check_answers(client: &Client) -> Client {
     )
 }
 
-/// A success that S3 did not write.
+/// A success that S3 did not send.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the answer (HTTP status {status}) was not written by S3, it has no {missing}: look for a proxy in between"
@@ -95,43 +96,58 @@ fn proof_of(operation: &str) -> Option<Proof> {
     })
 }
 
-/// Looks for the proof in an answer of success. Errors are for the SDK to read, also those that
-/// come with status 200.
+/// Fails if an answer of success lacks its proof. Errors are left to the SDK, also those with
+/// status 200.
 fn check(operation: &str, response: &HttpResponse) -> Result<(), NotFromS3> {
     let status = response.status();
-    let Some(proof) = proof_of(operation).filter(|_| status.is_success()) else {
+    if !status.is_success() {
+        return Ok(());
+    }
+    let Some(proof) = proof_of(operation) else {
         return Ok(());
     };
-    let fail = |missing| {
-        Err(NotFromS3 {
+    match find_missing(&proof, response) {
+        None => Ok(()),
+        Some(missing) => Err(NotFromS3 {
             status: status.as_u16(),
             missing,
-        })
-    };
-    match proof {
-        Proof::Headers(expected, _) if status.as_u16() != expected => {
-            fail("status of S3's for this request")
+        }),
+    }
+}
+
+/// What an answer lacks of its proof.
+fn find_missing(proof: &Proof, response: &HttpResponse) -> Option<&'static str> {
+    match *proof {
+        Proof::Headers(expected, _) if response.status().as_u16() != expected => {
+            Some("status of S3's for this request")
         }
-        Proof::Headers(_, names) => match names
-            .iter()
-            .find(|name| response.headers().get(**name).is_none())
-        {
-            Some(missing) => fail(missing),
-            None => Ok(()),
-        },
-        Proof::Document { root, element } => {
-            let body = String::from_utf8_lossy(response.body().bytes().unwrap_or_default());
-            if holds_document(&body, "Error")
-                || holds_document(&body, root) && body.contains(&format!("<{element}"))
-            {
-                return Ok(());
+        Proof::Headers(_, names) => {
+            for name in names {
+                if response.headers().get(*name).is_none() {
+                    return Some(name);
+                }
             }
-            fail(root)
+            None
+        }
+        Proof::Document { root, element } => {
+            let body = body_text(response);
+            let is_answer = holds_document(&body, root) && body.contains(&format!("<{element}"));
+            if is_answer || holds_document(&body, "Error") {
+                return None;
+            }
+            Some(root)
         }
     }
 }
 
-/// Does this text end with the end of a document that has this root?
+fn body_text(response: &HttpResponse) -> Cow<'_, str> {
+    match response.body().bytes() {
+        Some(bytes) => String::from_utf8_lossy(bytes),
+        None => Cow::Borrowed(""),
+    }
+}
+
+/// Does this text hold a whole document with this root?
 fn holds_document(body: &str, root: &str) -> bool {
     let body = body.trim_end();
     body.contains(&format!("<{root}")) && body.ends_with(&format!("</{root}>"))
@@ -160,9 +176,9 @@ impl Intercept for CheckAnswers {
     }
 }
 
-/// What is worth another try beside what the SDK takes for that: answers and refusals that S3 did
-/// not write, and 429, which proxies and S3's imitators say where S3 says 503. And credentials that
-/// have expired: with new ones.
+/// Retries more than the SDK does: answers and refusals that S3 did not send; 429, with which
+/// proxies and other stores throttle, where S3 uses 503; and expired credentials, after renewing
+/// them.
 #[derive(Debug)]
 struct RetryDoubtful {
     identities: RenewableIdentities,
@@ -200,12 +216,12 @@ impl ClassifyRetry for RetryDoubtful {
 
 /// Did S3 write this refusal? It explains all but those of HEAD, which have no body.
 fn is_refusal_of_s3(response: &HttpResponse) -> bool {
-    let body = String::from_utf8_lossy(response.body().bytes().unwrap_or_default());
+    let body = body_text(response);
     body.is_empty() || holds_document(&body, "Error")
 }
 
 fn says_expired(response: &HttpResponse) -> bool {
-    let body = String::from_utf8_lossy(response.body().bytes().unwrap_or_default());
+    let body = body_text(response);
     body.contains("<Code>ExpiredToken</Code>")
 }
 

@@ -29,36 +29,39 @@ use std::time::Duration;
 
 /// The version of the SDK's defaults.
 const DEFAULTS: fn() -> BehaviorVersion = BehaviorVersion::v2026_01_12;
-/// First try included; the SDK waits longer each time, and slows down on SlowDown.
+/// Limit on the attempts of a request, the first one included. The SDK waits longer each time, and
+/// slows down on SlowDown.
 pub(super) const ATTEMPTS: u32 = 5;
-/// The pause before the second attempt where the SDK can't retry; each further one is twice as
-/// long.
+/// The pause before the second attempt of a request that the SDK does not retry; each further one
+/// is twice as long.
 const FIRST_RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// A dead address is given up after this and tried again.
+/// Limit on the time that a connection takes to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For one try of a request that has nothing to send and that S3 answers from its index: HEAD,
+/// Limit on one attempt of a request that has no body and that S3 answers from its index: HEAD,
 /// DELETE, the first byte of a GET. S3 takes tens of milliseconds, and advises another try after 2
 /// seconds ([S3: timeouts and
 /// retries](https://docs.aws.amazon.com/whitepapers/latest/s3-optimizing-performance-best-practices/timeouts-and-retries-for-latency-sensitive-applications.html));
 /// five times as long leaves room for slower stores.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same for a list request: stores walk over deleted keys before they find one to list.
+/// Limit on one attempt of a list request: stores walk over deleted keys before they find one to
+/// list.
 pub const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-/// From a request, its body included, to the first byte of its answer: enough for a part of 64 MiB
-/// at 370 kB/s, and for one of 5 MiB at 30. S3 sends white space while a long
+/// Limit on the time from a request, its body included, to the first byte of its answer: enough for
+/// a part of 64 MiB at 370 kB/s, and for one of 5 MiB at 30. S3 sends white space while a long
 /// CompleteMultipartUpload or CopyObject is at work, so this needn't cover them.
 const BODY_TIMEOUT: Duration = Duration::from_secs(3 * 60);
-/// For one try of any other request as a whole, which for a copy is all that ends a connection that
-/// dies in the white space. Parts of 5 GiB that S3 copies inside take minutes.
+/// Limit on one attempt of any other request as a whole. For a copy it is the only limit that ends
+/// a connection that dies during the white space. Parts of 5 GiB that S3 copies inside take
+/// minutes.
 pub const WORK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// Where requests to a server without regions are said to go; they are signed with it.
+/// The region with which requests to a server without regions are signed.
 const NO_REGION: Region = Region::from_static("us-east-1");
-/// In bytes, the lengths of bucket names: S3 has at most 63, older buckets and other stores up to
-/// 255 ([S3: bucket naming
+/// Lengths of bucket names, in bytes: at most 63 in S3, up to 255 for older buckets and in other
+/// stores ([S3: bucket naming
 /// rules](https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html)).
 const BUCKET_NAME_LENGTH: std::ops::RangeInclusive<usize> = 3..=255;
 
-/// The pause before this attempt, counted from 0, of a request that the SDK does not retry.
+/// The pause before an attempt, counted from 0, of a request that the SDK does not retry.
 pub(super) fn retry_pause(attempt: u32) -> Duration {
     match attempt {
         0 => Duration::ZERO,
@@ -84,9 +87,9 @@ impl S3Store {
         find_credentials(&settings).await?;
         let mut config = aws_sdk_s3::config::Builder::from(&settings);
         config = config
-            .interceptor(super::meter::Meter)
+            .interceptor(super::metrics::RecordRequests)
             .interceptor(AnswerTimeouts);
-        // The SDK's own bucket stops all retries of the process when a hundred are under way.
+        // The SDK's own token bucket stops all retries of the process once a hundred are under way.
         let tries = RetryPartition::custom("sftpd").token_bucket(TokenBucket::unlimited());
         config.set_retry_partition(Some(tries.build()));
         config.set_endpoint_url(endpoint.as_ref().map(|endpoint| endpoint.url.clone()));
@@ -122,9 +125,9 @@ impl S3Store {
         })
     }
 
-    /// Takes a client of the caller's own making, with its timeouts and retries. Bodies are signed,
-    /// and the store is taken to keep all conditions that S3 knows; [`S3Store::find_conditions`]
-    /// tries them out.
+    /// Uses a client that the caller made, with its timeouts and retries. Bodies are signed, and
+    /// the store is assumed to keep all conditions of S3; [`S3Store::find_conditions`] tries them
+    /// out.
     pub fn new(client: Client, bucket: &str) -> S3Store {
         S3Store {
             client: check_answers(&client),
@@ -142,7 +145,7 @@ impl S3Store {
     }
 }
 
-/// Refuses what no store takes for a bucket; S3 itself tells of the rest.
+/// Refuses names that no store allows. S3 itself refuses the rest.
 fn check_bucket_name(bucket: &str) -> Result<(), StartError> {
     let allowed =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
@@ -219,7 +222,7 @@ async fn find_ca_bundle() -> Option<String> {
     find_setting(&files, "AWS_CA_BUNDLE", "ca_bundle")
 }
 
-/// The HTTP client of the SDK, but for the certificates that it trusts.
+/// The HTTP client of the SDK, except that it trusts the certificates of this file.
 fn trusting_client(file: &str) -> Result<SharedHttpClient, StartError> {
     let trusted = tls::TlsContext::builder()
         .with_trust_store(read_ca_bundle(file)?)
@@ -292,7 +295,7 @@ async fn find_credentials(settings: &SdkConfig) -> Result<Credentials, StartErro
         .map_err(|error| credentials_error(&error))
 }
 
-/// What came of asking for credentials.
+/// The error for a failure to get credentials.
 pub(super) fn credentials_error(error: &CredentialsError) -> StartError {
     let why = sentence(error);
     match error {
@@ -303,12 +306,12 @@ pub(super) fn credentials_error(error: &CredentialsError) -> StartError {
             profile: profile_name(),
             why,
         },
-        // A role's server, or a command of the profile, that may be well again in a while.
+        // A role's server, or a command of the profile, which may recover.
         _ => StartError::CredentialsUnavailable { why },
     }
 }
 
-/// The profile that the SDK looks into.
+/// The name of the profile that the SDK uses.
 pub(super) fn profile_name() -> String {
     match std::env::var("AWS_PROFILE") {
         Ok(name) if !name.is_empty() => name,
@@ -316,15 +319,14 @@ pub(super) fn profile_name() -> String {
     }
 }
 
-/// Gives up a try of a request that should have been answered by now, so that the next one is made:
-/// without it, each waits as long as the upload of a large part may take.
-///
-/// Only whole tries are limited here: the SDK keeps a pool of connections for each read timeout.
+/// Ends an attempt of a request that should have been answered by now, so that the next one is
+/// made. Otherwise each would wait as long as the upload of a large part may take. Limits whole
+/// attempts only: the SDK keeps a pool of connections for each read timeout.
 #[derive(Debug)]
 pub struct AnswerTimeouts;
 
-/// How long one try of an operation may take; `None` for those that send a body, or that S3 works
-/// on for minutes, which are left to the timeouts of the client.
+/// The limit on one attempt of an operation; `None` for those that send a body, or on which S3
+/// works for minutes: the timeouts of the client limit these.
 fn attempt_timeout(operation: &str) -> Option<Duration> {
     match operation {
         "HeadObject" | "HeadBucket" | "GetObject" | "DeleteObject" => Some(ANSWER_TIMEOUT),

@@ -1,8 +1,6 @@
 //! Conditional requests: which of them the store keeps, and a DELETE that knows whether it was the
-//! one that deleted.
-//!
-//! Stores differ, and one that doesn't know a condition says nothing about it: it ignores the
-//! header. So the conditions are tried out, on objects of our own.
+//! one that deleted. Stores differ, and a store that doesn't know a condition ignores its header
+//! silently. So the conditions are tried out, on objects made for it.
 
 use super::super::{
     Attributes, Condition, CopySource, KeptConditions, Key, Result, Store, StoreError, probe_key,
@@ -36,22 +34,20 @@ impl S3Store {
         }
     }
 
-    /// Tries each condition where it does not hold.
+    /// Tries each condition in a case where it is not true.
     pub async fn try_all_conditions(&self, prefix: &Key) -> Result<KeptConditions> {
-        // They are to be sent, whatever is known of them.
+        // All must be sent, whatever the store is known to keep.
         let trying = S3Store {
             client: self.client.clone(),
             bucket: self.bucket.clone(),
-            ..*self
-        };
-        let trying = S3Store {
+            unsigned_payload: self.unsigned_payload,
+            is_aws: self.is_aws,
             conditions: KeptConditions::ALL,
-            ..trying
         };
         let key = probe_key(prefix)?;
         let other = probe_key(prefix)?;
         let content = Bytes::from_static(CONTENT);
-        // Where nothing may be deleted, nothing is put that would stay.
+        // If DELETE is refused, nothing is put that would stay.
         trying.delete(&other, &Condition::None).await?;
         trying
             .put(&key, content, &Attributes::default(), &Condition::None)
@@ -87,7 +83,7 @@ impl S3Store {
             storage_class: None,
         };
         let copy_source = is_kept(self.copy(source(OTHER_ETAG), other, &Condition::None).await)?;
-        // There is something at `other` from here on.
+        // From here on `other` is an object too.
         self.copy(source(&etag), other, &Condition::None).await?;
         let copy_absent = is_kept(self.copy(source(&etag), other, &Condition::Absent).await)?;
         let delete_unchanged = is_kept(self.delete(other, &changed).await)?;
@@ -125,14 +121,14 @@ impl S3Store {
             .delete_object()
             .bucket(&self.bucket)
             .key(key.as_str());
-        match request.send().await.map_err(uncertain) {
-            Err(doubt @ StoreError::Unknown(_))
-                if self.head(key).await != Err(StoreError::NotFound) =>
-            {
-                Err(doubt)
-            }
-            Err(StoreError::Unknown(_)) | Ok(_) => Ok(()),
-            Err(error) => Err(error),
+        let doubt = match request.send().await.map_err(uncertain) {
+            Ok(_) => return Ok(()),
+            Err(doubt @ StoreError::Unknown(_)) => doubt,
+            Err(error) => return Err(error),
+        };
+        match self.head(key).await {
+            Err(StoreError::NotFound) => Ok(()),
+            Ok(_) | Err(_) => Err(doubt),
         }
     }
 
@@ -146,7 +142,9 @@ impl S3Store {
         let mut in_doubt = false;
         let mut last_failure = String::new();
         for attempt in 0..ATTEMPTS {
-            sleep(retry_pause(attempt)).await;
+            if attempt > 0 {
+                sleep(retry_pause(attempt)).await;
+            }
             let once = aws_sdk_s3::config::Builder::new().retry_config(RetryConfig::disabled());
             let request = self
                 .client
@@ -176,7 +174,7 @@ impl S3Store {
     }
 }
 
-/// The error of a DELETE under a condition.
+/// The error of a DELETE with a condition.
 fn delete_refusal<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -187,8 +185,8 @@ where
     }
 }
 
-/// Was a condition that does not hold refused? A store that refuses the header itself does not keep
-/// it.
+/// Did the store refuse the change because its condition is not true? A store that refuses the
+/// header itself does not keep the condition.
 fn is_kept<T>(tried: Result<T>) -> Result<bool> {
     match tried {
         Err(StoreError::Precondition | StoreError::NotFound) => Ok(true),

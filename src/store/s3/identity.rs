@@ -1,5 +1,5 @@
-//! Credentials that S3 says have expired are asked for anew. The SDK keeps them for as long as
-//! their source said that they hold, and would go on with them until then, upload after upload.
+//! Renews credentials that S3 says have expired. The SDK would use them as long as their source
+//! said that they are valid, upload after upload.
 
 use aws_sdk_s3::config::{
     ConfigBag, IdentityCache, ResolveCachedIdentity, RuntimeComponents, SharedIdentityCache,
@@ -8,7 +8,7 @@ use aws_smithy_runtime_api::client::identity::{IdentityFuture, SharedIdentityRes
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Shortest time between two renewals: many requests find out at once.
+/// Minimum time between two renewals: many requests fail at once.
 const MIN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A cache of credentials that can be emptied. Clones share one.
@@ -30,7 +30,7 @@ impl RenewableIdentities {
         RenewableIdentities(Arc::new(Mutex::new(state)))
     }
 
-    /// Forgets the credentials, unless that was done a moment ago.
+    /// Forgets the credentials, unless they were renewed less than [`MIN_INTERVAL`] ago.
     pub fn renew(&self) {
         let mut state = self.state();
         if state

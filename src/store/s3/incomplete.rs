@@ -1,4 +1,5 @@
-//! Incomplete uploads of killed servers: which multipart uploads in progress are ours, and how old.
+//! Incomplete uploads of killed servers: finds the multipart uploads that were begun with the
+//! credentials in use.
 
 use super::super::{Attributes, IncompleteUpload, Key, Part, Result, Store, probe_key};
 use super::S3Store;

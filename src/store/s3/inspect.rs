@@ -28,7 +28,7 @@ impl S3Store {
         (requested, actual)
     }
 
-    /// Does the store refuse a GET for another version than the key has (`If-Match`)? Downloads
+    /// Does the store refuse a GET for a version that the key no longer has (`If-Match`)? Downloads
     /// rely on it.
     pub async fn honours_if_match(&self, key: &Key, outdated: &str) -> Result<bool> {
         let request = self

@@ -1,4 +1,4 @@
-//! Listing: pages of keys, which S3 encodes as XML can't carry all of them.
+//! Lists of keys. S3 URL-encodes them, as not every key can stand in XML.
 
 use super::super::{Entry, ListRequest, Page, Result, StoreError};
 use super::S3Store;
@@ -46,11 +46,11 @@ impl S3Store {
     }
 }
 
-/// How names stand in a list.
+/// The encoding of the names in a list.
 pub enum Names {
-    /// As they are: a store that does not know the encoding.
+    /// None: the store does not know the encoding.
     Plain,
-    /// As in a form, `+` for a blank.
+    /// That of HTML forms, with `+` for a blank.
     UrlEncoded,
 }
 

@@ -1,4 +1,4 @@
-//! Every HTTP request to S3, with its outcome and how long it took, becomes a figure.
+//! Records a metric for every HTTP request to S3: its outcome and its duration.
 
 use crate::metrics::S3_REQUESTS;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -10,21 +10,21 @@ use aws_smithy_runtime_api::client::{interceptors::dyn_dispatch_hint, orchestrat
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use std::time::Instant;
 
-/// Sees each try of a request.
+/// Is called before and after each attempt of a request.
 #[derive(Debug)]
-pub struct Meter;
+pub struct RecordRequests;
 
 #[derive(Debug)]
-struct Began(Instant);
+struct Started(Instant);
 
-impl Storable for Began {
+impl Storable for Started {
     type Storer = StoreReplace<Self>;
 }
 
 #[dyn_dispatch_hint]
-impl Intercept for Meter {
+impl Intercept for RecordRequests {
     fn name(&self) -> &'static str {
-        "Meter"
+        "RecordRequests"
     }
 
     fn read_before_attempt(
@@ -33,7 +33,7 @@ impl Intercept for Meter {
         _: &RuntimeComponents,
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        bag.interceptor_state().store_put(Began(Instant::now()));
+        bag.interceptor_state().store_put(Started(Instant::now()));
         Ok(())
     }
 
@@ -48,7 +48,7 @@ impl Intercept for Meter {
             .map_or("", |metadata| metadata.name())
             .to_owned();
         let took = bag
-            .load::<Began>()
+            .load::<Started>()
             .map(|began| began.0.elapsed())
             .unwrap_or_default();
         let failed = context
@@ -61,7 +61,7 @@ impl Intercept for Meter {
             None => "no_answer",
             Some(429 | 503) => "throttled",
             Some(400..500) => "refused",
-            // 200 with an error for a body is one too.
+            // S3 may answer 200 with an error as the body.
             Some(500..) => "failed",
             Some(_) if failed => "failed",
             Some(_) => "ok",

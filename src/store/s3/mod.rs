@@ -1,8 +1,7 @@
-//! S3 and what speaks like it, through the AWS SDK: the only room that names it.
+//! S3 and compatible stores, through the AWS SDK: the only room that names it.
 //!
-//! Credentials, region and endpoint are the SDK's own business (`AWS_*` variables, profiles,
-//! roles). The trait is implemented here, one line a method; the requests are in the files by
-//! concern.
+//! Credentials, region and endpoint are left to the SDK (`AWS_*` variables, profiles, roles). Here
+//! each method of the trait calls its request, which is in the file of its concern.
 
 mod answers;
 mod client;
@@ -13,7 +12,7 @@ mod identity;
 mod incomplete;
 mod inspect;
 mod listing;
-mod meter;
+mod metrics;
 mod multipart;
 mod objects;
 mod ranges;
@@ -36,11 +35,11 @@ use std::time::SystemTime;
 pub struct S3Store {
     client: Client,
     bucket: String,
-    /// Over TLS the connection protects the body, so that its SHA-256 need not be in the signature.
+    /// Over TLS the connection protects the body: its SHA-256 need not be in the signature.
     unsigned_payload: bool,
-    /// AWS itself: no other endpoint is set.
+    /// Whether this is AWS itself: no other endpoint is set.
     is_aws: bool,
-    /// Conditions that the store is known to keep; others are not sent.
+    /// Conditions that the store is known to keep. Others are not sent.
     conditions: KeptConditions,
 }
 
@@ -54,8 +53,8 @@ impl Store for S3Store {
         self.get_range(key, range, etag).await
     }
 
-    async fn open(&self, key: &Key, max: u64) -> Result<(Object, Bytes)> {
-        self.get_beginning(key, max).await
+    async fn open(&self, key: &Key, limit: u64) -> Result<(Object, Bytes)> {
+        self.get_beginning(key, limit).await
     }
 
     fn conditions(&self) -> KeptConditions {

@@ -35,7 +35,7 @@ impl S3Store {
         }
     }
 
-    /// The object as a list of one has it, if the answer to HEAD is in doubt.
+    /// Looks an object up by a list of one, if the answer to HEAD is in doubt.
     async fn find_in_list(&self, key: &Key) -> Result<Object> {
         let request = ListRequest {
             prefix: key,
@@ -122,8 +122,8 @@ impl S3Store {
     }
 }
 
-/// Does the answer to a HEAD that failed come from S3? S3 gives no reason for it, so anything in
-/// between could have sent it.
+/// Whether an answer to HEAD is certainly from S3. S3 gives no reason for a failure of HEAD, so a
+/// proxy could have sent it.
 fn is_explained(error: &SdkError<HeadObjectError>) -> bool {
     match (status(error), error.raw_response()) {
         (Some(404), Some(answer)) => {

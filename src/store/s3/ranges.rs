@@ -1,4 +1,4 @@
-//! Ranges of objects: GET, taken up again if the body breaks off.
+//! Ranges of objects: GET, continued if the body breaks off.
 
 use super::super::{Key, Object, Result, Store, StoreError};
 use super::S3Store;
@@ -12,7 +12,7 @@ use tokio::time::sleep;
 /// Pieces of this size, in bytes, fill an SSH packet, and are passed on uncopied.
 const LARGE_PIECE: usize = 32 * 1024;
 
-/// A range of an object on its way.
+/// The body of a range that is being read.
 struct RangeBody {
     pieces: JoinedPieces,
     missing: Range<u64>,
@@ -21,7 +21,7 @@ struct RangeBody {
 /// How one request for a range ended.
 enum Reading {
     Done,
-    /// In the middle, with the reason. The rest can be asked for again.
+    /// Before its end, for this reason. The rest can be asked for again.
     BrokenOff(String),
 }
 
@@ -40,7 +40,9 @@ impl S3Store {
         };
         let mut last_failure = String::new();
         for attempt in 0..ATTEMPTS {
-            sleep(retry_pause(attempt)).await;
+            if attempt > 0 {
+                sleep(retry_pause(attempt)).await;
+            }
             match self.get_missing(key, etag, &mut body).await? {
                 Reading::Done => return Ok(body.pieces.finish()),
                 Reading::BrokenOff(why) => last_failure = why,
@@ -87,13 +89,13 @@ impl S3Store {
         Ok(Reading::BrokenOff("the body ended early".to_owned()))
     }
 
-    /// GetObject of at most `max` bytes from the beginning, of whatever version there is.
-    pub(super) async fn get_beginning(&self, key: &Key, max: u64) -> Result<(Object, Bytes)> {
+    /// GetObject of the first bytes. See [`Store::open`].
+    pub(super) async fn get_beginning(&self, key: &Key, limit: u64) -> Result<(Object, Bytes)> {
         let request = self.client.get_object();
         let request = request
             .bucket(&self.bucket)
             .key(key.as_str())
-            .range(format!("bytes=0-{}", max - 1));
+            .range(format!("bytes=0-{}", limit - 1));
         let mut out = match request.send().await {
             Ok(out) => out,
             // An empty object has no first byte.
@@ -105,7 +107,7 @@ impl S3Store {
         let Some(found) = parse_content_range(out.content_range.as_deref()) else {
             return Err(missing("size"));
         };
-        let len = found.size.min(max);
+        let len = found.size.min(limit);
         if found.range != (0..len) {
             let why = "the store answered another range than was asked for";
             return Err(StoreError::Other(why.to_owned()));
@@ -114,8 +116,7 @@ impl S3Store {
         let object = object(Some(found.size), out.e_tag.take(), out.last_modified, class)?;
         let len = len as usize;
         let mut bytes = BytesMut::with_capacity(len);
-        // What a body that breaks off did not bring is asked for again, as the rest of the object
-        // is.
+        // If the body breaks off, what is missing is asked for later, like the rest of the object.
         while bytes.len() < len
             && let Some(Ok(chunk)) = out.body.next().await
         {

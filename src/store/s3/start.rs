@@ -1,8 +1,6 @@
-//! Whether a bucket can be served: one list request before the first client, and what its outcome
-//! means to the operator.
-//!
-//! Called by the binary. Which outcomes need the operator, and which may pass by themselves, is one
-//! table ([`StartError::needs_operator`]).
+//! Checks whether a bucket can be served, by one list request before the first client, and says
+//! what its outcome means to the operator. Called by the binary. One table says which failures need
+//! the operator, and which may pass ([`StartError::needs_operator`]).
 
 use super::errors::{sentence, status};
 use super::{S3Store, client};
@@ -57,7 +55,7 @@ pub enum StartError {
     WrongToken { why: String },
     #[error("this machine's clock is wrong ({why}): set it (NTP)")]
     WrongClock { why: String },
-    #[error("the account can't use the store ({why}): settle it with the store's operator")]
+    #[error("the account can't use the store ({why}): ask the store's operator")]
     Account { why: String },
     #[error(
         "the store's certificate is of an unknown issuer ({why}): set AWS_CA_BUNDLE to a PEM file with the certificate \
@@ -78,7 +76,7 @@ fn region_value(region: &Option<String>) -> String {
 }
 
 impl StartError {
-    /// Must the operator change something before another try? Otherwise it may pass.
+    /// Must the operator change something before another attempt? Otherwise the failure may pass.
     pub fn needs_operator(&self) -> bool {
         match self {
             StartError::NoRegion { .. }
@@ -103,13 +101,13 @@ impl StartError {
 pub enum Listing {
     /// Clients see them.
     Allowed,
-    /// Clients see none, and can still put files: a drop box. With the store's words.
+    /// Clients see none, but can put files: a drop box. Holds the store's reason.
     Refused(String),
 }
 
 impl S3Store {
-    /// Lists one entry below the prefix: proves credentials, region and bucket before a client has
-    /// to find out.
+    /// Lists one entry below the prefix, to check credentials, region and bucket before clients
+    /// connect.
     pub async fn check(&self, prefix: &Key) -> Result<Listing, StartError> {
         let request = self
             .client
@@ -123,7 +121,7 @@ impl S3Store {
         }
     }
 
-    /// What a failed list request means. The codes are S3's
+    /// The meaning of a failed list request. The codes are those of S3
     /// ([error responses](https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html)).
     fn judge<E>(&self, error: &SdkError<E>) -> Result<Listing, StartError>
     where
@@ -169,13 +167,13 @@ impl S3Store {
     }
 }
 
-/// Garage has no code of its own for false credentials, only words ([its signature
+/// Garage has no code for wrong credentials, only a message ([its signature
 /// check](https://git.deuxfleurs.fr/Deuxfleurs/garage/src/branch/main-v2/src/api/common/signature)).
 fn is_about_credentials(message: &str) -> bool {
     message.contains("Invalid signature") || message.contains("No such key")
 }
 
-/// Where the bucket is, if S3 says so.
+/// The region that the bucket is in, if S3 says so.
 fn bucket_region<E>(error: &SdkError<E>) -> Option<String> {
     let answer = error.raw_response()?;
     answer
@@ -184,7 +182,7 @@ fn bucket_region<E>(error: &SdkError<E>) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// What it means that there is no answer.
+/// The meaning of a request without an answer.
 fn unanswered<E: Error + 'static>(error: &SdkError<E>) -> StartError {
     if let Some(error) = find_cause::<CredentialsError>(error) {
         return client::credentials_error(error);
@@ -198,8 +196,8 @@ fn unanswered<E: Error + 'static>(error: &SdkError<E>) -> StartError {
     }
 }
 
-/// The first cause of this type. The causes of an I/O error are inside of it, and its `source` is
-/// theirs.
+/// The first cause of this type. An I/O error holds its cause inside, and its `source` is the
+/// source of that cause.
 fn find_cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
