@@ -31,6 +31,8 @@ fn number(number: u32) -> Vec<u8> {
 /// Every request of version 3 but INIT, with what it needs.
 fn requests() -> Vec<(String, u8, Vec<u8>, Need)> {
     let path = text("/d/none");
+    // No file that OPEN left open: a rename would wait for its CLOSE.
+    let other = text("/other");
     let handle = text("none");
     let attrs = number(0);
     let offset = 0_u64.to_be_bytes().to_vec();
@@ -67,12 +69,16 @@ fn requests() -> Vec<(String, u8, Vec<u8>, Need)> {
     add("RMDIR", 15, &[&path], Need::Write);
     add("REALPATH", 16, &[&path], Need::Nothing);
     add("STAT", 17, &[&path], Need::Nothing);
-    add("RENAME", 18, &[&path, &text("/e")], Need::Write);
+    add("RENAME", 18, &[&other, &text("/e")], Need::Write);
     add("READLINK", 19, &[&path], Need::Nothing);
     add("SYMLINK", 20, &[&path, &path], Need::Write);
     for (name, fields, need) in [
         ("limits@openssh.com", vec![], Need::Nothing),
-        ("posix-rename@openssh.com", vec![&path, &path], Need::Write),
+        (
+            "posix-rename@openssh.com",
+            vec![&other, &other],
+            Need::Write,
+        ),
         ("statvfs@openssh.com", vec![&path], Need::Nothing),
         ("fstatvfs@openssh.com", vec![&handle], Need::Nothing),
         ("expand-path@openssh.com", vec![&path], Need::Nothing),
