@@ -23,10 +23,13 @@ pub mod vfs;
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 
+/// What clients read if a request fails because of a bug, here or in a store.
+pub(crate) const INTERNAL_ERROR: &str = "internal server error, see the server's log";
+
 /// A future panicked. The panic hook has logged where.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("internal server error, see the server's log")]
+#[error("{INTERNAL_ERROR}")]
 pub struct Panicked;
 
 /// Resolves to what the future returns, or to an error if it panics: a bug, or one of a store,

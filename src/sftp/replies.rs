@@ -6,6 +6,7 @@
 use super::failure::ok_status;
 use super::session::Clock;
 use super::{Failure, SmallReply};
+use crate::INTERNAL_ERROR;
 use crate::store;
 use crate::transfer::ReadSink;
 use crate::vfs::VfsError;
@@ -191,8 +192,8 @@ impl PendingReply {
 impl Drop for PendingReply {
     fn drop(&mut self) {
         if let Some(replies) = self.replies.take() {
-            let why = "internal server error, see the server's log";
-            replies.reply(self.id, Err(Failure::new(StatusCode::Failure, why)));
+            let failure = Failure::new(StatusCode::Failure, INTERNAL_ERROR);
+            replies.reply(self.id, Err(failure));
         }
     }
 }

@@ -6,6 +6,7 @@
 //! of the server does: then copies are taken back, as after a failure.
 
 use super::{BUSY, EXISTS, Result, Vfs, VfsError};
+use crate::INTERNAL_ERROR;
 use crate::path::{Key, Path, PathError};
 use crate::store::change::{self, Copied};
 use crate::store::{Condition, Entry, MAX_PAGE, Object, Part, PartSource, Store, StoreError};
@@ -51,9 +52,7 @@ impl Vfs {
         });
         match renaming.await {
             Ok(renamed) => renamed,
-            Err(_panicked) => Err(VfsError::Refused(
-                "internal server error, see the server's log",
-            )),
+            Err(_panicked) => Err(VfsError::Refused(INTERNAL_ERROR)),
         }
     }
 
