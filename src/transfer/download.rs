@@ -381,13 +381,16 @@ impl DownloadTask {
         AbortOnDropHandle::new(tokio::spawn(get))
     }
 
-    /// Sets memory aside for the beginning of `wanted`: as much of it as there is, in halves, and
-    /// at least what a READ needs.
+    /// Sets memory aside for the beginning of `wanted`: at most half of what is left, so that a
+    /// small pool still has several blocks, and at least what a READ needs.
     fn reserve(&self, wanted: &Range<u64>, needed: u64) -> Reserved {
         let start = wanted.start;
         let needed_len = needed.min(wanted.end).saturating_sub(start);
-        let mut len = wanted.end - start;
-        let min_len = needed_len.max(MIN_FETCH.min(len));
+        let wanted_len = wanted.end - start;
+        let min_len = needed_len.max(MIN_FETCH.min(wanted_len));
+        let mut len = wanted_len
+            .min(self.limits.read_ahead_left() / 2)
+            .max(min_len);
         loop {
             if let Some(memory) = self.limits.try_read_ahead(len) {
                 return Reserved::Memory(start..start + len, memory);

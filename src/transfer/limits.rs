@@ -84,6 +84,12 @@ impl SessionLimits {
         })
     }
 
+    /// How much memory for blocks that are fetched ahead is left to the user, in bytes.
+    pub fn read_ahead_left(&self) -> u64 {
+        let of_user = self.user_read_ahead.available_permits() as u64 * UNIT;
+        of_user.min(self.pool.left_of(Share::ReadAhead))
+    }
+
     /// Memory of the session's own for a block that a READ needs, if it is free.
     pub fn try_own(&self, bytes: u64) -> Option<BlockMemory> {
         let permit = try_acquire(&self.own_blocks, bytes)?;

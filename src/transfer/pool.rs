@@ -137,6 +137,11 @@ impl BufferPool {
         units_of(share, self.units) as u64 * UNIT
     }
 
+    /// What is left of a share, in bytes.
+    pub fn left_of(&self, share: Share) -> u64 {
+        self.semaphore(share).available_permits() as u64 * UNIT
+    }
+
     fn semaphore(&self, share: Share) -> &Arc<Semaphore> {
         match share {
             Share::ReadAhead => &self.read_ahead,

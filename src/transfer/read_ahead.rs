@@ -1,9 +1,12 @@
 //! Which ranges of an object to fetch for the READs that arrive: the pure half of a download.
 //!
 //! The rule: how far ahead to fetch is how much was read in sequence since the last jump, so that a
-//! stream gets megabytes ahead while a READ of 4 KiB somewhere fetches 4 KiB. A READ at the very
-//! beginning is taken for the start of a stream. What a READ needs is always fetched; ahead of need
-//! only whole blocks are, each half as long as the distance ahead.
+//! stream gets megabytes ahead while a READ of 4 KiB somewhere fetches 4 KiB. What a READ needs is
+//! always fetched; ahead of need only whole blocks are, each half as long as the distance ahead.
+//!
+//! A READ at the very beginning is taken for the start of a stream: its blocks are eight times as
+//! long as what was read, so that a file of 3 MB takes three requests. Where a jump came before,
+//! such blocks would be a waste, because more jumps are likely.
 //!
 //! Invariant: `fetched` is here or on its way, without a hole.
 
@@ -14,11 +17,13 @@ use std::ops::Range;
 pub const FIRST_BLOCK: u64 = 256 * 1024;
 /// Smallest range worth a request of its own once reading is sequential, in bytes.
 const MIN_BLOCK: u64 = 64 * 1024;
-/// Largest range in bytes: at 90 MB/s a connection, as S3 gives, long enough to hide the round
-/// trip.
-const MAX_BLOCK: u64 = 4 * 1024 * 1024;
-/// Limit on the distance ahead, in bytes: eight ranges in flight.
+/// Largest range in bytes. S3 gives some 90 MB/s a connection.
+const MAX_BLOCK: u64 = 8 * 1024 * 1024;
+/// Limit on the distance ahead, in bytes. Of a stream the last block may begin there: up to five
+/// ranges are in flight.
 const MAX_AHEAD: u64 = 32 * 1024 * 1024;
+/// Blocks of a stream are so many times as long as what was read of it.
+const STREAM_GROWTH: u64 = 8;
 /// Kept behind the last READ, in bytes: the kernel of an sshfs client asks a little out of order.
 const BEHIND: u64 = 256 * 1024;
 
@@ -34,6 +39,8 @@ pub struct ReadAhead {
     sequential: u64,
     /// Where the sequence goes on.
     next: u64,
+    /// Did the sequence begin at the beginning of the object?
+    is_stream: bool,
 }
 
 impl ReadAhead {
@@ -45,6 +52,7 @@ impl ReadAhead {
             fetched: 0..fetched,
             sequential: 0,
             next: 0,
+            is_stream: true,
         }
     }
 
@@ -61,6 +69,7 @@ impl ReadAhead {
             self.fetched = range.start..range.start;
             self.sequential = 0;
             self.next = range.end;
+            self.is_stream = range.start == 0;
         } else if range.end > self.next {
             self.sequential += range.end - self.next.max(range.start);
             self.next = range.end;
@@ -74,13 +83,13 @@ impl ReadAhead {
         if start >= self.size {
             return None;
         }
-        let ahead = self.distance_ahead();
-        let block_end = start.saturating_add(self.block_len(ahead));
+        let block_end = start.saturating_add(self.block_len());
         let end = block_end.max(needed).min(self.size);
-        let target = needed.saturating_add(ahead).min(self.size);
+        let target = needed.saturating_add(self.distance_ahead()).min(self.size);
         let is_needed = start < needed;
-        let is_whole_block = start < target && (end <= target || target == self.size);
-        if is_needed || is_whole_block {
+        let is_in_reach = start < target;
+        let is_whole = end <= target || target == self.size;
+        if is_needed || (is_in_reach && (is_whole || self.is_stream)) {
             Some(start..end)
         } else {
             None
@@ -89,24 +98,15 @@ impl ReadAhead {
 
     /// How far ahead of need to fetch, in bytes.
     fn distance_ahead(&self) -> u64 {
-        self.sequential.max(self.first_block()).min(MAX_AHEAD)
+        self.sequential.min(MAX_AHEAD)
     }
 
-    /// Length of the blocks in which this much is fetched, in bytes.
-    fn block_len(&self, ahead: u64) -> u64 {
-        match ahead {
-            0 => 0,
-            _ => (ahead / 2)
-                .max(self.first_block())
-                .clamp(MIN_BLOCK, MAX_BLOCK),
-        }
-    }
-
-    /// [`FIRST_BLOCK`] as long as reading began at the beginning of the object, else 0.
-    fn first_block(&self) -> u64 {
-        match self.fetched.start {
-            0 => FIRST_BLOCK,
-            _ => 0,
+    /// Length of the next block, in bytes.
+    fn block_len(&self) -> u64 {
+        match (self.is_stream, self.sequential) {
+            (true, sequential) => (sequential * STREAM_GROWTH).clamp(FIRST_BLOCK, MAX_BLOCK),
+            (false, 0) => 0,
+            (false, sequential) => (sequential / 2).clamp(MIN_BLOCK, MAX_BLOCK),
         }
     }
 
@@ -154,8 +154,29 @@ mod tests {
         let fetched = play(1024 * MIB, sequence(0, 1024 * MIB, 32768));
         let total: u64 = fetched.iter().map(|range| range.end - range.start).sum();
         assert_eq!(total, 1024 * MIB);
-        assert!(fetched.len() < 290, "{} requests", fetched.len());
+        assert!(fetched.len() <= 150, "{} requests", fetched.len());
         assert_eq!(fetched[0], 0..FIRST_BLOCK);
+    }
+
+    #[test]
+    fn a_file_of_3_mb_is_three_requests() {
+        for step in [4096, 32768, 261_120] {
+            let fetched = play(3_000_000, sequence(0, 3_000_000, step));
+            assert!(fetched.len() <= 3, "READs of {step} bytes: {fetched:?}");
+        }
+    }
+
+    #[test]
+    fn a_look_at_the_beginning_fetches_the_first_block_alone() {
+        let fetched = play(1024 * MIB, sequence(0, 128 * 1024, 4096));
+        assert_eq!(fetched, [0..FIRST_BLOCK]);
+    }
+
+    #[test]
+    fn a_megabyte_after_a_jump_costs_no_more_than_two() {
+        let fetched = play(1024 * MIB, sequence(500 * MIB, 501 * MIB, 32768));
+        let total: u64 = fetched.iter().map(|range| range.end - range.start).sum();
+        assert!(total <= 2 * MIB, "{total}");
     }
 
     #[test]
