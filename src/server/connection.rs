@@ -5,7 +5,8 @@
 
 use super::admission::PreAuthSlot;
 use super::penalties::Penalized;
-use super::transport::{Socket, Unanswered};
+use super::transport::{Signals, Socket};
+use super::window::Window;
 use super::{Shared, ssh};
 use crate::metrics::{CONNECTIONS, GaugeGuard, LOGINS, SESSIONS};
 use crate::path::Home;
@@ -25,8 +26,8 @@ use russh::{
 use russh::{Disconnect, Error, Pty};
 use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::SetOnce;
@@ -56,8 +57,10 @@ struct Connection {
     /// The tasks of channels.
     channels: TaskTracker,
     client: ssh::Client,
-    /// Notices the SERVICE_REQUEST before a second credential: see [`Connection::note_refusal`].
-    unanswered: Arc<Unanswered>,
+    /// What the socket notices.
+    signals: Arc<Signals>,
+    // A std lock: never held across an await.
+    window: Arc<Mutex<Window>>,
     /// How many channels were opened so far.
     opened: Arc<AtomicUsize>,
     /// Cancelled when the connection has ended. Cancelling it closes the socket.
@@ -75,8 +78,8 @@ pub(super) async fn serve(
     let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + shared.config.login_timeout;
     let closed = slot.evicted.clone();
-    let unanswered: Arc<Unanswered> = Arc::default();
-    let mut socket = Socket::new(stream, closed.clone().cancelled_owned(), unanswered.clone());
+    let signals: Arc<Signals> = Arc::default();
+    let mut socket = Socket::new(stream, closed.clone().cancelled_owned(), signals.clone());
     let Some(client) = identify_client(&mut socket, peer, deadline, &shared).await else {
         return;
     };
@@ -85,13 +88,15 @@ pub(super) async fn serve(
     }
     let algorithms = ssh::offer(shared.config.algorithms, client);
     let config = Arc::new(ssh::config(&shared.config, algorithms));
+    let window = Window::new(shared.windows.clone());
     let connection = Connection {
         shared,
         peer,
         account: Arc::default(),
         channels: TaskTracker::new(),
         client,
-        unanswered,
+        signals,
+        window: Arc::new(Mutex::new(window)),
         opened: Arc::default(),
         closed,
     };
@@ -225,7 +230,7 @@ impl Connection {
             biased;
             _account = self.account.wait() => {}
             () = shutdown.drain.cancelled() => {}
-            () = self.unanswered.noticed() => return DisconnectReason::SecondCredential,
+            () = self.signals.silent() => return DisconnectReason::SecondCredential,
             () = sleep_until(deadline) => return DisconnectReason::LoginTimeout,
         }
         drop(slot);
@@ -272,7 +277,7 @@ impl Connection {
     /// and russh does not answer that: the connection ends then, as the client would wait in vain.
     fn note_refusal(&self) {
         if self.client == ssh::Client::Paramiko {
-            self.unanswered.watch();
+            self.signals.watch_for_silence();
         }
     }
 
@@ -318,6 +323,10 @@ impl Connection {
             proceed_with_methods: Some(ssh::methods()),
             partial_success: false,
         }
+    }
+
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for what the client wants of the channel, and does it. The [`Handler`] answers the
@@ -404,6 +413,7 @@ impl Connection {
         };
         let outgoing = Outgoing {
             write,
+            signals: self.signals,
             closed: self.closed,
         };
         let end = sftp::serve(read, outgoing, settings).await;
@@ -453,17 +463,26 @@ impl Source for ChannelReadHalf {
 /// Sends to a channel.
 struct Outgoing {
     write: Arc<ChannelWriteHalf<Msg>>,
+    signals: Arc<Signals>,
     /// See [`Connection::closed`].
     closed: CancellationToken,
 }
 
+impl Outgoing {
+    async fn send_once_unstuck(&mut self, bytes: Bytes) -> Result<(), Error> {
+        self.signals.wait_until_sent().await;
+        self.write.data_bytes(bytes).await
+    }
+}
+
 impl Sink for Outgoing {
     async fn send(&mut self, bytes: Bytes) -> bool {
+        let closed = self.closed.clone();
         tokio::select! {
             biased;
             // Without this, a send that waits for the channel's window outlives the connection.
-            () = self.closed.cancelled() => false,
-            sent = self.write.data_bytes(bytes) => sent.is_ok(),
+            () = closed.cancelled() => false,
+            sent = self.send_once_unstuck(bytes) => sent.is_ok(),
         }
     }
 }
@@ -528,6 +547,9 @@ impl Handler for Connection {
         match self.account.get() {
             Some(account) if has_room => {
                 self.opened.fetch_add(1, Ordering::Relaxed);
+                let limits = self.shared.user_limits(&account.name);
+                let is_alone = self.channels.is_empty();
+                self.window().open(channel.id(), is_alone, limits);
                 reply.accept().await;
                 let session = self.clone().serve_channel(channel, account.clone());
                 let stop = shutdown.stop.clone();
@@ -536,6 +558,24 @@ impl Handler for Connection {
             Some(_) | None => reply.reject(ChannelOpenFailure::ResourceShortage).await,
         }
         Ok(())
+    }
+
+    async fn data(
+        &mut self,
+        channel: ChannelId,
+        data: &[u8],
+        _session: &mut Session,
+    ) -> Result<(), Error> {
+        let waited = self.signals.waited();
+        let grown = self.window().record(channel, data.len(), waited);
+        if let Some(size) = grown {
+            log::debug!("{}: the SSH window grows to {size} bytes", self.peer);
+        }
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, channel: ChannelId, current: u32) -> u32 {
+        self.window().adjust(channel, current)
     }
 
     async fn subsystem_request(

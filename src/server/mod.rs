@@ -10,6 +10,7 @@ mod host_keys;
 mod penalties;
 mod ssh;
 mod transport;
+mod window;
 
 pub use host_keys::{HostKey, generate, load, load_or_create, temporary};
 pub use ssh::{Algorithms, UnknownAlgorithms};
@@ -36,6 +37,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use transport::read_proxy_header;
+use window::WindowBudget;
 
 /// Pause after `accept` fails, for example when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -135,6 +137,7 @@ struct Shared {
     overlay: Arc<Overlay>,
     /// A permit for each file that is open for writing.
     uploads: Arc<Semaphore>,
+    windows: WindowBudget,
     /// Limits of the users that have a session, by name.
     users: Mutex<HashMap<String, Weak<UserLimits>>>,
     shutdown: Shutdown,
@@ -143,6 +146,7 @@ struct Shared {
 impl Shared {
     fn new(config: Config, shutdown: Shutdown) -> Shared {
         let pool = BufferPool::new(config.buffer_memory);
+        let windows = WindowBudget::new(pool.size());
         let transfers = Transfers::new(config.store.clone(), pool, config.part_sizes);
         let max_uploads = config.max_uploads.min(Semaphore::MAX_PERMITS);
         Shared {
@@ -151,6 +155,7 @@ impl Shared {
             transfers: Arc::new(transfers),
             overlay: Arc::default(),
             uploads: Arc::new(Semaphore::new(max_uploads)),
+            windows,
             users: Mutex::default(),
             shutdown,
             config,

@@ -1,6 +1,6 @@
 //! What the server offers in SSH: algorithms, buffers and time limits of russh.
 
-use super::Config;
+use super::{Config, window};
 use russh::cipher::{
     AES_128_CTR, AES_128_GCM, AES_192_CTR, AES_256_CTR, AES_256_GCM, CHACHA20_POLY1305,
 };
@@ -9,6 +9,10 @@ use russh::{MethodKind, MethodSet, Preferred, SshId, compression, kex, mac};
 use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
+
+/// Longest data of one channel message from the client in bytes. OpenSSH fills it; each message
+/// costs russh two system calls and three allocations.
+const MAX_PACKET: u32 = 64 * 1024;
 
 /// Our identification string.
 pub const IDENTIFICATION: &str = concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION"));
@@ -167,8 +171,10 @@ pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
         // The first request, "none", only asks for the methods.
         auth_rejection_time_initial: Some(Duration::ZERO),
         keys: config.host_keys.iter().map(|key| key.0.clone()).collect(),
-        // Messages of at most 32 KiB that russh queues for us before it stops reading the socket.
-        channel_buffer_size: 32,
+        window_size: window::FIRST_SIZE,
+        maximum_packet_size: MAX_PACKET,
+        // Messages that russh queues for us before it stops reading the socket.
+        channel_buffer_size: 16,
         // Messages of ours that russh queues before we wait.
         event_buffer_size: 32,
         // russh's own safe list, Ed25519 first, but without SHA-1 signatures; AES-GCM of both sizes

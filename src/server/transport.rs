@@ -1,12 +1,15 @@
 //! The TCP stream of a connection: the header that a load balancer sends, and the socket below
 //! russh.
 //!
-//! The socket does five things that russh's session loop can't do for itself.
+//! The socket does six things that russh's session loop can't do for itself.
 //!
-//! It can be closed from outside, whatever the loop is waiting for. While the loop is busy writing
-//! it still reads, up to a bound: the loop does one at a time, so a server and a client that does
-//! the same (it sends requests, and reads the answers only then) would otherwise wait for each
-//! other forever, each with full buffers.
+//! It can be closed from outside, whatever the loop is waiting for. It reads the end of one packet
+//! and the beginning of the next with one system call, where russh asks for each in turn. It never
+//! keeps the loop waiting in a write while the client sends: the loop does one at a time, so a
+//! server and a client that does the same (it sends requests, and reads the answers only then)
+//! would otherwise wait for each other forever, each with full buffers. The socket takes such a
+//! write over, and the loop goes on reading. How much the client may send does not matter then,
+//! and sessions add nothing to what was taken over (see [`Signals::wait_until_sent`]).
 //!
 //! It exchanges the identification strings before russh does, so that the algorithms in our KEXINIT
 //! can depend on the client's. It can hold our NEWKEYS back until russh sends EXT_INFO, which russh
@@ -14,25 +17,31 @@
 //! EXT_INFO only once, when NEWKEYS arrives. And it notices when russh leaves a message of the
 //! client unanswered.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use proxy_header::{Error, ParseConfig, ProxyHeader};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
-use tokio::time::{Sleep, sleep};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-/// Limit on bytes that are read while a write is stuck: the window that a client can fill, and a
-/// little more.
-const MAX_AHEAD: usize = 2560 * 1024;
+/// Limit on bytes that are read while a write is stuck. A client that sends more does not read
+/// before it has sent all.
+const MAX_AHEAD: usize = 256 * 1024;
 const AHEAD_STEP: usize = 64 * 1024;
+/// Bytes beyond those that russh asks for that are read with them: the length of the next packet,
+/// or a few small packets.
+const SPARE: usize = 4096;
+/// Once this many bytes of stuck writes were taken over, russh has to wait: more than it writes at
+/// once, and than what sessions have handed to it by then.
+const MAX_OUTGOING: usize = 4 * 1024 * 1024;
 
 /// The first reads, those of a login, are acknowledged at once. OpenSSH's client, with Nagle's
 /// algorithm still on, holds its next message back until the last one is acknowledged, which the
@@ -80,23 +89,46 @@ pub async fn read_proxy_header(stream: &mut TcpStream) -> io::Result<Option<Sock
     }
 }
 
-/// Waits for a message that russh reads and does not answer. A message that arrives in pieces would
-/// be taken for such a one, but those of a login are short.
+/// What the socket tells the connection.
 #[derive(Default)]
-pub struct Unanswered {
-    is_awaited: AtomicBool,
-    noticed: Notify,
+pub struct Signals {
+    /// See [`Signals::watch_for_silence`].
+    is_silence_awaited: AtomicBool,
+    silence: Notify,
+    /// Nanoseconds that russh has waited for bytes of the client.
+    waited: AtomicU64,
+    /// Are there stuck writes that the socket has taken over?
+    has_outgoing: watch::Sender<bool>,
 }
 
-impl Unanswered {
-    /// Begins to wait for such a message.
-    pub fn watch(&self) {
-        self.is_awaited.store(true, Ordering::Relaxed);
+impl Signals {
+    /// Begins to wait for a message that russh reads and does not answer. A message that arrives in
+    /// pieces would be taken for such a one, but those of a login are short.
+    pub fn watch_for_silence(&self) {
+        self.is_silence_awaited.store(true, Ordering::Relaxed);
     }
 
     /// Resolves when such a message was read.
-    pub async fn noticed(&self) {
-        self.noticed.notified().await;
+    pub async fn silent(&self) {
+        self.silence.notified().await;
+    }
+
+    /// How long russh has waited for bytes of the client, all in all.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
+    }
+
+    /// Resolves once everything that the socket has taken over was sent. Sessions call this before
+    /// they send anything, so that memory for it is needed only for what was on its way.
+    pub async fn wait_until_sent(&self) {
+        // The sender is here, so this can't fail.
+        let mut has_outgoing = self.has_outgoing.subscribe();
+        let _ = has_outgoing.wait_for(|has_outgoing| !has_outgoing).await;
+    }
+
+    fn add_wait(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.waited.fetch_add(nanos, Ordering::Relaxed);
     }
 }
 
@@ -113,10 +145,13 @@ pub struct Socket {
     /// again.
     repeated: usize,
     newkeys: NewKeys,
-    unanswered: Arc<Unanswered>,
-    /// russh has read something and not written since, while [`Unanswered`] is awaited.
+    signals: Arc<Signals>,
+    /// russh has read something and not written since, while [`Signals::silent`] is awaited.
     is_asked: bool,
-    /// Written by russh, but not to the stream yet. Used only up to the end of the hold of NEWKEYS.
+    /// Since when russh waits for bytes of the client.
+    waits_since: Option<Instant>,
+    /// Written by russh, but not to the stream yet: cleartext up to the end of the hold of NEWKEYS,
+    /// and stuck writes of which russh knows nothing.
     outgoing: BytesMut,
 }
 
@@ -140,7 +175,7 @@ impl Socket {
     pub fn new(
         stream: TcpStream,
         closed: WaitForCancellationFutureOwned,
-        unanswered: Arc<Unanswered>,
+        signals: Arc<Signals>,
     ) -> Socket {
         Socket {
             stream,
@@ -149,8 +184,9 @@ impl Socket {
             ahead: BytesMut::new(),
             repeated: 0,
             newkeys: NewKeys::Sent,
-            unanswered,
+            signals,
             is_asked: false,
+            waits_since: None,
             outgoing: BytesMut::new(),
         }
     }
@@ -214,8 +250,10 @@ impl Socket {
     fn notice_unanswered(&mut self) {
         if self.is_asked {
             self.is_asked = false;
-            self.unanswered.is_awaited.store(false, Ordering::Relaxed);
-            self.unanswered.noticed.notify_one();
+            self.signals
+                .is_silence_awaited
+                .store(false, Ordering::Relaxed);
+            self.signals.silence.notify_one();
         }
     }
 
@@ -226,13 +264,7 @@ impl Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
-            let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-            if read.is_ready() && self.quick_reads > 0 {
-                self.quick_reads -= 1;
-                // Set each time, as the kernel resets it.
-                let _ = self.stream.set_quickack(true);
-            }
-            return read;
+            return self.poll_read_stream(context, buffer);
         }
         let count = self.ahead.len().min(buffer.remaining());
         buffer.put_slice(&self.ahead.split_to(count));
@@ -242,30 +274,85 @@ impl Socket {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes to the stream, and reads ahead if that is stuck.
+    /// Reads from the stream into the buffer, and up to [`SPARE`] bytes more ahead.
+    fn poll_read_stream(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let is_ready = self.stream.poll_read_ready(context);
+            if is_ready.is_pending() {
+                self.waits_since.get_or_insert_with(Instant::now);
+            }
+            ready!(is_ready)?;
+            let wanted = buffer.initialize_unfilled();
+            let wanted_len = wanted.len();
+            let mut spare = [0; SPARE];
+            let mut slices = [IoSliceMut::new(wanted), IoSliceMut::new(&mut spare)];
+            match self.stream.try_read_vectored(&mut slices) {
+                Ok(count) => {
+                    let spare_count = count.saturating_sub(wanted_len);
+                    buffer.advance(count - spare_count);
+                    let more = spare.get(..spare_count).unwrap_or_default();
+                    self.ahead.extend_from_slice(more);
+                    self.note_read();
+                    return Poll::Ready(Ok(()));
+                }
+                // Not ready after all: `poll_read_ready` then waits.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Called when bytes have come from the stream.
+    fn note_read(&mut self) {
+        if let Some(since) = self.waits_since.take() {
+            self.signals.add_wait(since.elapsed());
+        }
+        if self.quick_reads > 0 {
+            self.quick_reads -= 1;
+            // Set each time, as the kernel resets it.
+            let _ = self.stream.set_quickack(true);
+        }
+    }
+
+    /// Writes to the stream, after what must be sent before. If that is stuck while the client goes
+    /// on sending, takes the bytes over.
     fn poll_write_now(
         &mut self,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        if written.is_pending() {
-            self.read_ahead(context);
+        if self.poll_write_outgoing(context)?.is_ready()
+            && let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(context, bytes)
+        {
+            return Poll::Ready(written);
         }
-        written
+        self.read_ahead(context);
+        if self.ahead.len() < MAX_AHEAD || self.outgoing.len() >= MAX_OUTGOING {
+            return Poll::Pending;
+        }
+        self.outgoing.extend_from_slice(bytes);
+        self.signals.has_outgoing.send_replace(true);
+        Poll::Ready(Ok(bytes.len()))
     }
 
     /// Writes what must be sent before anything else.
     fn poll_write_outgoing(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.outgoing.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
         while !self.outgoing.is_empty() {
-            let outgoing = std::mem::take(&mut self.outgoing);
-            let written = self.poll_write_now(context, &outgoing);
-            self.outgoing = outgoing;
+            let written = Pin::new(&mut self.stream).poll_write(context, &self.outgoing);
             match ready!(written)? {
                 0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
-                count => drop(self.outgoing.split_to(count)),
+                count => self.outgoing.advance(count),
             }
         }
+        self.outgoing = BytesMut::new();
+        self.signals.has_outgoing.send_replace(false);
         Poll::Ready(Ok(()))
     }
 
@@ -336,7 +423,7 @@ impl AsyncRead for Socket {
         }
         if read.is_pending() {
             self.notice_unanswered();
-        } else if count > 0 && self.unanswered.is_awaited.load(Ordering::Relaxed) {
+        } else if count > 0 && self.signals.is_silence_awaited.load(Ordering::Relaxed) {
             self.is_asked = true;
         }
         read
@@ -357,10 +444,7 @@ impl AsyncWrite for Socket {
             return Poll::Ready(Ok(count));
         }
         match &mut self.newkeys {
-            NewKeys::Sent => {
-                ready!(self.poll_write_outgoing(context))?;
-                self.poll_write_now(context, bytes)
-            }
+            NewKeys::Sent => self.poll_write_now(context, bytes),
             NewKeys::Expected => {
                 self.take_cleartext(bytes);
                 Poll::Ready(Ok(bytes.len()))
@@ -376,7 +460,8 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_write_outgoing(context))?;
+        // What is stuck leaves while russh reads: it must not wait for that here.
+        let _ = self.poll_write_outgoing(context)?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -396,18 +481,14 @@ mod tests {
     const NEWKEYS_PACKET: &[u8] = &[0, 0, 0, 12, 10, 21, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
     /// A socket and its client.
-    async fn connected(unanswered: Arc<Unanswered>) -> (Socket, TcpStream) {
+    async fn connected(signals: Arc<Signals>) -> (Socket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap())
             .await
             .unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         (
-            Socket::new(
-                stream,
-                CancellationToken::new().cancelled_owned(),
-                unanswered,
-            ),
+            Socket::new(stream, CancellationToken::new().cancelled_owned(), signals),
             client,
         )
     }
@@ -481,12 +562,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_is_unanswered_once_more_is_wanted_without_an_answer() {
-        let unanswered: Arc<Unanswered> = Arc::default();
-        let (mut socket, mut client) = connected(unanswered.clone()).await;
+        let signals: Arc<Signals> = Arc::default();
+        let (mut socket, mut client) = connected(signals.clone()).await;
         let mut message = [0; 4];
         for (is_watched, is_answered) in [(false, false), (true, true), (true, false)] {
             if is_watched {
-                unanswered.watch();
+                signals.watch_for_silence();
             }
             // What is written before the message is no answer to it.
             socket.write_all(b"refused").await.unwrap();
@@ -498,11 +579,65 @@ mod tests {
             let is_noticed = tokio::select! {
                 biased;
                 _ = socket.read(&mut message) => panic!("there is nothing more to read"),
-                () = unanswered.noticed() => true,
+                () = signals.silent() => true,
                 () = std::future::ready(()) => false,
             };
             assert_eq!(is_noticed, is_watched && !is_answered);
         }
+    }
+
+    #[tokio::test]
+    async fn bytes_are_read_in_their_order_whatever_is_asked_for() {
+        let (mut socket, mut client) = connected(Arc::default()).await;
+        let sent: Vec<u8> = (0..200_000_u32).flat_map(u32::to_be_bytes).collect();
+        let sending = sent.clone();
+        let client = tokio::spawn(async move {
+            client.write_all(&sending).await.unwrap();
+            client
+        });
+        let mut read = Vec::new();
+        for size in [4, 3000, 16, 1, 70_000].into_iter().cycle() {
+            let mut piece = vec![0; size.min(sent.len() - read.len())];
+            socket.read_exact(&mut piece).await.unwrap();
+            read.extend(piece);
+            if read.len() == sent.len() {
+                break;
+            }
+        }
+        assert!(read == sent);
+        drop(client.await.unwrap());
+        assert_eq!(socket.read(&mut [0; 10]).await.unwrap(), 0);
+    }
+
+    /// More than all buffers on the way take, in both directions: a server that waits for its write
+    /// would wait forever.
+    #[tokio::test]
+    async fn stuck_writes_are_taken_over_while_the_client_sends() {
+        const ROUNDS: usize = 128;
+        const READ: usize = 128 * 1024;
+        const WRITTEN: usize = 48 * 1024;
+        let signals: Arc<Signals> = Arc::default();
+        let (mut socket, mut client) = connected(signals.clone()).await;
+        let client = tokio::spawn(async move {
+            client.write_all(&vec![1; ROUNDS * READ]).await.unwrap();
+            let mut received = Vec::new();
+            client.read_to_end(&mut received).await.unwrap();
+            received
+        });
+        let mut sent = Vec::new();
+        let mut were_taken_over = false;
+        for round in 0..ROUNDS {
+            let bytes = vec![round as u8; WRITTEN];
+            socket.write_all(&bytes).await.unwrap();
+            socket.flush().await.unwrap();
+            socket.read_exact(&mut [0; READ]).await.unwrap();
+            were_taken_over |= *signals.has_outgoing.borrow();
+            sent.extend(bytes);
+        }
+        assert!(were_taken_over, "the buffers on the way took everything");
+        socket.shutdown().await.unwrap();
+        signals.wait_until_sent().await;
+        assert!(client.await.unwrap() == sent);
     }
 
     #[test]

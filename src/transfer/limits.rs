@@ -21,17 +21,22 @@ pub struct UserLimits {
     handles: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
     read_ahead: Arc<Semaphore>,
+    /// How much the SSH windows of the user's sessions may grow, in KiB. All users together have as
+    /// much as the pool, but not of the pool: it is no memory of ours.
+    pub windows: Arc<Semaphore>,
 }
 
 impl UserLimits {
-    /// One user may take three quarters of the server's uploads, and of its read-ahead.
+    /// One user may take three quarters of the server's uploads, of its read-ahead, and of what SSH
+    /// windows may grow by.
     pub fn new(max_uploads: usize, pool: &BufferPool) -> UserLimits {
         let share = |all: usize| Arc::new(Semaphore::new((all * 3 / 4).max(1)));
-        let read_ahead = pool.size_of(Share::ReadAhead) / UNIT;
+        let in_units = |bytes: u64| usize::try_from(bytes / UNIT).unwrap_or(Semaphore::MAX_PERMITS);
         UserLimits {
             handles: Arc::new(Semaphore::new(MAX_USER_HANDLES)),
             uploads: share(max_uploads),
-            read_ahead: share(usize::try_from(read_ahead).unwrap_or(Semaphore::MAX_PERMITS)),
+            read_ahead: share(in_units(pool.size_of(Share::ReadAhead))),
+            windows: share(in_units(pool.size())),
         }
     }
 

@@ -142,6 +142,11 @@ impl BufferPool {
         self.semaphore(share).available_permits() as u64 * UNIT
     }
 
+    /// Size of the pool in bytes.
+    pub fn size(&self) -> u64 {
+        self.units as u64 * UNIT
+    }
+
     fn semaphore(&self, share: Share) -> &Arc<Semaphore> {
         match share {
             Share::ReadAhead => &self.read_ahead,

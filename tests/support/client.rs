@@ -32,8 +32,14 @@ impl SshClient {
 
     /// `None` if the server refuses the connection.
     pub async fn try_connect(server: SocketAddr) -> Option<SshClient> {
-        let config = Arc::new(russh::client::Config::default());
-        let connected = russh::client::connect(config, server, AnyHost).await;
+        SshClient::try_connect_with(server, russh::client::Config::default()).await
+    }
+
+    async fn try_connect_with(
+        server: SocketAddr,
+        config: russh::client::Config,
+    ) -> Option<SshClient> {
+        let connected = russh::client::connect(Arc::new(config), server, AnyHost).await;
         connected.ok().map(SshClient)
     }
 
@@ -95,6 +101,17 @@ impl Client {
     /// Logs in as alice.
     pub async fn connect(server: SocketAddr) -> Client {
         let client = Client::login(server, "alice", PASSWORD).await;
+        client.expect("login")
+    }
+
+    /// Logs in as alice, and allows the server to send this many bytes at once.
+    pub async fn connect_with_window(server: SocketAddr, window_size: u32) -> Client {
+        let config = russh::client::Config {
+            window_size,
+            ..Default::default()
+        };
+        let ssh = SshClient::try_connect_with(server, config).await;
+        let client = Client::login_on(ssh.expect("connect"), "alice", PASSWORD).await;
         client.expect("login")
     }
 

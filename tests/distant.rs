@@ -1,0 +1,180 @@
+//! Clients far away, behind a link on which every byte takes its time.
+
+// A panic is how a test fails.
+#![allow(clippy::restriction)]
+
+mod support;
+
+use bytes::Bytes;
+use futures_util::future::{join, join_all};
+use russh_sftp::protocol::OpenFlags;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+use support::gateway::{Content, Gateway};
+use support::process::Process;
+use support::s3::{FakeS3, Fault, When};
+use support::*;
+
+/// Data of one READ or WRITE in bytes.
+const BLOCK: usize = 32 * 1024;
+/// One way.
+const DELAY: Duration = Duration::from_millis(20);
+
+/// Sends a whole file without waiting for an answer in between.
+async fn write_at_once(client: &Client, handle: &str, data: &Bytes) {
+    let mut writes = Vec::new();
+    for (n, block) in data.chunks(BLOCK).enumerate() {
+        let offset = (n * BLOCK) as u64;
+        writes.push(client.sftp.write(handle, offset, block.to_vec()));
+    }
+    for answer in join_all(writes).await {
+        answer.unwrap();
+    }
+}
+
+/// Asks for a whole file without waiting for an answer in between.
+async fn read_at_once(client: &Client, handle: &str, len: usize) -> Vec<u8> {
+    let mut reads = Vec::new();
+    for offset in (0..len).step_by(BLOCK) {
+        reads.push(client.sftp.read(handle, offset as u64, BLOCK as u32));
+    }
+    let mut data = Vec::new();
+    for answer in join_all(reads).await {
+        data.extend(answer.unwrap().data);
+    }
+    data
+}
+
+/// The server's answers to READs fill every buffer up to the client. A server that waits for them
+/// to leave would not read the WRITEs behind the READs, and the client would wait as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_fills_its_window_and_reads_nothing_is_served() {
+    // Half of the largest window, which is what a client may send at any time.
+    const UNASKED: usize = 15 * MIB;
+    let s3 = FakeS3::start().await;
+    let old = noise(40 * MIB, 1);
+    s3.put("alice/old", old.clone());
+    let log = "export RUST_LOG=info,sftpd::server=debug";
+    let process = Process::start_after(log, &s3, &["--buffer-memory", "128MiB"]);
+    let link = Link::start(process.address, DELAY);
+    let client = Client::connect_with_window(link.address, 64 * MIB as u32).await;
+    let handle = client.open("/first", PUT).await.unwrap();
+    write_at_once(&client, &handle, &noise(48 * MIB, 2)).await;
+    client.close(&handle).await.unwrap();
+    s3.reset();
+    let reader = client.open("/old", OpenFlags::READ).await.unwrap();
+    let writer = client.open("/new", PUT).await.unwrap();
+    let new = noise(UNASKED, 3);
+    link.set_deaf(true);
+    let reads = read_at_once(&client, &reader, old.len());
+    let writes = write_at_once(&client, &writer, &new);
+    // The last few WRITEs may wait for the answers to leave, which nothing waits for then.
+    let until_stored = eventually("two thirds of the WRITEs are in the store", || {
+        s3.count("UploadPart") == 2
+    });
+    let hear_again = async {
+        until_stored.await;
+        link.set_deaf(false);
+    };
+    let ((read, ()), ()) = within("the session", join(join(reads, writes), hear_again)).await;
+    client.close(&writer).await.unwrap();
+    assert!(read == old);
+    assert!(s3.object("alice/new").unwrap() == new);
+    let promise = 34 + 128 + 2 * 21 / 4 + 4;
+    let peak = process.peak();
+    assert!(peak <= promise, "{peak} MiB, of {promise}");
+    s3.assert_no_uploads();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_distant_uploads_stay_inside_the_formula() {
+    const UPLOADS: usize = 40;
+    let s3 = FakeS3::start().await;
+    let stall = Fault::Stall(Duration::from_millis(100));
+    s3.fault("UploadPart", When::Every, stall);
+    let process = Process::start(&s3, &["--buffer-memory", "32MiB"]);
+    let link = Link::start(process.address, DELAY);
+    let data = noise(12 * MIB, 1);
+    let mut puts = tokio::task::JoinSet::new();
+    let clients = join_all((0..UPLOADS).map(|_| Client::connect(link.address))).await;
+    for (n, client) in clients.into_iter().enumerate() {
+        let data = data.clone();
+        puts.spawn(async move {
+            let handle = client.open(&format!("/{n}"), PUT).await.unwrap();
+            write_at_once(&client, &handle, &data).await;
+            client.close(&handle).await.unwrap();
+        });
+    }
+    puts.join_all().await;
+    let promise = 34 + 32 + UPLOADS * 21 / 4 + UPLOADS * 4;
+    let peak = process.peak();
+    println!("{UPLOADS} distant uploads at once: peak RSS {peak} MiB, of {promise}");
+    assert!(peak <= promise, "{peak} MiB, of {promise}");
+    for n in 0..UPLOADS {
+        assert!(s3.object(&format!("alice/{n}")).unwrap() == data, "{n}");
+    }
+    s3.assert_no_uploads();
+}
+
+/// Puts a link between the gateway's server and the clients that are started from now on.
+fn put_far_away(gateway: &mut Gateway) -> Link {
+    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, gateway.port));
+    let link = Link::start(server, DELAY);
+    gateway.port = link.address.port();
+    link
+}
+
+/// 6,400 READs at once, and their answers through the delay.
+#[test]
+fn paramiko_gets_200_megabytes() {
+    let Some(mut gateway) = Gateway::start(&["python3:paramiko"]) else {
+        return;
+    };
+    let _link = put_far_away(&mut gateway);
+    let bytes = noise(200 * MIB, 9);
+    gateway.put_object("huge", &bytes);
+    let script = r#"
+import sys, paramiko
+port, _, key = sys.argv[1:]
+transport = paramiko.Transport(("127.0.0.1", int(port)), default_window_size=16 << 20)
+transport.connect(username="alice", pkey=paramiko.PKey.from_path(key))
+sftp = paramiko.SFTPClient.from_transport(transport)
+sftp.get("huge", "back")
+transport.close()
+"#;
+    gateway.run(&mut gateway.python(script, &[]));
+    assert_eq!(gateway.read("back"), Content(bytes));
+}
+
+/// Eight files each way at once in one session, and as many in sessions of their own.
+#[test]
+fn asyncssh_transfers_in_parallel() {
+    let Some(mut gateway) = Gateway::start(&["python3:asyncssh"]) else {
+        return;
+    };
+    let _link = put_far_away(&mut gateway);
+    let bytes = noise(10 * MIB, 4);
+    gateway.write("file", &bytes);
+    let script = r#"
+import asyncio, sys, asyncssh
+port, _, key = sys.argv[1:]
+async def transfer(sftp, name):
+    await sftp.put("file", name)
+    await sftp.get(name, name)
+async def main():
+    connection = asyncssh.connect("127.0.0.1", int(port), username="alice", client_keys=[key], known_hosts=None, config=None)
+    async with connection as ssh:
+        async with ssh.start_sftp_client() as sftp:
+            await asyncio.gather(*(transfer(sftp, f"shared-{n}") for n in range(8)))
+        sessions = [await ssh.start_sftp_client() for n in range(8)]
+        await asyncio.gather(*(transfer(sftp, f"own-{n}") for n, sftp in enumerate(sessions)))
+asyncio.run(main())
+"#;
+    gateway.run(&mut gateway.python(script, &[]));
+    for n in 0..8 {
+        for name in [format!("shared-{n}"), format!("own-{n}")] {
+            gateway.expect_object(&name, &bytes);
+            assert!(gateway.read(&name) == Content(bytes.clone()), "{name}");
+        }
+    }
+}
