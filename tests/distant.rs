@@ -13,6 +13,7 @@ use std::time::Duration;
 use support::gateway::{Content, Gateway};
 use support::process::Process;
 use support::s3::{FakeS3, Fault, When};
+use support::wait::POLL;
 use support::*;
 
 /// Data of one READ or WRITE in bytes.
@@ -82,6 +83,54 @@ async fn a_client_that_fills_its_window_and_reads_nothing_is_served() {
     assert!(s3.object("alice/new").unwrap() == new);
     let promise = 34 + 128 + 2 * 21 / 4 + 4;
     let peak = process.peak();
+    println!("a client that reads nothing: peak RSS {peak} MiB, of {promise}");
+    assert!(peak <= promise, "{peak} MiB, of {promise}");
+    s3.assert_no_uploads();
+}
+
+/// The same for many clients at once, with as much memory taken as they can make the server take.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_send_and_do_not_read_stay_inside_the_formula() {
+    const COUNT: usize = 10;
+    // Less than the smallest window that may be left, and more than is read ahead.
+    const UNASKED: usize = 800 * 1024;
+    const READ_AHEAD: usize = 256 * 1024;
+    let s3 = FakeS3::start().await;
+    let old = noise(40 * MIB, 1);
+    s3.put("alice/old", old.clone());
+    let process = Process::start(&s3, &["--buffer-memory", "32MiB"]);
+    let link = Link::start(process.address, DELAY);
+    let connect = || Client::connect_with_window(link.address, 64 * MIB as u32);
+    let clients = join_all((0..COUNT).map(|_| connect())).await;
+    let mut files = Vec::new();
+    for (n, client) in clients.iter().enumerate() {
+        let reader = client.open("/old", OpenFlags::READ).await.unwrap();
+        let writer = client.open(&format!("/{n}"), PUT).await.unwrap();
+        files.push((client, reader, writer));
+    }
+    let new = noise(UNASKED, 2);
+    link.set_deaf(true);
+    let transfers = files.iter().map(async |(client, reader, writer)| {
+        let reads = read_at_once(client, reader, old.len());
+        let writes = write_at_once(client, writer, &new);
+        let (read, ()) = join(reads, writes).await;
+        assert!(read == old);
+        client.close(writer).await.unwrap();
+    });
+    let hear_again = async {
+        let observer = process.client().await;
+        for n in 0..COUNT {
+            let name = format!("/{n}");
+            while observer.size(&name).await.unwrap() < (UNASKED - READ_AHEAD) as u64 {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        link.set_deaf(false);
+    };
+    within("all sessions", join(join_all(transfers), hear_again)).await;
+    let promise = 34 + 32 + COUNT * 21 / 4 + COUNT * 4;
+    let peak = process.peak();
+    println!("{COUNT} clients that send and do not read: peak RSS {peak} MiB, of {promise}");
     assert!(peak <= promise, "{peak} MiB, of {promise}");
     s3.assert_no_uploads();
 }
