@@ -137,6 +137,7 @@ class S3Server:
         folder.mkdir()
         self.access_key, self.secret_key = "GK" + secrets.token_hex(12), secrets.token_hex(32)
         self.start()
+        self.tls = Tls(folder, self.port)
         self.client = boto3.client(
             "s3", endpoint_url=self.endpoint(), region_name=REGION,
             aws_access_key_id=self.access_key, aws_secret_access_key=self.secret_key,
@@ -172,6 +173,49 @@ class S3Server:
 
     def tidy(self):
         """Gives back the memory of deleted objects."""
+
+    def stop(self):
+        self.tls.stop()
+        stop(self.process)
+
+
+class Tls:
+    """A TLS terminator in front of an S3 server, with a certificate of its own authority."""
+
+    def __init__(self, folder, port):
+        self.authority, self.log = folder / "authority.pem", folder / "haproxy.log"
+        certificate = self.make_certificate(folder)
+        (own_port,) = free_ports(1)
+        self.endpoint = f"https://127.0.0.1:{own_port}"
+        settings = folder / "haproxy.cfg"
+        # Sessions are resumed by tickets, which haproxy gives unless it is told not to.
+        settings.write_text(
+            "global\n  maxconn 4000\n"
+            "defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n"
+            f"listen s3\n  bind 127.0.0.1:{own_port} ssl crt {certificate} ssl-min-ver TLSv1.3\n"
+            f"  server s3 127.0.0.1:{port}\n"
+        )
+        self.process = start([find_daemon("haproxy"), "-db", "-f", settings], self.log)
+
+        def listens():
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", own_port), 5):
+                return True
+
+        wait_until("haproxy listens", listens, self.log)
+
+    def make_certificate(self, folder):
+        """A file with the certificate for 127.0.0.1 and its key, as haproxy wants them."""
+        key, request, extensions = folder / "tls.key", folder / "tls.csr", folder / "tls.ext"
+        authority_key, certificate = folder / "authority.key", folder / "tls.pem"
+        new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        run([*new, "-x509", "-subj", "/CN=sftpd bench", "-days", "2", "-keyout", authority_key, "-out", self.authority])
+        run([*new, "-subj", "/CN=127.0.0.1", "-keyout", key, "-out", request])
+        extensions.write_text("basicConstraints=CA:FALSE\nsubjectAltName=IP:127.0.0.1\n")
+        signed = ["-CA", self.authority, "-CAkey", authority_key, "-set_serial", "1", "-days", "2"]
+        run(["openssl", "x509", "-req", "-in", request, *signed, "-extfile", extensions, "-out", certificate])
+        with open(certificate, "a") as file:
+            file.write(key.read_text())
+        return certificate
 
     def stop(self):
         stop(self.process)
@@ -292,9 +336,12 @@ class Server:
             "IdentitiesOnly yes\nIdentityAgent none\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n"
             "GlobalKnownHostsFile /dev/null\nLogLevel ERROR\n"
         )
-        self.environment = s3.environment(endpoint) if s3 else None
+        self.environment = self.s3_environment(endpoint) if s3 else None
         self.process = None
         self.restart()
+
+    def s3_environment(self, endpoint):
+        return self.s3.environment(endpoint)
 
     def restart(self):
         if self.process:
@@ -326,9 +373,9 @@ class Server:
         run(command, seconds, text=commands + "\n", cwd=self.place)
 
 
-def sshd_program():
-    """The full path of sshd, which refuses to run without it."""
-    return shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
+def find_daemon(name):
+    """The full path of a program that may be where only root looks; sshd refuses to run without it."""
+    return shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
 
 
 class OpenSsh(Server):
@@ -344,7 +391,7 @@ class OpenSsh(Server):
         )
         if os.getuid() == 0:
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
-        process = start([sshd_program(), "-D", "-e", "-f", self.folder / "sshd_config"], self.log)
+        process = start([find_daemon("sshd"), "-D", "-e", "-f", self.folder / "sshd_config"], self.log)
         self.most = 0
         threading.Thread(target=self.watch, args=(process,), daemon=True).start()
         return process
@@ -386,6 +433,16 @@ class SftpdMemory(Sftpd):
 
 class SftpdS3(Sftpd):
     key, name, store = "s3", "sftpd, S3", f"s3://{BUCKET}"
+
+
+class SftpdS3Tls(SftpdS3):
+    """As with any S3 of a provider: bodies aren't signed, as TLS protects them."""
+
+    key, name = "s3tls", "sftpd, S3 over TLS"
+
+    def s3_environment(self, _):
+        tls = self.s3.tls
+        return self.s3.environment(tls.endpoint) | {"AWS_CA_BUNDLE": str(tls.authority)}
 
 
 class SftpdS3Small(SftpdS3):
