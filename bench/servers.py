@@ -331,14 +331,28 @@ class Server:
         (self.port,) = free_ports(1)
         self.log = self.folder / "log"
         self.config = self.folder / "ssh_config"
-        self.config.write_text(
-            f"Host server\nHostName 127.0.0.1\nPort {self.port}\nUser {self.user}\nIdentityFile {place}/key\n"
-            "IdentitiesOnly yes\nIdentityAgent none\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n"
-            "GlobalKnownHostsFile /dev/null\nLogLevel ERROR\n"
-        )
+        self.write_config(self.port)
+        self.link = None
         self.environment = self.s3_environment(endpoint) if s3 else None
         self.process = None
         self.restart()
+
+    def write_config(self, port):
+        self.config.write_text(
+            f"Host server\nHostName 127.0.0.1\nPort {port}\nUser {self.user}\nIdentityFile {self.place}/key\n"
+            "IdentitiesOnly yes\nIdentityAgent none\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n"
+            "GlobalKnownHostsFile /dev/null\nLogLevel ERROR\n"
+        )
+
+    def move_away(self, delay_ms):
+        """Makes OpenSSH's client a distant one."""
+        self.link = Link(self.place, self.port, delay_ms)
+        self.write_config(self.link.port)
+
+    def move_back(self):
+        self.link.stop()
+        self.link = None
+        self.write_config(self.port)
 
     def s3_environment(self, endpoint):
         return self.s3.environment(endpoint)
@@ -354,6 +368,8 @@ class Server:
             return connection.recv(4) == b"SSH-"
 
     def stop(self):
+        if self.link:
+            self.link.stop()
         stop(self.process)
 
     def cpu(self):
@@ -471,14 +487,14 @@ class Asyncssh(Server):
 
 
 class Link:
-    """The way to a distant S3."""
+    """The way to a distant server at `port`: bench/link.py."""
 
-    DELAY_MS, MB_PER_SECOND = 15, 90
-
-    def __init__(self, place, port):
-        command = [sys.executable, HERE / "link.py", str(port), str(self.DELAY_MS), str(self.MB_PER_SECOND)]
+    def __init__(self, place, port, delay_ms, mb_per_second=None):
+        command = [sys.executable, HERE / "link.py", str(port), str(delay_ms)]
+        command += [str(mb_per_second)] if mb_per_second else []
         self.process = start(command, place / "link.log", stdout=subprocess.PIPE)
-        self.endpoint = f"http://127.0.0.1:{self.process.stdout.readline().decode().strip()}"
+        self.port = int(self.process.stdout.readline())
+        self.endpoint = f"http://127.0.0.1:{self.port}"
 
     def stop(self):
         stop(self.process)
