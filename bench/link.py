@@ -2,6 +2,7 @@
 """A TCP proxy on loopback that makes what is behind it feel distant: a pipe of constant delay.
 
 usage: link.py TO_PORT DELAY_MS [MB_PER_SECOND]
+       link.py --turns TO_PORT DELAY_MS
        link.py --check
 
 The delay is one way, in each direction; the speed is that of one connection and direction, as S3 gives one, and has no
@@ -13,6 +14,9 @@ epoll counts in milliseconds, unless the machine is busy.
 
 The server sees a connection one delay after the client made it. The client's own connect() returns at once, though:
 a real one would wait for a round trip.
+
+--turns prints for each connection, at its end, how often the client has sent something after it had received
+something: with a delay that is longer than what either side works, the round trips.
 
 --check compares the link with a plain copy over loopback: MiB/s of one connection whose sender never waits for an
 answer, and round trips of one byte.
@@ -76,8 +80,9 @@ class Loop:
 
 
 class Listener:
-    def __init__(self, loop, to_port, delay, speed):
+    def __init__(self, loop, to_port, delay, speed, counts_turns):
         self.loop, self.to_port, self.delay, self.speed = loop, to_port, delay, speed
+        self.counts_turns = counts_turns
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.socket.setblocking(False)
         self.port = self.socket.getsockname()[1]
@@ -93,6 +98,7 @@ class Connection:
 
     def __init__(self, listener, accepted):
         self.loop, self.delay, self.speed = listener.loop, listener.delay, listener.speed
+        self.counts_turns, self.turns, self.last_sender = listener.counts_turns, 0, None
         self.client, self.server = End(self.loop, accepted), End(self.loop, socket.socket())
         self.up = Pipe(self, self.client, self.server)
         self.down = Pipe(self, self.server, self.client)
@@ -106,7 +112,14 @@ class Connection:
         self.server.socket.connect_ex(("127.0.0.1", port))
         self.server.want(select.EPOLLIN)
 
+    def note_sender(self, pipe):
+        if pipe is self.up and self.last_sender is not pipe:
+            self.turns += 1
+        self.last_sender = pipe
+
     def close(self):
+        if self.counts_turns:
+            print(self.turns, flush=True)
         self.up.ended = self.down.ended = True
         self.client.close()
         self.server.close()
@@ -165,6 +178,8 @@ class Pipe:
             return
         except OSError:
             data = BROKEN
+        if data and self is self.connection.up:
+            self.connection.note_sender(self)
         now = time.monotonic()
         due = now + self.connection.delay
         if data and self.connection.speed:
@@ -197,6 +212,8 @@ class Pipe:
             except OSError:
                 self.lose()
                 return
+            if self is self.connection.down:
+                self.connection.note_sender(self)
             self.queued -= sent
             if self.queued < WINDOW and self.queue[-1][1]:
                 self.source.want(select.EPOLLIN)
@@ -312,8 +329,10 @@ def main():
         check()
         return
     loop = Loop()
-    speed = float(sys.argv[3]) * 1e6 if len(sys.argv) > 3 else None
-    print(Listener(loop, int(sys.argv[1]), float(sys.argv[2]) / 1000, speed).port, flush=True)
+    counts_turns = sys.argv[1] == "--turns"
+    to_port, delay_ms, *speed = sys.argv[2:] if counts_turns else sys.argv[1:]
+    speed = float(speed[0]) * 1e6 if speed else None
+    print(Listener(loop, int(to_port), float(delay_ms) / 1000, speed, counts_turns).port, flush=True)
     loop.run()
 
 
