@@ -10,7 +10,7 @@ use futures_util::future::{join, join_all};
 use russh_sftp::protocol::OpenFlags;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
-use support::gateway::{Content, Gateway};
+use support::gateway::{Content, Gateway, HOST};
 use support::process::Process;
 use support::s3::{FakeS3, Fault, When};
 use support::wait::POLL;
@@ -171,6 +171,34 @@ fn put_far_away(gateway: &mut Gateway) -> Link {
     let link = Link::start(server, DELAY);
     gateway.port = link.address.port();
     link
+}
+
+/// What is under way when keys are exchanged is not lost, whether the client begins (each 16 MiB)
+/// or nobody does (below 64 GiB with this cipher).
+fn upload_through_key_exchanges(size: usize, options: &[&str]) {
+    let Some(mut gateway) = Gateway::start(&["sftp"]) else {
+        return;
+    };
+    let _link = put_far_away(&mut gateway);
+    gateway.configure_ssh();
+    let bytes = noise(size, 7);
+    gateway.write("file", &bytes);
+    let mut sftp = gateway.command("sftp");
+    sftp.args(options).arg("-b-").arg("-F");
+    sftp.arg(gateway.ssh_config()).arg(HOST);
+    gateway.feed(&mut sftp, "put file");
+    gateway.expect_object("file", &bytes);
+}
+
+#[test]
+fn uploads_survive_key_exchanges() {
+    upload_through_key_exchanges(100 * MIB, &["-o", "RekeyLimit=16M"]);
+}
+
+#[test]
+#[ignore = "moves 1.2 GB: for a release build"]
+fn uploads_survive_the_first_gigabyte() {
+    upload_through_key_exchanges(1200 * MIB, &["-c", "aes128-gcm@openssh.com"]);
 }
 
 /// 6,400 READs at once, and their answers through the delay.

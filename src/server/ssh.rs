@@ -5,7 +5,7 @@ use russh::cipher::{
     AES_128_CTR, AES_128_GCM, AES_192_CTR, AES_256_CTR, AES_256_GCM, CHACHA20_POLY1305,
 };
 use russh::keys::Algorithm;
-use russh::{MethodKind, MethodSet, Preferred, SshId, compression, kex, mac};
+use russh::{Limits, MethodKind, MethodSet, Preferred, SshId, compression, kex, mac};
 use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,6 +13,11 @@ use std::time::Duration;
 /// Longest data of one channel message from the client in bytes. OpenSSH fills it; each message
 /// costs russh two system calls and three allocations.
 const MAX_PACKET: u32 = 64 * 1024;
+
+/// Most bytes of one direction under the same keys.
+const MAX_KEY_BYTES: usize = 64 * 1024 * 1024 * 1024;
+/// Keys have no age, as by default in OpenSSH: a year is forever here.
+const MAX_KEY_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Our identification string.
 pub const IDENTIFICATION: &str = concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSION"));
@@ -161,6 +166,19 @@ fn macs(offered: Algorithms) -> Vec<mac::Name> {
     macs
 }
 
+/// When russh starts a key exchange. It then ends the connection of a client that has more than
+/// twice the first window under way, as a distant one has. So key exchanges are left to clients, as
+/// OpenSSH's server leaves them by default (RekeyLimit in sshd_config(5)): its client starts one
+/// after 1 GiB of ChaCha20 or 64 GiB of AES. The limit is for those that never do: no packet number
+/// comes twice before, as 2^32 SFTP requests have more bytes.
+fn rekey_limits() -> Limits {
+    Limits {
+        rekey_write_limit: MAX_KEY_BYTES,
+        rekey_read_limit: MAX_KEY_BYTES,
+        rekey_time_limit: MAX_KEY_TIME,
+    }
+}
+
 /// russh's configuration, with the algorithms to offer.
 pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
     russh::server::Config {
@@ -195,6 +213,7 @@ pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
             compression: Cow::Borrowed(&[compression::NONE]),
             ..Preferred::DEFAULT
         },
+        limits: rekey_limits(),
         // Failed logins on one connection, as OpenSSH's MaxAuthTries.
         max_auth_attempts: 6,
         // Also ends a connection whose client no longer reads.
