@@ -135,6 +135,27 @@ async fn clients_that_send_and_do_not_read_stay_inside_the_formula() {
     s3.assert_no_uploads();
 }
 
+/// rclone asks for a shell in channels beside its session.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_window_grows_after_another_channel_has_closed() {
+    let s3 = FakeS3::start().await;
+    let log = "export RUST_LOG=info,sftpd::server=debug";
+    let process = Process::start_after(log, &s3, &[]);
+    let link = Link::start(process.address, DELAY);
+    let client = Client::connect(link.address).await;
+    let mut other = client.ssh.channel().await.unwrap();
+    other.exec(true, "md5sum").await.unwrap();
+    within("the refusal", async {
+        while other.wait().await.is_some() {}
+    })
+    .await;
+    let handle = client.open("/f", PUT).await.unwrap();
+    write_at_once(&client, &handle, &noise(24 * MIB, 1)).await;
+    client.close(&handle).await.unwrap();
+    assert!(process.logged("the SSH window grows to") > 0);
+    s3.assert_no_uploads();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_distant_uploads_stay_inside_the_formula() {
     const UPLOADS: usize = 40;

@@ -332,6 +332,12 @@ impl Connection {
     /// Waits for what the client wants of the channel, and does it. The [`Handler`] answers the
     /// requests themselves, in the order in which they arrive.
     async fn serve_channel(self, channel: Channel<Msg>, account: Account) {
+        let id = channel.id();
+        self.clone().serve_requests(channel, account).await;
+        self.window().close(id);
+    }
+
+    async fn serve_requests(self, channel: Channel<Msg>, account: Account) {
         let (mut read, write) = channel.split();
         let write = Arc::new(write);
         let idle_timeout = self.shared.config.idle_timeout;
@@ -548,8 +554,7 @@ impl Handler for Connection {
             Some(account) if has_room => {
                 self.opened.fetch_add(1, Ordering::Relaxed);
                 let limits = self.shared.user_limits(&account.name);
-                let is_alone = self.channels.is_empty();
-                self.window().open(channel.id(), is_alone, limits);
+                self.window().open(channel.id(), limits);
                 reply.accept().await;
                 let session = self.clone().serve_channel(channel, account.clone());
                 let stop = shutdown.stop.clone();

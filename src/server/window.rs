@@ -15,10 +15,12 @@
 //! the kernel's memory has a limit too.
 //!
 //! russh has one target for all channels of a connection. So only the window of a channel that is
-//! alone on its connection grows, and it is the first size again once there are several.
+//! alone on its connection grows, and it is the first size again while there are several. rclone
+//! opens a second one for a moment, to ask for a shell.
 
 use crate::transfer::UserLimits;
 use russh::ChannelId;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -76,16 +78,15 @@ pub struct Window {
     budget: WindowBudget,
     /// What russh makes of a window when it allows more, in bytes.
     target: u32,
-    /// The channel that is alone. `None` before the first, and once there were several at a time.
-    alone: Option<Alone>,
-    /// What the window has grown by. Held until the connection ends, because what was allowed
-    /// can't be taken back.
+    /// Those that are open.
+    channels: HashMap<ChannelId, OpenChannel>,
+    /// What the window has grown by at most, in bytes, and its memory. Held until the connection
+    /// ends, because what was allowed can't be taken back.
+    counted: u32,
     grown: Vec<[OwnedSemaphorePermit; 2]>,
 }
 
-/// A channel that is alone on its connection.
-struct Alone {
-    channel: ChannelId,
+struct OpenChannel {
     user: Arc<UserLimits>,
     usage: Usage,
 }
@@ -96,33 +97,32 @@ impl Window {
         Window {
             budget,
             target: FIRST_SIZE,
-            alone: None,
+            channels: HashMap::new(),
+            counted: 0,
             grown: Vec::new(),
         }
     }
 
-    /// Called when a channel is opened, which is alone or not.
-    pub fn open(&mut self, channel: ChannelId, is_alone: bool, user: Arc<UserLimits>) {
-        if is_alone {
-            self.alone = Some(Alone {
-                channel,
-                user,
-                usage: Usage::new(),
-            });
-        } else {
+    /// Called when a channel is opened.
+    pub fn open(&mut self, channel: ChannelId, user: Arc<UserLimits>) {
+        let usage = Usage::new();
+        self.channels.insert(channel, OpenChannel { user, usage });
+        if self.channels.len() > 1 {
             // russh hears of it only when it has made one more window as large as the last.
-            self.alone = None;
             self.target = FIRST_SIZE;
         }
+    }
+
+    /// Called when a channel is of no more use.
+    pub fn close(&mut self, channel: ChannelId) {
+        self.channels.remove(&channel);
     }
 
     /// Called when russh has made the window of a channel `size` bytes again. Returns the size for
     /// the next time.
     pub fn adjust(&mut self, channel: ChannelId, size: u32) -> u32 {
-        if let Some(alone) = &mut self.alone
-            && alone.channel == channel
-        {
-            alone.usage.adjusted_to = Some(size);
+        if let Some(open) = self.channels.get_mut(&channel) {
+            open.usage.adjusted_to = Some(size);
         }
         self.target
     }
@@ -130,16 +130,20 @@ impl Window {
     /// Records a packet from the client. `waited` is how long russh has waited for the client so
     /// far. Returns the new size if the window is going to grow.
     pub fn record(&mut self, channel: ChannelId, len: usize, waited: Duration) -> Option<u32> {
-        let alone = self.alone.as_mut();
-        let Alone { user, usage, .. } = alone.filter(|alone| alone.channel == channel)?;
+        let is_alone = self.channels.len() == 1;
+        let OpenChannel { user, usage } = self.channels.get_mut(&channel)?;
         let is_too_small = usage.record(len, waited);
-        if !is_too_small || self.target >= MAX_SIZE {
+        if !is_too_small || !is_alone || self.target >= MAX_SIZE {
             return None;
         }
-        let wanted = self.target.saturating_mul(GROWTH).min(MAX_SIZE) - self.target;
-        let (bytes, permits) = self.budget.take(wanted, user)?;
-        self.target += bytes;
-        self.grown.push(permits);
+        let target = self.target.saturating_mul(GROWTH).min(MAX_SIZE);
+        let missing = (target - FIRST_SIZE).saturating_sub(self.counted);
+        if missing > 0 {
+            let (bytes, permits) = self.budget.take(missing, user)?;
+            self.counted += bytes;
+            self.grown.push(permits);
+        }
+        self.target = target.min(FIRST_SIZE + self.counted);
         Some(self.target)
     }
 }
