@@ -169,7 +169,8 @@ mod tests {
     #[test]
     fn a_look_at_the_beginning_fetches_the_first_block_alone() {
         let fetched = play(1024 * MIB, sequence(0, 128 * 1024, 4096));
-        assert_eq!(fetched, [0..FIRST_BLOCK]);
+        assert_eq!(fetched.len(), 1);
+        assert_eq!(fetched[0], 0..FIRST_BLOCK);
     }
 
     #[test]
