@@ -69,9 +69,9 @@ async fn a_client_that_fills_its_window_and_reads_nothing_is_served() {
     link.set_deaf(true);
     let reads = read_at_once(&client, &reader, old.len());
     let writes = write_at_once(&client, &writer, &new);
-    // The last few WRITEs may wait for the answers to leave, which nothing waits for then.
+    // The last WRITEs may stay unread until answers leave: the client has sent all by then.
     let until_stored = eventually("two thirds of the WRITEs are in the store", || {
-        s3.count("UploadPart") == 2
+        s3.count("UploadPart") >= 2
     });
     let hear_again = async {
         until_stored.await;
@@ -88,7 +88,7 @@ async fn a_client_that_fills_its_window_and_reads_nothing_is_served() {
     s3.assert_no_uploads();
 }
 
-/// The same for many clients at once, with as much memory taken as they can make the server take.
+/// Such clients, many at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_send_and_do_not_read_stay_inside_the_formula() {
     const COUNT: usize = 10;

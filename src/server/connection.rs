@@ -59,6 +59,7 @@ struct Connection {
     client: ssh::Client,
     /// What the socket notices.
     signals: Arc<Signals>,
+    /// How much the client may send before it is allowed more.
     // A std lock: never held across an await.
     window: Arc<Mutex<Window>>,
     /// How many channels were opened so far.
@@ -329,15 +330,16 @@ impl Connection {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for what the client wants of the channel, and does it. The [`Handler`] answers the
-    /// requests themselves, in the order in which they arrive.
+    /// Serves a channel until nothing more is wanted of it.
     async fn serve_channel(self, channel: Channel<Msg>, account: Account) {
         let id = channel.id();
-        self.clone().serve_requests(channel, account).await;
+        self.clone().serve_first_request(channel, account).await;
         self.window().close(id);
     }
 
-    async fn serve_requests(self, channel: Channel<Msg>, account: Account) {
+    /// Waits for what the client wants of the channel, and does it. The [`Handler`] answers the
+    /// requests themselves, in the order in which they arrive.
+    async fn serve_first_request(self, channel: Channel<Msg>, account: Account) {
         let (mut read, write) = channel.split();
         let write = Arc::new(write);
         let idle_timeout = self.shared.config.idle_timeout;

@@ -137,6 +137,7 @@ struct Shared {
     overlay: Arc<Overlay>,
     /// A permit for each file that is open for writing.
     uploads: Arc<Semaphore>,
+    /// How much SSH windows may grow.
     windows: WindowBudget,
     /// Limits of the users that have a session, by name.
     users: Mutex<HashMap<String, Weak<UserLimits>>>,

@@ -10,8 +10,8 @@ use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Longest data of one channel message from the client in bytes. OpenSSH fills it; each message
-/// costs russh two system calls and three allocations.
+/// Longest data of one channel message from the client in bytes. asyncssh fills it, and is twice as
+/// fast then; OpenSSH's client sends 32 KiB.
 const MAX_PACKET: u32 = 64 * 1024;
 
 /// Most bytes of one direction under the same keys.

@@ -1,21 +1,22 @@
 //! The TCP stream of a connection: the header that a load balancer sends, and the socket below
 //! russh.
 //!
-//! The socket does six things that russh's session loop can't do for itself.
+//! The socket does seven things that russh's session loop can't do for itself.
 //!
 //! It can be closed from outside, whatever the loop is waiting for. It reads the end of one packet
-//! and the beginning of the next with one system call, where russh asks for each in turn. It never
-//! keeps the loop waiting in a write while the client sends: the loop does one at a time, so a
+//! and the beginning of the next with one system call, where russh asks for each in turn. It does not
+//! keep the loop waiting in a write while the client sends: the loop does one at a time, so a
 //! server and a client that does the same (it sends requests, and reads the answers only then)
 //! would otherwise wait for each other forever, each with full buffers. The socket takes such a
-//! write over, and the loop goes on reading. How much the client may send does not matter then,
-//! and sessions add nothing to what was taken over (see [`Signals::wait_until_sent`]).
+//! write over, up to a bound, and the loop goes on reading. How much the client may send does not
+//! matter then, because sessions add nothing to what was taken over
+//! (see [`Signals::wait_until_sent`]).
 //!
 //! It exchanges the identification strings before russh does, so that the algorithms in our KEXINIT
 //! can depend on the client's. It can hold our NEWKEYS back until russh sends EXT_INFO, which russh
 //! does only after the client's NEWKEYS: OpenSSH's server sends both together, and libssh looks for
-//! EXT_INFO only once, when NEWKEYS arrives. And it notices when russh leaves a message of the
-//! client unanswered.
+//! EXT_INFO only once, when NEWKEYS arrives. It notices when russh leaves a message of the client
+//! unanswered. And it measures how long russh waits for the client.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use proxy_header::{Error, ParseConfig, ProxyHeader};
@@ -32,8 +33,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-/// Limit on bytes that are read while a write is stuck. A client that sends more does not read
-/// before it has sent all.
+/// Limit on bytes that are read while a write is stuck. A client that has sent more is taken for
+/// one that reads only once it has sent everything.
 const MAX_AHEAD: usize = 256 * 1024;
 const AHEAD_STEP: usize = 64 * 1024;
 /// Bytes beyond those that russh asks for that are read with them: the length of the next packet,

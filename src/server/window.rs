@@ -79,16 +79,14 @@ pub struct Window {
     /// What russh makes of a window when it allows more, in bytes.
     target: u32,
     /// Those that are open.
-    channels: HashMap<ChannelId, OpenChannel>,
+    channels: HashMap<ChannelId, Usage>,
+    /// Of the user who has logged in, once a channel was opened. Kept while the connection lasts:
+    /// what its window has grown by counts for the user's next sessions.
+    user: Option<Arc<UserLimits>>,
     /// What the window has grown by at most, in bytes, and its memory. Held until the connection
     /// ends, because what was allowed can't be taken back.
     counted: u32,
     grown: Vec<[OwnedSemaphorePermit; 2]>,
-}
-
-struct OpenChannel {
-    user: Arc<UserLimits>,
-    usage: Usage,
 }
 
 impl Window {
@@ -98,6 +96,7 @@ impl Window {
             budget,
             target: FIRST_SIZE,
             channels: HashMap::new(),
+            user: None,
             counted: 0,
             grown: Vec::new(),
         }
@@ -105,8 +104,8 @@ impl Window {
 
     /// Called when a channel is opened.
     pub fn open(&mut self, channel: ChannelId, user: Arc<UserLimits>) {
-        let usage = Usage::new();
-        self.channels.insert(channel, OpenChannel { user, usage });
+        self.user = Some(user);
+        self.channels.insert(channel, Usage::new());
         if self.channels.len() > 1 {
             // russh hears of it only when it has made one more window as large as the last.
             self.target = FIRST_SIZE;
@@ -121,8 +120,8 @@ impl Window {
     /// Called when russh has made the window of a channel `size` bytes again. Returns the size for
     /// the next time.
     pub fn adjust(&mut self, channel: ChannelId, size: u32) -> u32 {
-        if let Some(open) = self.channels.get_mut(&channel) {
-            open.usage.adjusted_to = Some(size);
+        if let Some(usage) = self.channels.get_mut(&channel) {
+            usage.adjusted_to = Some(size);
         }
         self.target
     }
@@ -131,15 +130,14 @@ impl Window {
     /// far. Returns the new size if the window is going to grow.
     pub fn record(&mut self, channel: ChannelId, len: usize, waited: Duration) -> Option<u32> {
         let is_alone = self.channels.len() == 1;
-        let OpenChannel { user, usage } = self.channels.get_mut(&channel)?;
-        let is_too_small = usage.record(len, waited);
+        let is_too_small = self.channels.get_mut(&channel)?.record(len, waited);
         if !is_too_small || !is_alone || self.target >= MAX_SIZE {
             return None;
         }
         let target = self.target.saturating_mul(GROWTH).min(MAX_SIZE);
         let missing = (target - FIRST_SIZE).saturating_sub(self.counted);
         if missing > 0 {
-            let (bytes, permits) = self.budget.take(missing, user)?;
+            let (bytes, permits) = self.budget.take(missing, self.user.as_deref()?)?;
             self.counted += bytes;
             self.grown.push(permits);
         }

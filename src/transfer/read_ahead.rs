@@ -19,8 +19,8 @@ pub const FIRST_BLOCK: u64 = 256 * 1024;
 const MIN_BLOCK: u64 = 64 * 1024;
 /// Largest range in bytes. S3 gives some 90 MB/s a connection.
 const MAX_BLOCK: u64 = 8 * 1024 * 1024;
-/// Limit on the distance ahead, in bytes. Of a stream the last block may begin there: up to five
-/// ranges are in flight.
+/// Limit on the distance ahead, in bytes. The last block of a stream may begin there, so that up to
+/// five ranges are in flight.
 const MAX_AHEAD: u64 = 32 * 1024 * 1024;
 /// Blocks of a stream are so many times as long as what was read of it.
 const STREAM_GROWTH: u64 = 8;
