@@ -14,6 +14,8 @@ pub mod server;
 #[doc(hidden)]
 pub mod sftp;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[doc(hidden)]
 pub mod transfer;
 pub mod users;

@@ -7,6 +7,7 @@
 mod support;
 
 use russh_sftp::protocol::{OpenFlags, StatusCode};
+use sftpd::store::Timeouts;
 use sftpd::store::{Condition, Key, memory::MemoryStore};
 use sftpd::transfer::BufferPool;
 use sftpd::transfer::{PartSizes, Target, Transfers, Upload, UploadError};
@@ -27,6 +28,7 @@ async fn server_with_large_parts(s3: &FakeS3, equal: bool) -> Server {
             first: 16 << 20,
             cap: 16 << 20,
             double_every,
+            ..PartSizes::default()
         };
     })
     .await
@@ -108,10 +110,12 @@ async fn equal_parts_that_get_no_memory_fail_in_the_end() {
         first: 16 << 20,
         cap: 16 << 20,
         double_every: 0,
+        ..PartSizes::default()
     };
     let store = Arc::new(MemoryStore::default());
     let context = Arc::new(Transfers::new(
         store.clone(),
+        Timeouts::default(),
         BufferPool::new(64 << 20),
         sizes,
     ));

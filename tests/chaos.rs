@@ -12,8 +12,8 @@ use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::sftp::{End, SessionParams};
 use sftpd::store::{
-    Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource, Store,
-    StoreError, memory::MemoryStore,
+    Attributes, Condition, Copied, CopySource, Key, Limits, ListRequest, Object, Page, Part,
+    PartSource, Store, StoreError, memory::MemoryStore,
 };
 use sftpd::transfer::PartSizes;
 use std::cell::Cell;
@@ -54,6 +54,7 @@ async fn server_for_one(s3: &FakeS3) -> Server {
             first: PART as u64,
             cap: PART as u64,
             double_every: 0,
+            ..PartSizes::default()
         };
         config.buffer_memory = 4 * PART as u64;
     })
@@ -571,6 +572,9 @@ impl Fragile {
 
 #[async_trait]
 impl Store for Fragile {
+    fn limits(&self) -> Limits {
+        self.store.limits()
+    }
     async fn head(&self, key: &Key) -> Result<Object, StoreError> {
         self.at("head").head(key).await
     }
@@ -588,7 +592,7 @@ impl Store for Fragile {
         body: Bytes,
         attributes: &Attributes,
         condition: &Condition,
-    ) -> Result<String, StoreError> {
+    ) -> Result<Object, StoreError> {
         self.at("put").put(key, body, attributes, condition).await
     }
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<(), StoreError> {
@@ -599,7 +603,7 @@ impl Store for Fragile {
         from: CopySource<'_>,
         to: &Key,
         condition: &Condition,
-    ) -> Result<String, StoreError> {
+    ) -> Result<Copied, StoreError> {
         self.at("copy").copy(from, to, condition).await
     }
     async fn list(&self, request: ListRequest<'_>) -> Result<Page, StoreError> {
@@ -642,7 +646,7 @@ impl Store for Fragile {
         upload_id: &str,
         parts: &[Part],
         condition: &Condition,
-    ) -> Result<String, StoreError> {
+    ) -> Result<Object, StoreError> {
         self.at("complete")
             .complete(key, upload_id, parts, condition)
             .await

@@ -9,9 +9,7 @@ mod support;
 use aws_sdk_s3::config::{AsyncSleep, Sleep};
 use aws_sdk_s3::config::{retry::RetryConfig, timeout::TimeoutConfig};
 use sftpd::store::s3::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
-use sftpd::store::{
-    Attributes, Condition, CopySource, Key, ListRequest, MIN_PART, PartSource, Store,
-};
+use sftpd::store::{Attributes, Condition, CopySource, Key, ListRequest, PartSource, Store};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -592,12 +590,11 @@ async fn only_bodies_and_copies_have_the_long_timeout() {
         .await
         .unwrap();
     assert_eq!(longest(), Some(LONG));
-    let etag_of_key = store.head(&key).await.unwrap().etag;
+    let version = store.head(&key).await.unwrap();
     longest();
     let source = CopySource {
         key: &key,
-        etag: &etag_of_key,
-        storage_class: None,
+        version: &version,
     };
     store.copy(source, &copy, &Condition::None).await.unwrap();
     assert_eq!(longest(), Some(LONG));
@@ -621,7 +618,7 @@ async fn only_bodies_and_copies_have_the_long_timeout() {
             PartSource {
                 key: &large,
                 etag: &etag,
-                range: 0..MIN_PART,
+                range: 0..store.limits().min_part,
             },
         )
         .await

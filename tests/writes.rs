@@ -445,6 +445,7 @@ async fn parts_grow_and_their_number_is_limited() {
         first: 1000,
         cap: 4000,
         double_every: 3,
+        ..PartSizes::default()
     };
     let server = Server::with(s3_store(&s3), |config| config.part_sizes = small).await;
     let client = server.client().await;
@@ -458,6 +459,7 @@ async fn parts_grow_and_their_number_is_limited() {
         first: 1,
         cap: 1,
         double_every: 0,
+        ..PartSizes::default()
     };
     let server = Server::with(s3_store(&s3), |config| config.part_sizes = tiny).await;
     let client = server.client().await;

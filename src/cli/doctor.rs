@@ -9,9 +9,7 @@ use anyhow::ensure;
 use bytes::Bytes;
 use sftpd::server;
 use sftpd::store::s3::{Listing, S3Store, StartError};
-use sftpd::store::{
-    Attributes, Condition, CopySource, Key, MIN_PART, PartSource, Store, StoreError, etag_of,
-};
+use sftpd::store::{Attributes, Condition, CopySource, Key, Object, PartSource, Store, StoreError};
 use sftpd::transfer::MultipartUpload;
 use sftpd::users::{UsersFile, random};
 use std::io::ErrorKind;
@@ -396,9 +394,7 @@ impl Checkup<'_> {
         let put = self
             .report
             .add_outcome("put", put, "small files can be stored", None);
-        if put.is_none() {
-            return;
-        }
+        let Some(version) = put else { return };
         let head = self.store.head(&key).await;
         let without = Some("every stat needs a list request");
         let head = self
@@ -410,13 +406,13 @@ impl Checkup<'_> {
         }
         self.check_conditions().await;
         let mut keys = vec![key.clone()];
-        if self.check_copy(&key, &copy).await {
+        if self.check_copy(&key, version, &copy).await {
             keys.push(copy);
         }
         self.remove("delete", keys).await;
     }
 
-    async fn put(&self, key: &Key, content: &'static [u8]) -> Result<String, StoreError> {
+    async fn put(&self, key: &Key, content: &'static [u8]) -> Result<Object, StoreError> {
         let content = Bytes::from_static(content);
         let attributes = Attributes::default();
         self.store
@@ -441,16 +437,13 @@ impl Checkup<'_> {
         }
     }
 
-    /// Returns whether there is a copy now.
-    async fn check_copy(&mut self, key: &Key, copy: &Key) -> bool {
-        let etag = match self.store.head(key).await {
-            Ok(object) => object.etag,
-            Err(_) => etag_of(CONTENT),
-        };
+    /// Returns whether there is a copy now. `put` is the version that was put, unless HEAD says
+    /// otherwise.
+    async fn check_copy(&mut self, key: &Key, put: Object, copy: &Key) -> bool {
+        let version = self.store.head(key).await.unwrap_or(put);
         let source = CopySource {
             key,
-            etag: &etag,
-            storage_class: None,
+            version: &version,
         };
         let copied = self.store.copy(source, copy, &Condition::None).await;
         let without = Some("users can't rename");
@@ -534,7 +527,9 @@ impl Checkup<'_> {
     /// One upload of three parts, and another one that is aborted.
     async fn check_uploads(&mut self, equal_parts: bool) {
         let Ok(key) = self.key("-parts") else { return };
-        let (equal, growing) = ([MIN_PART, MIN_PART, 1], [MIN_PART, MIN_PART + (1 << 20), 1]);
+        let min_part = self.store.limits().min_part;
+        let equal = [min_part, min_part, 1];
+        let growing = [min_part, min_part + (1 << 20), 1];
         let made = self
             .upload(&key, if equal_parts { equal } else { growing })
             .await;
@@ -555,7 +550,7 @@ impl Checkup<'_> {
     }
 
     /// Uploads parts of these sizes, or aborts.
-    async fn upload(&self, key: &Key, sizes: [u64; 3]) -> Result<String, StoreError> {
+    async fn upload(&self, key: &Key, sizes: [u64; 3]) -> Result<Object, StoreError> {
         let upload =
             MultipartUpload::create(self.store.clone(), key, &Attributes::default()).await?;
         let completed = upload_parts(&upload, sizes).await;
@@ -575,7 +570,7 @@ impl Checkup<'_> {
             let source = PartSource {
                 key,
                 etag: &object.etag,
-                range: 0..MIN_PART,
+                range: 0..store.limits().min_part,
             };
             let copied = store.copy_part(key, &id, 1, source).await;
             let without = Some("users can't append to large files, or rename those over 5 GiB");
@@ -634,7 +629,7 @@ impl Checkup<'_> {
     }
 }
 
-async fn upload_parts(upload: &MultipartUpload, sizes: [u64; 3]) -> Result<String, StoreError> {
+async fn upload_parts(upload: &MultipartUpload, sizes: [u64; 3]) -> Result<Object, StoreError> {
     let mut parts = Vec::new();
     for (number, size) in (1..).zip(sizes) {
         let body = Bytes::from(vec![b'.'; size as usize]);

@@ -14,7 +14,7 @@ use sd_notify::NotifyState;
 use sftpd::path::{Home, Path, PathError};
 use sftpd::server::{self, Algorithms, Config, HostKey, Shutdown};
 use sftpd::store::s3::{Listing, S3Store, StartError};
-use sftpd::store::{KeptConditions, Key, MIN_PART, Store, memory::MemoryStore};
+use sftpd::store::{KeptConditions, Key, Limits, Store, memory::MemoryStore};
 use sftpd::transfer::PartSizes;
 use sftpd::users::{FileAuth, UsersFile};
 use std::net::{IpAddr, SocketAddr};
@@ -23,9 +23,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// Largest part that S3 takes, in bytes
-/// ([limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)).
-const MAX_PART: u64 = 5 * 1024 * 1024 * 1024;
 /// Longest time of a flag. Far longer ones would exceed the range of the clock.
 const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// A client with 12 kbit/s needs this time for a part of 5 MiB. S3 shows only complete parts, so
@@ -195,13 +192,16 @@ impl ServeArgs {
                 "--buffer-memory {memory} is less than four parts of {part_size}: {advice}"
             ))
         );
-        let PartSizes {
-            cap, double_every, ..
-        } = PartSizes::default();
+        let default = PartSizes::default();
+        let double_every = match self.equal_parts {
+            true => 0,
+            false => default.double_every,
+        };
         Ok(PartSizes {
             first,
-            cap: cap.min(most),
-            double_every: if self.equal_parts { 0 } else { double_every },
+            cap: default.cap.min(most),
+            double_every,
+            ..default
         })
     }
 
@@ -283,9 +283,10 @@ fn parse_size(text: &str) -> Result<ByteSize, &'static str> {
 }
 
 fn parse_part_size(text: &str) -> Result<ByteSize, &'static str> {
+    let s3 = Limits::default();
     match text.parse::<ByteSize>() {
-        Ok(size) if size.as_u64() < MIN_PART => Err("below S3's minimum of 5MiB"),
-        Ok(size) if size.as_u64() > MAX_PART => Err("above S3's maximum of 5GiB"),
+        Ok(size) if size.as_u64() < s3.min_part => Err("below S3's minimum of 5MiB"),
+        Ok(size) if size.as_u64() > s3.max_part => Err("above S3's maximum of 5GiB"),
         Ok(size) => Ok(size),
         Err(_) => Err("use a size like 64MiB"),
     }

@@ -17,7 +17,7 @@ pub use ssh::{Algorithms, UnknownAlgorithms};
 
 use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS, REFUSED_CONNECTIONS};
 use crate::path::{Home, Key, Path, PathError};
-use crate::store::Store;
+use crate::store::{Store, Timeouts};
 use crate::transfer::{BufferPool, PartSizes, Transfers, UserLimits};
 use crate::users::Auth;
 use crate::vfs::Overlay;
@@ -148,7 +148,8 @@ impl Shared {
     fn new(config: Config, shutdown: Shutdown) -> Shared {
         let pool = BufferPool::new(config.buffer_memory);
         let windows = WindowBudget::new(pool.size());
-        let transfers = Transfers::new(config.store.clone(), pool, config.part_sizes);
+        let timeouts = Timeouts::default();
+        let transfers = Transfers::new(config.store.clone(), timeouts, pool, config.part_sizes);
         let max_uploads = config.max_uploads.min(Semaphore::MAX_PERMITS);
         Shared {
             admission: Arc::new(Admission::new(config.max_sessions)),

@@ -152,6 +152,7 @@ fn status_of_store(error: &StoreError) -> StatusCode {
         | StoreError::NoSuchBucket
         | StoreError::Precondition
         | StoreError::TooLarge
+        | StoreError::Unsupported
         | StoreError::Unknown(_)
         | StoreError::Other(_) => StatusCode::Failure,
     }

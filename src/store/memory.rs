@@ -4,8 +4,8 @@
 //! conditions.
 
 use super::{
-    Attributes, Condition, CopySource, Entry, Key, ListRequest, MAX_COPY, MIN_PART, Object, Page,
-    Part, PartSource, Result, Store, StoreError, etag_of, slice_pieces,
+    Attributes, Condition, Copied, CopySource, Entry, Key, Limits, ListRequest, Object, Page, Part,
+    PartSource, Result, Store, StoreError, slice_pieces,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,7 +26,7 @@ struct State {
     /// The pieces of the content are the parts as they arrived, never joined.
     objects: BTreeMap<String, (Vec<Bytes>, Object)>,
     uploads: HashMap<String, Upload>,
-    next_upload: u64,
+    last_id: u64,
 }
 
 struct Upload {
@@ -48,26 +48,20 @@ impl MemoryStore {
 }
 
 impl State {
-    fn insert(
-        &mut self,
-        key: &Key,
-        content: Vec<Bytes>,
-        etag: String,
-        attributes: Arc<Attributes>,
-    ) -> String {
+    fn insert(&mut self, key: &Key, content: Vec<Bytes>, attributes: Arc<Attributes>) -> Object {
         let size = content.iter().map(|piece| piece.len() as u64).sum();
-        let storage_class = attributes.storage_class.clone();
-        let modified = SystemTime::now();
-        let object = Object {
-            size,
-            etag: etag.clone(),
-            modified,
-            storage_class,
-            attributes: Some(attributes),
-        };
+        let id = self.new_id();
+        let mut object = Object::new(size, format!("\"{id}\""), SystemTime::now());
+        object.storage_class = attributes.storage_class.clone();
+        object.attributes = Some(attributes);
         self.objects
-            .insert(key.as_str().to_owned(), (content, object));
-        etag
+            .insert(key.as_str().to_owned(), (content, object.clone()));
+        object
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
     }
 
     fn check(&self, key: &Key, condition: &Condition) -> Result<()> {
@@ -96,6 +90,13 @@ fn no_such_upload() -> StoreError {
 
 #[async_trait]
 impl Store for MemoryStore {
+    fn limits(&self) -> Limits {
+        Limits {
+            copies_itself: true,
+            ..Limits::default()
+        }
+    }
+
     async fn head(&self, key: &Key) -> Result<Object> {
         self.state().find(key).map(|(_, object)| object.clone())
     }
@@ -117,11 +118,10 @@ impl Store for MemoryStore {
         body: Bytes,
         attributes: &Attributes,
         condition: &Condition,
-    ) -> Result<String> {
-        let etag = etag_of(&body);
+    ) -> Result<Object> {
         let mut state = self.state();
         state.check(key, condition)?;
-        Ok(state.insert(key, vec![body], etag, Arc::new(attributes.clone())))
+        Ok(state.insert(key, vec![body], Arc::new(attributes.clone())))
     }
 
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
@@ -134,19 +134,38 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<Copied> {
         let mut state = self.state();
         let (content, object) = state.find(from.key)?.clone();
-        if object.etag != from.etag {
+        if object.etag != from.version.etag {
             return Err(StoreError::Precondition);
         }
-        if object.size > MAX_COPY {
-            return Err(StoreError::TooLarge);
+        state.check(to, condition)?;
+        let attributes = object.attributes.unwrap_or_default();
+        let copy = state.insert(to, content, attributes);
+        Ok(Copied {
+            etag: copy.etag,
+            is_ours: true,
+        })
+    }
+
+    async fn rename(
+        &self,
+        from: &Key,
+        version: &Object,
+        to: &Key,
+        condition: &Condition,
+    ) -> Result<Object> {
+        let mut state = self.state();
+        let (content, object) = state.find(from)?.clone();
+        if object.etag != version.etag {
+            return Err(StoreError::Precondition);
         }
         state.check(to, condition)?;
-        let mut attributes = object.attributes.as_deref().cloned().unwrap_or_default();
-        attributes.storage_class = from.storage_class.map(str::to_owned);
-        Ok(state.insert(to, content, object.etag, Arc::new(attributes)))
+        state.objects.remove(from.as_str());
+        let entry = (content, object.clone());
+        state.objects.insert(to.as_str().to_owned(), entry);
+        Ok(object)
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
@@ -183,8 +202,7 @@ impl Store for MemoryStore {
 
     async fn create_upload(&self, _key: &Key, attributes: &Attributes) -> Result<String> {
         let mut state = self.state();
-        state.next_upload += 1;
-        let id = state.next_upload.to_string();
+        let id = state.new_id().to_string();
         let upload = Upload {
             attributes: Arc::new(attributes.clone()),
             parts: HashMap::new(),
@@ -201,12 +219,7 @@ impl Store for MemoryStore {
         body: Bytes,
     ) -> Result<Part> {
         let etag = part_etag(upload_id, number, &body);
-        let part = Part {
-            number,
-            size: body.len() as u64,
-            etag,
-            checksum: None,
-        };
+        let part = Part::new(number, body.len() as u64, etag);
         let mut state = self.state();
         state
             .uploads
@@ -224,9 +237,9 @@ impl Store for MemoryStore {
         number: u32,
         from: PartSource<'_>,
     ) -> Result<Part> {
-        let body = self.get(from.key, from.range, from.etag).await?;
-        self.upload_part(key, upload_id, number, body.concat().into())
-            .await
+        let pieces = self.get(from.key, from.range, from.etag).await?;
+        let body = pieces.concat().into();
+        self.upload_part(key, upload_id, number, body).await
     }
 
     async fn complete(
@@ -235,7 +248,8 @@ impl Store for MemoryStore {
         upload_id: &str,
         parts: &[Part],
         condition: &Condition,
-    ) -> Result<String> {
+    ) -> Result<Object> {
+        let min_part = self.limits().min_part;
         let mut state = self.state();
         let upload = state.uploads.get(upload_id).ok_or_else(no_such_upload)?;
         let attributes = upload.attributes.clone();
@@ -243,7 +257,7 @@ impl Store for MemoryStore {
         let mut before: Option<&Part> = None;
         for part in parts {
             let in_order =
-                before.is_none_or(|before| before.number < part.number && before.size >= MIN_PART);
+                before.is_none_or(|before| before.number < part.number && before.size >= min_part);
             match upload.parts.get(&part.number) {
                 Some(body) if in_order && part.etag == part_etag(upload_id, part.number, body) => {
                     pieces.push(body.clone());
@@ -258,14 +272,9 @@ impl Store for MemoryStore {
             before = Some(part);
         }
         state.check(key, condition)?;
-        let etag = state.insert(
-            key,
-            pieces,
-            format!("\"{upload_id}-{}\"", parts.len()),
-            attributes,
-        );
+        let object = state.insert(key, pieces, attributes);
         state.uploads.remove(upload_id);
-        Ok(etag)
+        Ok(object)
     }
 
     async fn abort(&self, _key: &Key, upload_id: &str) -> Result<()> {

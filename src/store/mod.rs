@@ -1,36 +1,34 @@
 //! Where files live: the [`Store`] trait, its errors and its plain types.
 //!
 //! Called by `vfs` and `transfer`. Nothing here knows of users, paths or SFTP, and no signature
-//! names the S3 SDK, so an application can bring its own store. One conformance suite
-//! (`tests/store.rs`) runs against every store.
+//! names the S3 SDK, so an application can bring its own store: nine methods, of which
+//! `sftpd::testing::store_conformance` (feature `testing`) checks each rule.
 
+#[doc(hidden)]
 pub mod change;
+mod limits;
 pub mod memory;
+mod patience;
 pub mod s3;
+
+pub use limits::{KeptConditions, Limits};
+pub use patience::{PatientStore, SignsOfLife, Timeouts};
 
 pub use crate::path::{Key, MAX_KEY};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use md5::{Digest, Md5};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Minimum size of a part, except the last one, in bytes
-/// ([S3: multipart limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)).
-pub const MIN_PART: u64 = 5 * 1024 * 1024;
-/// Maximum number of parts of one upload (same page).
-pub const MAX_PARTS: u32 = 10_000;
-/// Maximum size of an object for CopyObject, and of a range for UploadPartCopy, in bytes (same
-/// page).
-pub const MAX_COPY: u64 = 5 * 1024 * 1024 * 1024;
 /// Maximum number of entries in one answer to a list request (ListObjectsV2).
 pub const MAX_PAGE: usize = 1000;
 
 /// The description of one version of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Object {
     /// Size in bytes.
     pub size: u64,
@@ -40,26 +38,45 @@ pub struct Object {
     pub modified: SystemTime,
     /// In the words of `x-amz-storage-class`; `None` is the standard class.
     pub storage_class: Option<String>,
+    /// Identifies the write that made the content, for a store whose ETags don't: equal content
+    /// that was written twice has two. A copy has the id of its source. `None` if the store has no
+    /// such ids, and in listings.
+    pub write_id: Option<String>,
     /// What is stored beside the bytes; `None` if this is from a listing, which does not say.
     pub attributes: Option<Arc<Attributes>>,
 }
 
 impl Object {
-    /// The id of the write that made the object, if sftpd made it. A copy has the id of its source.
-    pub fn write_id(&self) -> Option<&str> {
-        let attributes = self.attributes.as_ref()?;
-        let id = attributes.metadata.get(WRITE_ID)?;
-        Some(id)
+    /// An object of the standard class, without a write id and attributes.
+    pub fn new(size: u64, etag: impl Into<String>, modified: SystemTime) -> Object {
+        Object {
+            size,
+            etag: etag.into(),
+            modified,
+            storage_class: None,
+            write_id: None,
+            attributes: None,
+        }
+    }
+
+    /// Whether it has the content of this version of another object, as far as can be seen without
+    /// reading it.
+    pub fn is_copy_of(&self, version: &Object) -> bool {
+        if self.size != version.size {
+            return false;
+        }
+        match (&self.write_id, &version.write_id) {
+            (Some(id), Some(copied)) => id == copied,
+            (Some(_), None) | (None, Some(_)) => false,
+            (None, None) => self.etag == version.etag,
+        }
     }
 }
-
-/// The name of the user metadata (`x-amz-meta-…`) that holds the random id of a write. If the
-/// answer to a write is lost, it shows whether the write took place.
-pub const WRITE_ID: &str = "sftpd-write-id";
 
 /// What is stored with an object beside its bytes, except tags and access lists
 /// ([S3: object metadata](https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html)).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Attributes {
     /// `Content-Type`.
     pub content_type: Option<String>,
@@ -77,22 +94,6 @@ pub struct Attributes {
     pub metadata: BTreeMap<String, String>,
 }
 
-impl Attributes {
-    /// A copy with a new write id, which is returned too.
-    pub fn with_new_write_id(&self) -> (Attributes, WriteId) {
-        let id = WriteId(format!("{:032x}", rand::random::<u128>()));
-        let mut attributes = self.clone();
-        attributes
-            .metadata
-            .insert(WRITE_ID.to_owned(), id.0.clone());
-        (attributes, id)
-    }
-}
-
-/// Identifies one write: 128 random bits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WriteId(String);
-
 /// What must be true of a key for a change to take place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -104,49 +105,11 @@ pub enum Condition {
     Unchanged(String),
 }
 
-/// The conditions that a store keeps. A store may ignore a condition that it does not know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeptConditions {
-    /// [`Condition::Absent`] on PutObject.
-    pub put_absent: bool,
-    /// [`Condition::Unchanged`] on PutObject.
-    pub put_unchanged: bool,
-    /// [`Condition::Absent`] on CompleteMultipartUpload.
-    pub complete_absent: bool,
-    /// [`Condition::Unchanged`] on CompleteMultipartUpload.
-    pub complete_unchanged: bool,
-    /// [`Condition::Absent`] on CopyObject.
-    pub copy_absent: bool,
-    /// The version of the source on CopyObject (`x-amz-copy-source-if-match`).
-    pub copy_source: bool,
-    /// [`Condition::Unchanged`] on DeleteObject.
-    pub delete_unchanged: bool,
-}
-
-impl KeptConditions {
-    /// S3
-    /// ([S3: conditional requests](https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html)).
-    pub const ALL: KeptConditions = KeptConditions::same(true);
-    /// A store that ignores all conditions.
-    pub const NONE: KeptConditions = KeptConditions::same(false);
-
-    const fn same(kept: bool) -> KeptConditions {
-        KeptConditions {
-            put_absent: kept,
-            put_unchanged: kept,
-            complete_absent: kept,
-            complete_unchanged: kept,
-            copy_absent: kept,
-            copy_source: kept,
-            delete_unchanged: kept,
-        }
-    }
-}
-
 /// A part that the store has confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Part {
-    /// 1 to [`MAX_PARTS`].
+    /// 1 to [`Limits::max_parts`].
     pub number: u32,
     /// Size in bytes, as sent.
     pub size: u64,
@@ -154,6 +117,18 @@ pub struct Part {
     pub etag: String,
     /// From the store's answer, if a checksum was sent (base64 of the CRC-32).
     pub checksum: Option<String>,
+}
+
+impl Part {
+    /// A part without a checksum.
+    pub fn new(number: u32, size: u64, etag: impl Into<String>) -> Part {
+        Part {
+            number,
+            size,
+            etag: etag.into(),
+            checksum: None,
+        }
+    }
 }
 
 /// One entry of a listing.
@@ -168,7 +143,7 @@ pub enum Entry {
 /// One answer to a list request.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// In the byte order of their keys.
+    /// In the byte order of their keys; a store that is a file system may go directory by directory.
     pub entries: Vec<Entry>,
     /// For the next [`ListRequest::after`]; `None` if this is the last page.
     pub next: Option<String>,
@@ -190,6 +165,7 @@ pub struct ListRequest<'a> {
 
 /// Why a request to a store fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum StoreError {
     /// No such object (404 NoSuchKey). A missing upload is `Other`.
     #[error("no such object")]
@@ -204,9 +180,12 @@ pub enum StoreError {
     /// 409 for two changes at once).
     #[error("the object was changed or made by someone else meanwhile")]
     Precondition,
-    /// The source is larger than [`MAX_COPY`].
+    /// The source is larger than [`Limits::max_copy`].
     #[error("too large to copy in one request")]
     TooLarge,
+    /// The store has no such request: the server does the same with others.
+    #[error("the store has no such request")]
+    Unsupported,
     /// The request may have taken effect: its answer was lost, or was not clear.
     #[error("the store did not say clearly whether this was done: {0}")]
     Unknown(String),
@@ -218,9 +197,25 @@ pub enum StoreError {
 /// Result of a store's request.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
-/// An object store. It retries transient failures itself: an error is final.
+/// An object store.
+///
+/// Nine methods are to be written. The others have defaults that are right, if slow. The rules that
+/// hold for all of them:
+///
+/// - An error is final: the store retries transient failures itself.
+/// - The store settles its own doubts. `put`, `complete`, `copy` and `delete` find out what a lost
+///   answer meant, in whatever way the store allows. They return [`StoreError::Unknown`] only if
+///   that is impossible, and never say that something was done that was not.
+/// - A future that is dropped may or may not have taken effect.
+/// - A request that gives no sign of life ([`SignsOfLife`]) for the server's `open_timeout` or
+///   `close_timeout` is dropped.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// What the store demands and allows. Asked for once, before the first request.
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
     /// HeadObject. Errors: `NotFound`; `Forbidden`, which S3 also returns for a missing object if
     /// the credentials don't allow to list.
     async fn head(&self, key: &Key) -> Result<Object>;
@@ -229,8 +224,54 @@ pub trait Store: Send + Sync + 'static {
     /// pieces. Errors: `Precondition` if the object has another version.
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>>;
 
+    /// ListObjectsV2.
+    async fn list(&self, request: ListRequest<'_>) -> Result<Page>;
+
+    /// DeleteObject. Without a condition a missing object is no error. Errors under
+    /// [`Condition::Unchanged`]: `Precondition`, and `NotFound` or `Precondition` if there is no
+    /// object. Never called with [`Condition::Absent`].
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()>;
+
+    /// PutObject. Returns the object, whose time of change may be an estimate. Errors:
+    /// `Precondition`.
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<Object>;
+
+    /// CreateMultipartUpload. Returns the upload id. Nothing appears at the key before
+    /// [`Store::complete`].
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String>;
+
+    /// UploadPart, several of an upload at once and in any order.
+    async fn upload_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> Result<Part>;
+
+    /// CompleteMultipartUpload: these parts, in this order, become the object at once. Returns it,
+    /// as [`Store::put`] does. After an error the upload is still there, to be aborted. Errors:
+    /// `Precondition`.
+    async fn complete(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<Object>;
+
+    /// AbortMultipartUpload. A missing upload is no error.
+    async fn abort(&self, key: &Key, upload_id: &str) -> Result<()>;
+
     /// GetObject of the first bytes, at most `limit`, of the version that is there. Returns its
-    /// description, and as many of these bytes as arrived. Errors: see [`Store::head`].
+    /// description, and as many of these bytes as arrived. Errors: see [`Store::head`]. The default
+    /// sends a HEAD and a GET.
     async fn open(&self, key: &Key, limit: u64) -> Result<(Object, Bytes)> {
         let object = self.head(key).await?;
         let first = 0..object.size.min(limit);
@@ -241,69 +282,62 @@ pub trait Store: Send + Sync + 'static {
         Ok((object, pieces.concat().into()))
     }
 
-    /// The conditions that the store keeps. The others [`change`] checks before a request.
-    fn conditions(&self) -> KeptConditions {
-        KeptConditions::ALL
+    /// CopyObject of at most [`Limits::max_copy`] bytes, with the attributes. Errors: `NotFound`,
+    /// `Precondition` (for the source's version or the target), `TooLarge`. The default reads the
+    /// object into memory and puts it, see [`Limits::copies_itself`].
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<Copied> {
+        let source = self.head(from.key).await?;
+        if source.etag != from.version.etag {
+            return Err(StoreError::Precondition);
+        }
+        let mut attributes = source.attributes.as_deref().cloned().unwrap_or_default();
+        attributes.storage_class = source.storage_class;
+        let body = match source.size {
+            0 => Bytes::new(),
+            size => self
+                .get(from.key, 0..size, &source.etag)
+                .await?
+                .concat()
+                .into(),
+        };
+        let copy = self.put(to, body, &attributes, condition).await?;
+        Ok(Copied {
+            etag: copy.etag,
+            is_ours: true,
+        })
     }
 
-    /// PutObject. Returns the object's ETag. Errors: `Unknown` if the answer was lost, which
-    /// [`change::put`] decides.
-    async fn put(
-        &self,
-        key: &Key,
-        body: Bytes,
-        attributes: &Attributes,
-        condition: &Condition,
-    ) -> Result<String>;
-
-    /// DeleteObject. Without a condition a missing object is no error, even if the answer was lost.
-    /// Errors under [`Condition::Unchanged`]: `NotFound`, `Precondition`.
-    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()>;
-
-    /// CopyObject of at most [`MAX_COPY`] bytes, with the attributes. Returns the copy's ETag.
-    /// Errors: `NotFound`, `Precondition` (for the source's version or the target), `TooLarge`,
-    /// `Unknown`.
-    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String>;
-
-    /// ListObjectsV2.
-    async fn list(&self, request: ListRequest<'_>) -> Result<Page>;
-
-    /// CreateMultipartUpload. Returns the upload id.
-    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String>;
-
-    /// UploadPart.
-    async fn upload_part(
-        &self,
-        key: &Key,
-        upload_id: &str,
-        number: u32,
-        body: Bytes,
-    ) -> Result<Part>;
-
-    /// UploadPartCopy of at most [`MAX_COPY`] bytes.
+    /// UploadPartCopy of at most [`Limits::max_copy`] bytes. The default reads them into memory and
+    /// uploads them, see [`Limits::copies_itself`].
     async fn copy_part(
         &self,
         key: &Key,
         upload_id: &str,
         number: u32,
         from: PartSource<'_>,
-    ) -> Result<Part>;
+    ) -> Result<Part> {
+        let pieces = self.get(from.key, from.range, from.etag).await?;
+        let body = pieces.concat().into();
+        self.upload_part(key, upload_id, number, body).await
+    }
 
-    /// CompleteMultipartUpload. Returns the object's ETag. Errors: `Unknown`, see [`Store::put`].
-    async fn complete(
+    /// Moves this version of an object at once, with its attributes: at no time are there two, or
+    /// none. Returns the object at its new key. Errors: `NotFound`, `Precondition` (for the
+    /// source's version or the target). The default is `Unsupported`, as S3 has no such request:
+    /// the server copies, looks whether the copy is there, and deletes the source.
+    async fn rename(
         &self,
-        key: &Key,
-        upload_id: &str,
-        parts: &[Part],
-        condition: &Condition,
-    ) -> Result<String>;
-
-    /// AbortMultipartUpload. A missing upload is no error.
-    async fn abort(&self, key: &Key, upload_id: &str) -> Result<()>;
+        _from: &Key,
+        _version: &Object,
+        _to: &Key,
+        _condition: &Condition,
+    ) -> Result<Object> {
+        Err(StoreError::Unsupported)
+    }
 
     /// ListMultipartUploads and ListParts: multipart uploads to keys below `prefix` that were begun
-    /// with the credentials in use, and to which nothing was added since `before`. A store that
-    /// ends with the process has none.
+    /// by this server or an earlier one, and to which nothing was added since `before`. The default
+    /// is none, which is right for a store whose uploads end with the process.
     async fn incomplete_uploads(
         &self,
         _prefix: &Key,
@@ -315,6 +349,7 @@ pub trait Store: Send + Sync + 'static {
 
 /// A multipart upload that was neither completed nor aborted.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct IncompleteUpload {
     /// The key of the object that it would become.
     pub key: Key,
@@ -324,15 +359,34 @@ pub struct IncompleteUpload {
     pub parts: Vec<Part>,
 }
 
-/// The version of an object that CopyObject copies.
+impl IncompleteUpload {
+    /// An upload to this key.
+    pub fn new(key: Key, id: impl Into<String>, parts: Vec<Part>) -> IncompleteUpload {
+        IncompleteUpload {
+            key,
+            id: id.into(),
+            parts,
+        }
+    }
+}
+
+/// The version of an object that CopyObject copies. The copy gets the storage class of the source.
 #[derive(Clone, Copy, Debug)]
 pub struct CopySource<'a> {
     /// The object.
     pub key: &'a Key,
-    /// Its version.
-    pub etag: &'a str,
-    /// The storage class that the copy gets; `None` is the standard class.
-    pub storage_class: Option<&'a str>,
+    /// Its version, which may be from a listing.
+    pub version: &'a Object,
+}
+
+/// A copy that [`Store::copy`] made or found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// The ETag of the object at the target.
+    pub etag: String,
+    /// Whether this request certainly made it. Otherwise the target is a copy of the same version,
+    /// but someone else may have made it.
+    pub is_ours: bool,
 }
 
 /// Bytes of an existing object that become a part.
@@ -382,15 +436,4 @@ pub fn slice_pieces(pieces: &[Bytes], range: Range<u64>) -> Vec<Bytes> {
         }
     }
     found
-}
-
-/// The ETag that S3 gives an object sent in one piece: the quoted MD5 of its bytes
-/// ([S3: object integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html)).
-/// Under SSE-KMS and SSE-C it is another one.
-pub fn etag_of(body: &[u8]) -> String {
-    let mut hex = String::new();
-    for byte in Md5::digest(body) {
-        hex += &format!("{byte:02x}");
-    }
-    format!("\"{hex}\"")
 }

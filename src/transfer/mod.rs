@@ -28,7 +28,7 @@ pub use read_ahead::{FIRST_BLOCK, ReadAhead};
 pub use read_queue::{Read, ReadQueue};
 pub use upload::{MAX_HOLES, Progress, Reader, Reply, Target, Upload, UploadError, UploadSummary};
 
-use crate::store::Store;
+use crate::store::{Limits, PatientStore, Store, Timeouts};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -39,10 +39,16 @@ use tokio_util::task::TaskTracker;
 /// request that is cancelled, or not.
 const LAST_REQUESTS_TIME: Duration = Duration::from_secs(5);
 
+/// The first bytes of a part, for which every open upload has memory of its own, in bytes. The rest
+/// of a larger part is taken from the pool.
+pub const OWN_BYTES: u64 = 5 * 1024 * 1024;
+
 /// What every transfer needs of the server.
 pub struct Transfers {
-    /// Where the bytes go.
+    /// Where the bytes go. No request to it lasts for ever.
     pub store: Arc<dyn Store>,
+    /// What the store demands and allows.
+    pub limits: Limits,
     /// The memory promise.
     pub pool: BufferPool,
     /// How large parts are.
@@ -57,15 +63,28 @@ pub struct Transfers {
 
 impl Transfers {
     /// Nothing is under way yet.
-    pub fn new(store: Arc<dyn Store>, pool: BufferPool, sizes: PartSizes) -> Transfers {
+    pub fn new(
+        store: Arc<dyn Store>,
+        timeouts: Timeouts,
+        pool: BufferPool,
+        sizes: PartSizes,
+    ) -> Transfers {
+        let limits = store.limits();
         Transfers {
-            store,
+            store: Arc::new(PatientStore::new(store, timeouts)),
+            limits,
             pool,
-            sizes,
+            sizes: sizes.within(&limits),
             locks: NameLocks::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }
+    }
+
+    /// What a part that leaves early is a multiple of, in bytes. Parts of this server are known by
+    /// it.
+    pub fn short_part_unit(&self) -> u64 {
+        OWN_BYTES.max(self.limits.min_part)
     }
 
     /// Resolves to what the future returns, or to `None` if it has not ended soon after the server

@@ -4,13 +4,13 @@ use crate::catch_panic;
 use crate::metrics::ABORTED_UPLOADS;
 use crate::path::Key;
 use crate::store::{
-    self, Attributes, Condition, Part, PartSource, Store, StoreError, WriteId, change,
+    self, Attributes, Condition, Object, Part, PartSource, Store, StoreError, change,
 };
 use bytes::Bytes;
 use metrics::counter;
 use std::sync::Arc;
 
-/// Size of the parts, in bytes, by which objects over 5 GiB are copied.
+/// Size of the parts, in bytes, by which large objects are copied inside the store.
 pub const COPY_PART_SIZE: u64 = 1024 * 1024 * 1024;
 
 /// A multipart upload that was created, and is neither completed nor aborted. Clones stand for the
@@ -20,23 +20,20 @@ pub struct MultipartUpload {
     store: Arc<dyn Store>,
     key: Key,
     upload_id: String,
-    write_id: WriteId,
 }
 
 impl MultipartUpload {
-    /// CreateMultipartUpload: the object will have these attributes, and a write id.
+    /// CreateMultipartUpload: the object will have these attributes.
     pub async fn create(
         store: Arc<dyn Store>,
         key: &Key,
         attributes: &Attributes,
     ) -> store::Result<MultipartUpload> {
-        let (attributes, write_id) = attributes.with_new_write_id();
-        let upload_id = store.create_upload(key, &attributes).await?;
+        let upload_id = store.create_upload(key, attributes).await?;
         Ok(MultipartUpload {
             store,
             key: key.clone(),
             upload_id,
-            write_id,
         })
     }
 
@@ -56,19 +53,11 @@ impl MultipartUpload {
             .await
     }
 
-    /// CompleteMultipartUpload, if the condition holds. Returns the object's ETag. After an error
-    /// the upload is still there, to be aborted.
-    pub async fn complete(&self, parts: &[Part], condition: &Condition) -> store::Result<String> {
+    /// CompleteMultipartUpload, if the condition holds. After an error the upload is still there, to
+    /// be aborted.
+    pub async fn complete(&self, parts: &[Part], condition: &Condition) -> store::Result<Object> {
         let store = self.store.as_ref();
-        change::complete(
-            store,
-            &self.key,
-            &self.upload_id,
-            parts,
-            &self.write_id,
-            condition,
-        )
-        .await
+        change::complete(store, &self.key, &self.upload_id, parts, condition).await
     }
 
     /// AbortMultipartUpload, as [`abort`].

@@ -5,8 +5,8 @@
 //! that begins at `start`, `early` the bytes that arrived for later parts; a byte that left in a
 //! part is never changed. A refused write leaves the state as it was.
 
-use super::{Buffer, BufferPool};
-use crate::store::{MAX_PARTS, MIN_PART};
+use super::{Buffer, BufferPool, OWN_BYTES};
+use crate::store::Limits;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
@@ -31,29 +31,47 @@ const MAX_GAPS: usize = 4096;
 /// part.
 const MAX_COPIED_PART: usize = 64 * 1024;
 
-/// How large each part is.
+/// How large each part is, and how many there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartSizes {
-    /// Size of the first parts in bytes, at least [`MIN_PART`].
+    /// Size of the first parts in bytes, at least [`Limits::min_part`].
     pub first: u64,
     /// Limit on the size of a part, in bytes.
     pub cap: u64,
     /// The size doubles after this many parts; 0 keeps all parts equal, as Cloudflare R2 demands.
     pub double_every: u32,
+    /// Limit on the parts of one upload.
+    pub max_parts: u32,
 }
 
 impl Default for PartSizes {
     /// 5 MiB, doubled every 1,000 parts up to 64 MiB: 10,000 parts hold 448 GiB.
     fn default() -> Self {
         PartSizes {
-            first: MIN_PART,
+            first: OWN_BYTES,
             cap: 64 * 1024 * 1024,
             double_every: 1000,
+            max_parts: Limits::default().max_parts,
         }
     }
 }
 
 impl PartSizes {
+    /// These sizes as far as a store allows them. The smallest size is checked when the server is
+    /// built.
+    pub fn within(self, limits: &Limits) -> PartSizes {
+        let double_every = match limits.equal_parts {
+            true => 0,
+            false => self.double_every,
+        };
+        PartSizes {
+            first: self.first.min(limits.max_part),
+            cap: self.cap.min(limits.max_part),
+            double_every,
+            max_parts: limits.max_parts,
+        }
+    }
+
     /// Size in bytes of the part with this number, counted from 1.
     pub fn of(&self, number: u32) -> u64 {
         if self.are_equal() {
@@ -106,13 +124,15 @@ pub enum PartBufferError {
         /// Where the contiguous bytes end.
         end: u64,
     },
-    /// The file needs more parts than S3 takes.
+    /// The file needs more parts than the store takes.
     #[error(
-        "larger than {size} bytes, the most that {MAX_PARTS} parts hold: the server's --part-size must be raised"
+        "larger than {size} bytes, the most that {parts} parts hold: the server's --part-size must be raised"
     )]
     TooManyParts {
         /// Bytes in the parts so far.
         size: u64,
+        /// How many these are.
+        parts: u32,
     },
     /// The operating system has no memory for a part.
     #[error("the server has no memory: {0}")]
@@ -227,8 +247,11 @@ impl PartBuffer {
 
     /// Number of the part being filled, counted from 1.
     pub fn number(&self) -> Result<u32> {
-        if self.parts == MAX_PARTS {
-            return Err(PartBufferError::TooManyParts { size: self.start });
+        if self.parts == self.sizes.max_parts {
+            return Err(PartBufferError::TooManyParts {
+                size: self.start,
+                parts: self.parts,
+            });
         }
         Ok(self.parts + 1)
     }
@@ -463,6 +486,7 @@ mod tests {
         first: 1000,
         cap: 4000,
         double_every: 3,
+        max_parts: 10_000,
     };
 
     fn tiny() -> PartBuffer {
@@ -567,7 +591,7 @@ mod tests {
         };
         assert_eq!(equal.of(10_000), 1000);
         assert_eq!(PartSizes::default().of(u32::MAX), 64 << 20);
-        let reach: u64 = (1..=MAX_PARTS)
+        let reach: u64 = (1..=PartSizes::default().max_parts)
             .map(|number| PartSizes::default().of(number))
             .sum();
         assert_eq!(reach >> 30, 448);
@@ -580,11 +604,11 @@ mod tests {
         for block in 0..160u64 {
             assert_eq!(buffer.write(block * 32768, &[1; 32768]), Ok(32768));
         }
-        assert!(buffer.is_full() && buffer.contiguous_len() == MIN_PART);
+        assert!(buffer.is_full() && buffer.contiguous_len() == OWN_BYTES);
         let at = buffer.peek(0, 1).map(<[u8]>::as_ptr);
         let body = buffer.take_part().unwrap();
-        assert_eq!((body.len() as u64, Some(body.as_ptr())), (MIN_PART, at));
-        assert_eq!(buffer.write(MIN_PART, b"x"), Ok(1));
+        assert_eq!((body.len() as u64, Some(body.as_ptr())), (OWN_BYTES, at));
+        assert_eq!(buffer.write(OWN_BYTES, b"x"), Ok(1));
         assert_eq!(&body[..2], [1, 1]);
     }
 

@@ -8,7 +8,7 @@
 use super::multipart::{COPY_PART_SIZE, abort};
 use super::{PartSizes, Transfers};
 use crate::path::Key;
-use crate::store::{self, MIN_PART, Part};
+use crate::store::{self, Part};
 use std::time::{Duration, SystemTime};
 
 impl Transfers {
@@ -31,7 +31,8 @@ impl Transfers {
             .checked_sub(abandoned_after)
             .unwrap_or(SystemTime::UNIX_EPOCH);
         for upload in self.store.incomplete_uploads(prefix, before).await? {
-            let is_ours = store::is_probe(&upload.key) || have_sizes(&upload.parts, &self.sizes);
+            let is_ours = store::is_probe(&upload.key)
+                || have_sizes(&upload.parts, &self.sizes, self.short_part_unit());
             if !is_ours {
                 continue;
             }
@@ -47,23 +48,23 @@ impl Transfers {
 }
 
 /// Do these parts, of which some may never have arrived, have the sizes that this server sends?
-fn have_sizes(parts: &[Part], sizes: &PartSizes) -> bool {
+fn have_sizes(parts: &[Part], sizes: &PartSizes, short_unit: u64) -> bool {
     let Some(last) = parts.iter().map(|part| part.number).max() else {
         return false;
     };
     parts
         .iter()
-        .all(|part| has_size(part, part.number == last, sizes))
+        .all(|part| has_size(part, part.number == last, sizes, short_unit))
 }
 
-/// A part that left early is a multiple of [`MIN_PART`], the last one may be any shorter, and a
+/// A part that left early is a multiple of `short_unit`, the last one may be any shorter, and a
 /// rename copies in parts of [`COPY_PART_SIZE`].
-fn has_size(part: &Part, is_last: bool, sizes: &PartSizes) -> bool {
+fn has_size(part: &Part, is_last: bool, sizes: &PartSizes, short_unit: u64) -> bool {
     let full = sizes.of(part.number);
     if part.size == full || part.size == COPY_PART_SIZE {
         return true;
     }
-    let left_early = !sizes.are_equal() && part.size.is_multiple_of(MIN_PART);
+    let left_early = !sizes.are_equal() && part.size.is_multiple_of(short_unit);
     part.size < full && (is_last || left_early)
 }
 
@@ -77,15 +78,11 @@ mod tests {
             first: 10,
             cap: 40,
             double_every: 2,
+            ..PartSizes::default()
         };
         let ours = |parts: &[(u32, u64)]| {
-            let part = |&(number, size): &(u32, u64)| Part {
-                number,
-                size,
-                etag: String::new(),
-                checksum: None,
-            };
-            have_sizes(&parts.iter().map(part).collect::<Vec<_>>(), &sizes)
+            let part = |&(number, size): &(u32, u64)| Part::new(number, size, "");
+            have_sizes(&parts.iter().map(part).collect::<Vec<_>>(), &sizes, 5)
         };
         assert!(ours(&[(1, 10)]) && ours(&[(1, 3)]) && ours(&[(1, 10), (3, 20), (4, 7)]));
         assert!(

@@ -97,6 +97,8 @@ pub struct UploadSummary {
     pub bytes: u64,
     /// S3 parts; 0 for a single PutObject.
     pub parts: u32,
+    /// The ETag of the object that was made.
+    pub etag: Option<String>,
     /// Time since OPEN.
     pub took: Duration,
     /// `None` if the client went away before CLOSE.

@@ -6,12 +6,12 @@
 
 use super::upload::{Command, Result};
 use super::{
-    ANSWERED_AHEAD, MAX_HOLES, MultipartUpload, NameLock, PartBuffer, Progress, REORDER_WINDOW,
-    Reply, Reservation, Share, Target, Transfers, UploadError, UploadSummary,
+    ANSWERED_AHEAD, MAX_HOLES, MultipartUpload, NameLock, OWN_BYTES, PartBuffer, Progress,
+    REORDER_WINDOW, Reply, Reservation, Share, Target, Transfers, UploadError, UploadSummary,
 };
 use crate::catch_panic;
 use crate::metrics::{GaugeGuard, OPEN_UPLOADS};
-use crate::store::{self, Attributes, MIN_PART, Object, Part, PartSource, change};
+use crate::store::{self, Attributes, Object, Part, PartSource, change};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -61,12 +61,14 @@ pub(super) struct UploadTask {
     received: u64,
     buffer: PartBuffer,
     /// Memory for the part being filled, taken from the pool once the part outgrows the first
-    /// [`MIN_PART`] bytes, which every upload has for itself.
+    /// [`OWN_BYTES`], which every upload has for itself.
     part_memory: Option<Reservation>,
     /// Created with the first part.
     multipart: Option<MultipartUpload>,
     parts_in_flight: JoinSet<store::Result<Part>>,
     parts_done: Vec<Part>,
+    /// Of the object that was made.
+    etag: Option<String>,
     held_replies: VecDeque<HeldReply>,
     /// The client has gone on behind a gap although its replies were held: none are, until the gap
     /// is closed.
@@ -133,6 +135,7 @@ impl UploadTask {
             multipart: None,
             parts_in_flight: JoinSet::new(),
             parts_done: Vec::new(),
+            etag: None,
             held_replies: VecDeque::new(),
             holds_nothing: false,
             failed: None,
@@ -151,6 +154,7 @@ impl UploadTask {
         let summary = UploadSummary {
             bytes: self.received,
             parts: self.parts_done.len() as u32,
+            etag: self.etag.take(),
             took: opened.elapsed(),
             result: closed.as_ref().map(|closed| closed.result.clone()),
         };
@@ -417,18 +421,18 @@ impl UploadTask {
         !self.transfers.sizes.are_equal() && self.buffer.parts() < MAX_SHORT_PARTS
     }
 
-    /// Reserves memory for the whole part before it holds more than [`MIN_PART`] contiguous bytes.
+    /// Reserves memory for the whole part before it holds more than [`OWN_BYTES`].
     /// Nothing waits for a client with a reservation that others need: without memory, or when
     /// others ask for it, the part leaves as it is.
     async fn reserve_part(&mut self, contiguous_len: u64) -> Result<()> {
         let size = self.buffer.part_size();
-        if self.part_memory.is_some() || contiguous_len <= MIN_PART || size <= MIN_PART {
+        if self.part_memory.is_some() || contiguous_len <= OWN_BYTES || size <= OWN_BYTES {
             return Ok(());
         }
         if self.may_send_early() {
             self.part_memory = self.transfers.pool.try_take(size);
             if self.part_memory.is_none() {
-                let short = short_part_size(self.buffer.contiguous_len());
+                let short = self.short_part_size(self.buffer.contiguous_len());
                 self.buffer.shrink_part(short);
             }
             return Ok(());
@@ -444,14 +448,21 @@ impl UploadTask {
         }
     }
 
+    /// Size in bytes of a part that leaves early.
+    fn short_part_size(&self, contiguous_len: u64) -> u64 {
+        let unit = self.transfers.short_part_unit();
+        (contiguous_len / unit).max(1) * unit
+    }
+
     /// Sends the part as it is, so that others can have its memory.
     async fn send_early(&mut self) -> Result<()> {
         let contiguous_len = self.buffer.contiguous_len();
-        if contiguous_len < MIN_PART {
+        if contiguous_len < self.transfers.short_part_unit() {
             self.part_memory = None;
             return Ok(());
         }
-        self.buffer.shrink_part(short_part_size(contiguous_len));
+        let short = self.short_part_size(contiguous_len);
+        self.buffer.shrink_part(short);
         self.send_part().await
     }
 
@@ -582,13 +593,15 @@ impl UploadTask {
             let start = self.buffer.end();
             let missing = to - start;
             let copied_len = self.copied_len(missing);
-            // S3 copies ranges of objects longer than 5 MiB only.
-            let can_copy = size > MIN_PART && self.buffer.contiguous_len() == 0;
+            // S3 copies ranges only of objects that are longer than the smallest part.
+            let limits = &self.transfers.limits;
+            let is_copied = limits.copies_itself && size > limits.min_part;
+            let can_copy = is_copied && self.buffer.contiguous_len() == 0;
             if can_copy && missing >= copied_len {
                 self.copy_part(start..start + copied_len, &etag).await?;
             } else {
                 let room = self.buffer.part_size() - self.buffer.contiguous_len();
-                let end = start + missing.min(room).min(MIN_PART);
+                let end = start + missing.min(room).min(OWN_BYTES);
                 let loaded = self.load_base(start..end, &etag).await?;
                 self.append(start, &loaded).await?;
             }
@@ -599,12 +612,14 @@ impl UploadTask {
     /// Length of the next part that the store may copy, in bytes. No remainder is left that is too
     /// short to be a part.
     fn copied_len(&self, missing: u64) -> u64 {
+        let limits = &self.transfers.limits;
+        let range = COPY_RANGE.min(limits.max_copy).min(limits.max_part);
         if self.transfers.sizes.are_equal() {
             self.buffer.part_size()
-        } else if missing >= COPY_RANGE + MIN_PART {
-            COPY_RANGE
+        } else if missing >= range + limits.min_part {
+            range
         } else {
-            missing.max(MIN_PART)
+            missing.max(limits.min_part)
         }
     }
 
@@ -683,11 +698,12 @@ impl UploadTask {
         // What the old object does not have, and the client has not sent, is zeros.
         self.fill_from_base(u64::MAX).await?;
         self.fill_holes(self.len()).await?;
-        match self.multipart.clone() {
+        let stored = match self.multipart.clone() {
             Some(multipart) => self.complete(multipart, lock).await?,
             None => self.put(lock).await?,
-        }
+        };
         self.multipart = None;
+        self.etag = Some(stored.etag);
         Ok(())
     }
 
@@ -703,7 +719,7 @@ impl UploadTask {
     }
 
     /// Makes the object from its parts, once all of them are there and it is this file's turn.
-    async fn complete(&mut self, multipart: MultipartUpload, lock: &NameLock) -> Result<()> {
+    async fn complete(&mut self, multipart: MultipartUpload, lock: &NameLock) -> Result<Object> {
         let received = self.buffer.end();
         if self.buffer.contiguous_len() > 0 {
             self.send_part().await?;
@@ -712,8 +728,7 @@ impl UploadTask {
         self.check_parts(received)?;
         lock.wait().await;
         let condition = &self.target.condition;
-        multipart.complete(&self.parts_done, condition).await?;
-        Ok(())
+        Ok(multipart.complete(&self.parts_done, condition).await?)
     }
 
     /// Sorts the parts, and fails unless they are the whole file.
@@ -733,21 +748,14 @@ impl UploadTask {
     }
 
     /// Makes the object from the buffer alone, once it is this file's turn.
-    async fn put(&mut self, lock: &NameLock) -> Result<()> {
+    async fn put(&mut self, lock: &NameLock) -> Result<Object> {
         lock.wait().await;
         let store = self.transfers.store.as_ref();
         let body = self.buffer.take_part()?;
         let attributes = self.attributes();
         let condition = &self.target.condition;
-        change::put(store, &self.target.key, body, &attributes, condition).await?;
-        Ok(())
+        Ok(change::put(store, &self.target.key, body, &attributes, condition).await?)
     }
-}
-
-/// Size in bytes of a part that leaves early: a multiple of [`MIN_PART`], by which the parts of
-/// this server are known.
-fn short_part_size(contiguous_len: u64) -> u64 {
-    (contiguous_len / MIN_PART).max(1) * MIN_PART
 }
 
 #[cfg(test)]
@@ -755,6 +763,7 @@ mod tests {
     use super::*;
     use crate::path::Key;
     use crate::store::Condition;
+    use crate::store::Timeouts;
     use crate::store::memory::MemoryStore;
     use crate::transfer::{BufferPool, PartSizes, Upload};
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -765,7 +774,9 @@ mod tests {
     async fn held_replies_are_bounded() {
         let store = Arc::new(MemoryStore::default());
         let pool = BufferPool::new(64 << 20);
-        let transfers = Arc::new(Transfers::new(store, pool, PartSizes::default()));
+        let timeouts = Timeouts::default();
+        let transfers = Transfers::new(store, timeouts, pool, PartSizes::default());
+        let transfers = Arc::new(transfers);
         let target = Target {
             key: Key::new("f").unwrap(),
             base: None,

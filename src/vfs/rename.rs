@@ -1,6 +1,6 @@
-//! Rename: S3 has none, so copy, check, then delete. Invariants: no source is deleted before its
-//! copy is there; the version that is deleted is the one that was copied; and only copies that this
-//! rename made are taken back.
+//! Rename. A store that can do it is asked to. S3 can't: so copy, check, then delete. Invariants: no
+//! source is deleted before its copy is there; the version that is deleted is the one that was
+//! copied; and only copies that this rename made are taken back.
 //!
 //! A rename runs in its own task, so that the end of a session does not stop it half-way. The end
 //! of the server does: then copies are taken back, as after a failure.
@@ -8,9 +8,13 @@
 use super::{BUSY, EXISTS, Result, Vfs, VfsError};
 use crate::INTERNAL_ERROR;
 use crate::path::{Key, Path, PathError};
-use crate::store::change::{self, Copied};
-use crate::store::{Condition, Entry, MAX_PAGE, Object, Part, PartSource, Store, StoreError};
-use crate::transfer::{COPY_PART_SIZE, LockedName, MultipartUpload, Reservation, Share, Transfers};
+use crate::store::{
+    self, Condition, CopySource, Entry, MAX_PAGE, Object, Part, PartSource, Store, StoreError,
+    change,
+};
+use crate::transfer::{
+    COPY_PART_SIZE, LockedName, MultipartUpload, OWN_BYTES, Reservation, Share, Transfers,
+};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::task::JoinSet;
@@ -172,20 +176,35 @@ struct MovedKey {
 
 impl MovedKey {
     fn version(&self) -> Object {
-        Object {
-            size: self.size,
-            etag: self.etag.to_string(),
-            modified: SystemTime::UNIX_EPOCH,
-            storage_class: self.storage_class.as_ref().map(ToString::to_string),
-            attributes: None,
-        }
+        let mut version = Object::new(self.size, &*self.etag, SystemTime::UNIX_EPOCH);
+        version.storage_class = self.storage_class.as_ref().map(ToString::to_string);
+        version
     }
 }
 
-/// A copy of the key with this index.
+/// What was done with the key with this index.
 struct MadeCopy {
     index: usize,
-    copied: Copied,
+    made: Made,
+}
+
+/// How a key got its new name.
+enum Made {
+    /// There is a copy; the source is to be deleted.
+    Copy(Copied),
+    /// The store has moved it.
+    Move(Object),
+}
+
+/// A copy that is there.
+#[derive(Clone, Debug)]
+struct Copied {
+    /// Of the object at the target.
+    etag: Box<str>,
+    /// Of the object at the target; `None` also if it was not looked at.
+    write_id: Option<Box<str>>,
+    /// Whether this rename certainly made it: see [`store::Copied::is_ours`].
+    is_ours: bool,
 }
 
 impl DirectoryMove {
@@ -239,18 +258,28 @@ impl DirectoryMove {
         if self.transfers.stop.is_cancelled() {
             return Err(STOPPED);
         }
-        let copying = copy(&self.transfers, &from, &version, &to, None);
-        match self.transfers.run_until_stopped(copying).await {
-            Some(copied) => Ok(MadeCopy {
-                index,
-                copied: copied?,
-            }),
-            None => Err(STOPPED),
-        }
+        let store = self.transfers.store.as_ref();
+        let made = match store.rename(&from, &version, &to, &Condition::Absent).await {
+            Ok(moved) => Made::Move(moved),
+            Err(StoreError::Unsupported) => {
+                let copying = copy(&self.transfers, &from, &version, &to, None);
+                match self.transfers.run_until_stopped(copying).await {
+                    Some(copied) => Made::Copy(copied?),
+                    None => return Err(STOPPED),
+                }
+            }
+            Err(StoreError::NotFound) => return Err(VfsError::NotFound),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(MadeCopy { index, made })
     }
 
     /// Deletes a key that has been copied. If it has changed since, it is moved anew.
     async fn delete_key(self: Arc<Self>, copy: MadeCopy) -> Result<()> {
+        let copied = match &copy.made {
+            Made::Copy(copied) => copied,
+            Made::Move(_) => return Ok(()),
+        };
         let key = self.key(copy.index)?;
         let from = join(&self.source, &key.name)?;
         let to = join(&self.target, &key.name)?;
@@ -259,11 +288,11 @@ impl DirectoryMove {
             Ok(()) => Ok(()),
             // Another gateway has removed it: it was no longer in the directory.
             Err(StoreError::NotFound) => {
-                take_back(store, &to, &copy.copied).await;
+                take_back(store, &to, copied).await;
                 Ok(())
             }
             Err(StoreError::Precondition) => {
-                take_back(store, &to, &copy.copied).await;
+                take_back(store, &to, copied).await;
                 move_again(&self.transfers, &from, &to).await
             }
             Err(error) => Err(error.into()),
@@ -273,7 +302,14 @@ impl DirectoryMove {
     async fn take_back_key(self: Arc<Self>, copy: MadeCopy) -> Result<()> {
         let key = self.key(copy.index)?;
         let to = join(&self.target, &key.name)?;
-        take_back(self.transfers.store.as_ref(), &to, &copy.copied).await;
+        let store = self.transfers.store.as_ref();
+        match &copy.made {
+            Made::Copy(copied) => take_back(store, &to, copied).await,
+            Made::Move(moved) => {
+                let from = join(&self.source, &key.name)?;
+                move_back(store, &to, moved, &from).await;
+            }
+        }
         Ok(())
     }
 }
@@ -336,6 +372,14 @@ async fn move_again(transfers: &Transfers, from: &Key, to: &Key) -> Result<()> {
     }
 }
 
+/// Gives a key that the store has moved its old name.
+async fn move_back(store: &dyn Store, to: &Key, moved: &Object, from: &Key) {
+    if let Err(error) = store.rename(to, moved, from, &Condition::Absent).await {
+        let key = to.as_str();
+        log::warn!("{key:?} of a rename that failed may keep its new name: {error}");
+    }
+}
+
 /// Deletes a copy that this rename made. It stays in doubt, or if another client has stored
 /// something meanwhile.
 async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
@@ -343,7 +387,7 @@ async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
         return;
     }
     let removed = match store.head(key).await {
-        Ok(found) if found.write_id() == copied.write_id.as_deref() => {
+        Ok(found) if found.write_id.as_deref() == copied.write_id.as_deref() => {
             change::delete_version(store, key, &copied.etag).await
         }
         // The ETag can't tell: equal content of another client has the same one.
@@ -366,6 +410,10 @@ async fn move_file(
     replace: bool,
 ) -> Result<()> {
     let store = transfers.store.as_ref();
+    let condition = match replace {
+        true => Condition::None,
+        false => Condition::Absent,
+    };
     // What the target held can't be brought back: from then on the rename counts as done.
     let mut has_replaced = false;
     for _ in 0..SOURCE_TRIES {
@@ -374,10 +422,20 @@ async fn move_file(
         } else {
             None
         };
+        match store.rename(from, &version, to, &condition).await {
+            Ok(_moved) => return Ok(()),
+            Err(StoreError::Unsupported) => {}
+            // The source or the target has changed.
+            Err(StoreError::NotFound | StoreError::Precondition) => {
+                version = look_again(store, from, &version, replace).await?;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        }
         match copy(transfers, from, &version, to, over.as_ref()).await {
             Ok(copied) => {
                 if let Some(over) = &over
-                    && !change::is_copy(over, &version)
+                    && !over.is_copy_of(&version)
                 {
                     has_replaced = true;
                 }
@@ -394,17 +452,31 @@ async fn move_file(
             Err(VfsError::NotFound | VfsError::Store(StoreError::Precondition)) => {}
             Err(error) => return Err(error),
         }
-        match store.head(from).await {
-            // It was the target.
-            Ok(now) if now.etag == version.etag && !replace => return Err(EXISTS),
-            Ok(now) => version = now,
+        version = match look_again(store, from, &version, replace).await {
+            Ok(now) => now,
             // Another gateway has removed it, after this one had moved what it found.
-            Err(StoreError::NotFound) if has_replaced => return Ok(()),
-            Err(StoreError::NotFound) => return Err(VfsError::NotFound),
-            Err(error) => return Err(error.into()),
-        }
+            Err(VfsError::NotFound) if has_replaced => return Ok(()),
+            Err(error) => return Err(error),
+        };
     }
     Err(StoreError::Precondition.into())
+}
+
+/// The version of the source that is there now, after a try to move another one or onto a name that
+/// was not free.
+async fn look_again(
+    store: &dyn Store,
+    from: &Key,
+    tried: &Object,
+    replace: bool,
+) -> Result<Object> {
+    match store.head(from).await {
+        // It was the target.
+        Ok(now) if now.etag == tried.etag && !replace => Err(EXISTS),
+        Ok(now) => Ok(now),
+        Err(StoreError::NotFound) => Err(VfsError::NotFound),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What a posix-rename is going to replace.
@@ -432,14 +504,7 @@ async fn copy(
         None => Condition::Absent,
     };
     for _ in 0..COPY_TRIES {
-        let mut copied = match change::copy(store, from, version, to, &condition).await {
-            Ok(copied) => copied,
-            Err(StoreError::NotFound) => return Err(VfsError::NotFound),
-            Err(StoreError::TooLarge) => {
-                copy_in_parts(transfers, from, version, to, &condition).await?
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let mut copied = copy_once(transfers, from, version, to, &condition).await?;
         if !copied.is_ours {
             return Ok(copied);
         }
@@ -451,7 +516,7 @@ async fn copy(
         if let Some(object) = &now
             && *object.etag == *copied.etag
         {
-            copied.write_id = object.write_id().map(Box::from);
+            copied.write_id = object.write_id.as_deref().map(Box::from);
             // It may replace a copy of the same version by another gateway, which then has it too.
             copied.is_ours = over.is_none();
             return Ok(copied);
@@ -466,13 +531,74 @@ async fn copy(
     ))
 }
 
+/// Copies in one request, or in parts if the object is too large for that.
+async fn copy_once(
+    transfers: &Transfers,
+    from: &Key,
+    version: &Object,
+    to: &Key,
+    condition: &Condition,
+) -> Result<Copied> {
+    if version.size > largest_copy(transfers) {
+        return copy_in_parts(transfers, from, version, to, condition).await;
+    }
+    let _memory = take_copy_memory(transfers, version.size).await?;
+    let source = CopySource { key: from, version };
+    match change::copy(transfers.store.as_ref(), source, to, condition).await {
+        Ok(store::Copied { etag, is_ours }) => Ok(Copied {
+            etag: etag.into(),
+            write_id: None,
+            is_ours,
+        }),
+        Err(StoreError::NotFound) => Err(VfsError::NotFound),
+        Err(StoreError::TooLarge) => copy_in_parts(transfers, from, version, to, condition).await,
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The largest object that is copied in one request, in bytes.
+fn largest_copy(transfers: &Transfers) -> u64 {
+    let limits = &transfers.limits;
+    match limits.copies_itself {
+        true => limits.max_copy,
+        false => limits.max_copy.min(OWN_BYTES),
+    }
+}
+
+/// Size in bytes of the parts by which an object is copied.
+fn copy_part_size(transfers: &Transfers, object_size: u64) -> u64 {
+    let limits = &transfers.limits;
+    let wanted = match limits.copies_itself {
+        true => COPY_PART_SIZE,
+        false => {
+            let least = object_size.div_ceil(limits.max_parts.max(1).into());
+            least.max(OWN_BYTES).max(limits.min_part)
+        }
+    };
+    wanted.min(limits.max_copy).min(limits.max_part)
+}
+
+/// Memory for bytes that are copied through this process.
+async fn take_copy_memory(transfers: &Transfers, bytes: u64) -> Result<Option<Reservation>> {
+    if transfers.limits.copies_itself {
+        return Ok(None);
+    }
+    // In pieces as they arrived, and joined.
+    match transfers.pool.take(2 * bytes).await {
+        Some(memory) => Ok(Some(memory)),
+        None => Err(VfsError::Refused(
+            "the server's --buffer-memory is too small to copy a file of this size",
+        )),
+    }
+}
+
 /// Whether another gateway has replaced or removed a copy that was confirmed: neither the copy nor
 /// what it replaced is there. If the store ignores conditions, there is only one gateway, and the
 /// copy was never made.
 fn was_replaced(store: &dyn Store, over: Option<&Object>, now: Option<&Object>) -> bool {
     match (over, now) {
         (None, None) => false,
-        (None, Some(_)) => store.conditions().copy_absent,
+        (None, Some(_)) => store.limits().conditions.copy_absent,
         (Some(_), None) => true,
         (Some(over), Some(now)) => over.etag != now.etag,
     }
@@ -493,7 +619,7 @@ async fn copy_in_parts(
     let upload = MultipartUpload::create(transfers.store.clone(), to, &attributes).await?;
     let completed = match copy_parts(transfers, &upload, from, version).await {
         Ok(parts) => match upload.complete(&parts, condition).await {
-            Ok(etag) => Ok(etag),
+            Ok(copy) => Ok(copy.etag),
             Err(error) => Err(error.into()),
         },
         Err(error) => Err(error),
@@ -518,6 +644,7 @@ async fn copy_parts(
     from: &Key,
     version: &Object,
 ) -> Result<Vec<Part>> {
+    let part_size = copy_part_size(transfers, version.size);
     let mut parts = Vec::new();
     let mut start = 0;
     let mut number = 1;
@@ -525,12 +652,13 @@ async fn copy_parts(
         if transfers.stop.is_cancelled() {
             return Err(STOPPED);
         }
-        let end = version.size.min(start + COPY_PART_SIZE);
+        let end = version.size.min(start + part_size);
         let source = PartSource {
             key: from,
             etag: &version.etag,
             range: start..end,
         };
+        let _memory = take_copy_memory(transfers, end - start).await?;
         let copying = upload.copy_part(number, source);
         match transfers.run_until_stopped(copying).await {
             Some(part) => parts.push(part?),

@@ -10,9 +10,10 @@ use super::remote::{Kind, Remote, Trouble};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sftpd::sftp::{Received, SessionParams, Sink, Source};
+use sftpd::store::s3::doubts::{Doubts, Requests, WRITE_ID};
 use sftpd::store::{
-    Attributes, Condition, CopySource, Entry, KeptConditions, Key, ListRequest, Object, Page, Part,
-    PartSource, Result, Store, StoreError, slice_pieces,
+    Attributes, Condition, Copied, CopySource, Entry, KeptConditions, Key, Limits, ListRequest,
+    Object, Page, Part, PartSource, Result, Store, StoreError, Timeouts, slice_pieces,
 };
 use sftpd::transfer::BufferPool;
 use sftpd::transfer::UserLimits;
@@ -33,8 +34,11 @@ use tokio_util::sync::CancellationToken;
 /// Files open for writing at once: more than there are clients' operations.
 const MAX_UPLOADS: usize = 1000;
 
-/// A store on the simulated bucket.
-struct SimulatedStore(Remote);
+/// A store on the simulated bucket, which settles doubts as the one on S3 does.
+struct SimulatedStore {
+    remote: Remote,
+    doubts: Doubts,
+}
 
 fn error_of(trouble: Trouble) -> StoreError {
     match trouble {
@@ -65,15 +69,17 @@ fn expectation_of(condition: &Condition) -> Expectation {
 
 fn object_of(version: &Version) -> Object {
     let size = version.content.len() as u64;
-    let attributes = Some(Arc::new(version.attributes.clone()));
-    let modified = SystemTime::UNIX_EPOCH;
-    Object {
-        size,
-        etag: version.etag.clone(),
-        modified,
-        storage_class: None,
-        attributes,
-    }
+    let mut attributes = version.attributes.clone();
+    let mut object = Object::new(size, version.etag.clone(), SystemTime::UNIX_EPOCH);
+    object.write_id = attributes.metadata.remove(WRITE_ID);
+    object.attributes = Some(Arc::new(attributes));
+    object
+}
+
+/// As a list request shows it.
+fn listed_object_of(version: &Version) -> Object {
+    let size = version.content.len() as u64;
+    Object::new(size, version.etag.clone(), SystemTime::UNIX_EPOCH)
 }
 
 /// As [`error_of`], of a write under a condition: what must be unchanged is gone.
@@ -84,43 +90,19 @@ fn write_error(trouble: Trouble) -> StoreError {
     }
 }
 
-#[async_trait]
-impl Store for SimulatedStore {
+impl SimulatedStore {
+    fn keeps_conditions(&self) -> bool {
+        self.remote.bucket().keeps_conditions()
+    }
+}
+
+impl Requests for SimulatedStore {
     async fn head(&self, key: &Key) -> Result<Object> {
         let name = key.to_string();
         let effect = move |bucket: &mut Bucket, _| bucket.head(&name);
-        match self.0.request(Kind::Head, key.as_str(), effect).await {
+        match self.remote.request(Kind::Head, key.as_str(), effect).await {
             Ok(version) => Ok(object_of(&version)),
             Err(trouble) => Err(failure_of(trouble)),
-        }
-    }
-
-    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
-        let name = key.to_string();
-        let etag = etag.to_owned();
-        let effect = move |bucket: &mut Bucket, _| bucket.get(&name, &etag);
-        match self.0.request(Kind::Get, key.as_str(), effect).await {
-            Ok(version) => Ok(slice_pieces(&[version.content], range)),
-            Err(trouble) => Err(failure_of(trouble)),
-        }
-    }
-
-    async fn open(&self, key: &Key, most: u64) -> Result<(Object, Bytes)> {
-        let name = key.to_string();
-        let effect = move |bucket: &mut Bucket, _| bucket.head(&name);
-        match self.0.request(Kind::Get, key.as_str(), effect).await {
-            Ok(version) => {
-                let end = version.content.len().min(most as usize);
-                Ok((object_of(&version), version.content.slice(..end)))
-            }
-            Err(trouble) => Err(failure_of(trouble)),
-        }
-    }
-
-    fn conditions(&self) -> KeptConditions {
-        match self.0.bucket().keeps_conditions() {
-            true => KeptConditions::ALL,
-            false => KeptConditions::NONE,
         }
     }
 
@@ -140,73 +122,10 @@ impl Store for SimulatedStore {
         let effect = move |bucket: &mut Bucket, cause| {
             bucket.put(&name, version.clone(), &expectation, cause)
         };
-        self.0
+        self.remote
             .request(Kind::Put, key.as_str(), effect)
             .await
             .map_err(write_error)
-    }
-
-    /// As the real one: a lost answer is decided by a look, and under a condition by a second
-    /// request.
-    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
-        let effect = delete_once(key, condition);
-        let deleted = self
-            .0
-            .request(Kind::Delete, key.as_str(), effect.clone())
-            .await;
-        let deleted = match (deleted, condition) {
-            (Err(Trouble::Unclear), Condition::Unchanged(_)) => {
-                self.0.request(Kind::Delete, key.as_str(), effect).await
-            }
-            (Err(Trouble::Refused(Refusal::NotFound)), Condition::Unchanged(_)) => {
-                return Err(StoreError::NotFound);
-            }
-            (deleted, _) => deleted,
-        };
-        match deleted {
-            Ok(()) | Err(Trouble::Refused(Refusal::NotFound)) => Ok(()),
-            Err(Trouble::Unclear) if self.head(key).await == Err(StoreError::NotFound) => Ok(()),
-            Err(trouble) => Err(error_of(trouble)),
-        }
-    }
-
-    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
-        let (source, target) = (from.key.to_string(), to.to_string());
-        let source_etag = self.conditions().copy_source.then(|| from.etag.to_owned());
-        let copy = Copy {
-            from: source,
-            to: target,
-            source_etag,
-            expectation: expectation_of(condition),
-        };
-        let effect = move |bucket: &mut Bucket, cause| bucket.copy(&copy, cause);
-        self.0
-            .request(Kind::Copy, to.as_str(), effect)
-            .await
-            .map_err(error_of)
-    }
-
-    async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
-        let prefix = request.prefix.to_string();
-        let (is_folded, after, limit) = (request.folded, request.after, request.limit);
-        let effect =
-            move |bucket: &mut Bucket, _| Ok(bucket.list(&prefix, is_folded, after.clone(), limit));
-        let listed = self
-            .0
-            .request(Kind::List, request.prefix.as_str(), effect)
-            .await;
-        let (listed, next) = listed.map_err(failure_of)?;
-        let mut page = Page {
-            entries: Vec::new(),
-            next,
-        };
-        for entry in listed {
-            page.entries.push(match entry {
-                Listed::Object(key, version) => Entry::Object(key, object_of(&version)),
-                Listed::Prefix(prefix) => Entry::Prefix(prefix),
-            });
-        }
-        Ok(page)
     }
 
     /// An upload whose id never arrives can't be ended by anybody.
@@ -221,47 +140,14 @@ impl Store for SimulatedStore {
             Ok(id)
         };
         let created = self
-            .0
+            .remote
             .request(Kind::CreateUpload, key.as_str(), effect)
             .await;
         let made = made.lock().expect("no panic while it is held").take();
         if let (Err(_), Some(id)) = (&created, made) {
-            self.0.bucket().abandon(&id);
+            self.remote.bucket().abandon(&id);
         }
         created.map_err(failure_of)
-    }
-
-    async fn upload_part(
-        &self,
-        key: &Key,
-        upload_id: &str,
-        number: u32,
-        body: Bytes,
-    ) -> Result<Part> {
-        let id = upload_id.to_owned();
-        let size = body.len() as u64;
-        let effect = move |bucket: &mut Bucket, _| bucket.upload_part(&id, number, body.clone());
-        match self.0.request(Kind::UploadPart, key.as_str(), effect).await {
-            Ok(etag) => Ok(Part {
-                number,
-                size,
-                etag,
-                checksum: None,
-            }),
-            Err(trouble) => Err(failure_of(trouble)),
-        }
-    }
-
-    async fn copy_part(
-        &self,
-        key: &Key,
-        upload_id: &str,
-        number: u32,
-        from: PartSource<'_>,
-    ) -> Result<Part> {
-        let body = self.get(from.key, from.range, from.etag).await?;
-        self.upload_part(key, upload_id, number, body.concat().into())
-            .await
     }
 
     /// As the real one: a repeated request that finds no upload may have met its own success.
@@ -283,10 +169,190 @@ impl Store for SimulatedStore {
             expectation: expectation_of(condition),
         };
         let effect = move |bucket: &mut Bucket, cause| bucket.complete(&complete, PART_SIZE, cause);
-        match self.0.request(Kind::Complete, key.as_str(), effect).await {
+        match self
+            .remote
+            .request(Kind::Complete, key.as_str(), effect)
+            .await
+        {
             Err(Trouble::Refused(Refusal::NoSuchUpload)) => Err(error_of(Trouble::Unclear)),
             completed => completed.map_err(write_error),
         }
+    }
+
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
+        let (source, target) = (from.key.to_string(), to.to_string());
+        let source_etag = self.keeps_conditions().then(|| from.version.etag.clone());
+        let copy = Copy {
+            from: source,
+            to: target,
+            source_etag,
+            expectation: expectation_of(condition),
+        };
+        let effect = move |bucket: &mut Bucket, cause| bucket.copy(&copy, cause);
+        self.remote
+            .request(Kind::Copy, to.as_str(), effect)
+            .await
+            .map_err(error_of)
+    }
+
+    /// The simulated bucket has none.
+    async fn have_equal_checksums(&self, _keys: [&Key; 2], _versions: [&str; 2]) -> bool {
+        false
+    }
+}
+
+#[async_trait]
+impl Store for SimulatedStore {
+    fn limits(&self) -> Limits {
+        let mut limits = Limits::default();
+        limits.copies_itself = true;
+        limits.conditions = match self.keeps_conditions() {
+            true => KeptConditions::ALL,
+            false => KeptConditions::NONE,
+        };
+        limits
+    }
+
+    async fn head(&self, key: &Key) -> Result<Object> {
+        Requests::head(self, key).await
+    }
+
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
+        let name = key.to_string();
+        let etag = etag.to_owned();
+        let effect = move |bucket: &mut Bucket, _| bucket.get(&name, &etag);
+        match self.remote.request(Kind::Get, key.as_str(), effect).await {
+            Ok(version) => Ok(slice_pieces(&[version.content], range)),
+            Err(trouble) => Err(failure_of(trouble)),
+        }
+    }
+
+    async fn open(&self, key: &Key, most: u64) -> Result<(Object, Bytes)> {
+        let name = key.to_string();
+        let effect = move |bucket: &mut Bucket, _| bucket.head(&name);
+        match self.remote.request(Kind::Get, key.as_str(), effect).await {
+            Ok(version) => {
+                let end = version.content.len().min(most as usize);
+                Ok((object_of(&version), version.content.slice(..end)))
+            }
+            Err(trouble) => Err(failure_of(trouble)),
+        }
+    }
+
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<Object> {
+        let doubts = &self.doubts;
+        doubts.put(self, key, body, attributes, condition).await
+    }
+
+    /// As the real one: a lost answer is decided by a look, and under a condition by a second
+    /// request.
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
+        let effect = delete_once(key, condition);
+        let deleted = self
+            .remote
+            .request(Kind::Delete, key.as_str(), effect.clone())
+            .await;
+        let deleted = match (deleted, condition) {
+            (Err(Trouble::Unclear), Condition::Unchanged(_)) => {
+                self.remote
+                    .request(Kind::Delete, key.as_str(), effect)
+                    .await
+            }
+            (Err(Trouble::Refused(Refusal::NotFound)), Condition::Unchanged(_)) => {
+                return Err(StoreError::NotFound);
+            }
+            (deleted, _) => deleted,
+        };
+        match deleted {
+            Ok(()) | Err(Trouble::Refused(Refusal::NotFound)) => Ok(()),
+            Err(Trouble::Unclear)
+                if Requests::head(self, key).await == Err(StoreError::NotFound) =>
+            {
+                Ok(())
+            }
+            Err(trouble) => Err(error_of(trouble)),
+        }
+    }
+
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<Copied> {
+        self.doubts.copy(self, from, to, condition).await
+    }
+
+    async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
+        let prefix = request.prefix.to_string();
+        let (is_folded, after, limit) = (request.folded, request.after, request.limit);
+        let effect =
+            move |bucket: &mut Bucket, _| Ok(bucket.list(&prefix, is_folded, after.clone(), limit));
+        let listed = self
+            .remote
+            .request(Kind::List, request.prefix.as_str(), effect)
+            .await;
+        let (listed, next) = listed.map_err(failure_of)?;
+        let mut page = Page {
+            entries: Vec::new(),
+            next,
+        };
+        for entry in listed {
+            page.entries.push(match entry {
+                Listed::Object(key, version) => Entry::Object(key, listed_object_of(&version)),
+                Listed::Prefix(prefix) => Entry::Prefix(prefix),
+            });
+        }
+        Ok(page)
+    }
+
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
+        self.doubts.create_upload(self, key, attributes).await
+    }
+
+    async fn upload_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> Result<Part> {
+        let id = upload_id.to_owned();
+        let size = body.len() as u64;
+        let effect = move |bucket: &mut Bucket, _| bucket.upload_part(&id, number, body.clone());
+        match self
+            .remote
+            .request(Kind::UploadPart, key.as_str(), effect)
+            .await
+        {
+            Ok(etag) => Ok(Part::new(number, size, etag)),
+            Err(trouble) => Err(failure_of(trouble)),
+        }
+    }
+
+    async fn copy_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        from: PartSource<'_>,
+    ) -> Result<Part> {
+        let body = self.get(from.key, from.range, from.etag).await?;
+        self.upload_part(key, upload_id, number, body.concat().into())
+            .await
+    }
+
+    async fn complete(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<Object> {
+        self.doubts
+            .complete(self, key, upload_id, parts, condition)
+            .await
     }
 
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()> {
@@ -295,9 +361,9 @@ impl Store for SimulatedStore {
             bucket.abort(&id);
             Ok(())
         };
-        let aborted = self.0.request(Kind::Abort, key.as_str(), effect).await;
+        let aborted = self.remote.request(Kind::Abort, key.as_str(), effect).await;
         if aborted.is_err() {
-            self.0.bucket().abandon(upload_id);
+            self.remote.bucket().abandon(upload_id);
         }
         aborted.map_err(failure_of)
     }
@@ -346,9 +412,15 @@ impl Gateway {
             first: PART_SIZE,
             cap: PART_SIZE,
             double_every: 1000,
+            ..PartSizes::default()
+        };
+        let store = SimulatedStore {
+            remote,
+            doubts: Doubts::default(),
         };
         let context = Transfers::new(
-            Arc::new(SimulatedStore(remote)),
+            Arc::new(store),
+            Timeouts::default(),
             BufferPool::new(memory),
             sizes,
         );

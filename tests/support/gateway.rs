@@ -581,7 +581,7 @@ impl Drop for Gateway {
 }
 
 /// Makes a bucket. It is not removed: a test server is thrown away as a whole.
-async fn new_bucket(s3: &Client) -> String {
+pub async fn new_bucket(s3: &Client) -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();

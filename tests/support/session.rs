@@ -2,7 +2,7 @@
 //! `bench/micro.rs`.
 
 use sftpd::sftp::SessionParams;
-use sftpd::store::Store;
+use sftpd::store::{Store, Timeouts};
 use sftpd::transfer::BufferPool;
 use sftpd::transfer::UserLimits;
 use sftpd::transfer::{PartSizes, Transfers};
@@ -22,7 +22,12 @@ pub fn settings(
     buffer_memory: u64,
 ) -> (SessionParams, TaskTracker) {
     let pool = BufferPool::new(buffer_memory);
-    let context = Arc::new(Transfers::new(store, pool, PartSizes::default()));
+    let context = Arc::new(Transfers::new(
+        store,
+        Timeouts::default(),
+        pool,
+        PartSizes::default(),
+    ));
     let tasks = context.tasks.clone();
     let settings = SessionParams {
         pool: context.pool.clone(),

@@ -5,6 +5,7 @@
 //! Every client of this store gets these checks from [`S3Store::new`](super::S3Store::new).
 
 use super::identity::RenewableIdentities;
+use super::signs::WatchAnswer;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::AfterDeserializationInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -20,13 +21,14 @@ use std::time::Duration;
 /// Limit on the wait that a server can ask for, as a client waits for its answer meanwhile.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
 
-/// Adds the checks of this module to a client.
+/// Adds the checks of this module to a client, and signs of life.
 pub fn check_answers(client: &Client) -> Client {
     let identities = RenewableIdentities::new();
     let config = client
         .config()
         .to_builder()
         .interceptor(CheckAnswers)
+        .interceptor(WatchAnswer)
         .identity_cache(identities.clone());
     Client::from_conf(
         config

@@ -25,6 +25,7 @@ use aws_types::service_config::ServiceConfigKey;
 use hyper::Uri;
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The version of the SDK's defaults.
@@ -135,6 +136,7 @@ impl S3Store {
             unsigned_payload: false,
             is_aws: false,
             conditions: KeptConditions::ALL,
+            doubts: Arc::default(),
         }
     }
 

@@ -3,7 +3,8 @@
 //! silently. So the conditions are tried out, on objects made for it.
 
 use super::super::{
-    Attributes, Condition, CopySource, KeptConditions, Key, Result, Store, StoreError, probe_key,
+    Attributes, Condition, CopySource, KeptConditions, Key, Object, Result, Store, StoreError,
+    probe_key,
 };
 use super::S3Store;
 use super::client::{ATTEMPTS, retry_pause};
@@ -43,6 +44,7 @@ impl S3Store {
             unsigned_payload: self.unsigned_payload,
             is_aws: self.is_aws,
             conditions: KeptConditions::ALL,
+            doubts: self.doubts.clone(),
         };
         let key = probe_key(prefix)?;
         let other = probe_key(prefix)?;
@@ -50,7 +52,7 @@ impl S3Store {
         // If DELETE is refused, nothing is put that would stay.
         trying.delete(&other, &Condition::None).await?;
         trying
-            .put(&key, content, &Attributes::default(), &Condition::None)
+            .put_object(&key, content, &Attributes::default(), &Condition::None)
             .await?;
         let found = trying.try_conditions(&key, &other).await;
         for key in [&key, &other] {
@@ -70,22 +72,26 @@ impl S3Store {
         let changed = Condition::Unchanged(OTHER_ETAG.to_owned());
         let content = || Bytes::from_static(CONTENT);
         let put_absent = is_kept(
-            self.put(key, content(), &attributes, &Condition::Absent)
+            self.put_object(key, content(), &attributes, &Condition::Absent)
                 .await,
         )?;
-        let put_unchanged = is_kept(self.put(key, content(), &attributes, &changed).await)?;
+        let put_unchanged = is_kept(self.put_object(key, content(), &attributes, &changed).await)?;
         let complete_absent = is_kept(self.try_complete(key, &Condition::Absent).await)?;
         let complete_unchanged = is_kept(self.try_complete(key, &changed).await)?;
-        let etag = self.head(key).await?.etag;
-        let source = |etag| CopySource {
+        let version = self.head_object(key).await?;
+        let source = CopySource {
             key,
-            etag,
-            storage_class: None,
+            version: &version,
         };
-        let copy_source = is_kept(self.copy(source(OTHER_ETAG), other, &Condition::None).await)?;
+        let no_version = Object::new(version.size, OTHER_ETAG, version.modified);
+        let no_source = CopySource {
+            key,
+            version: &no_version,
+        };
+        let copy_source = is_kept(self.copy_object(no_source, other, &Condition::None).await)?;
         // From here on `other` is an object too.
-        self.copy(source(&etag), other, &Condition::None).await?;
-        let copy_absent = is_kept(self.copy(source(&etag), other, &Condition::Absent).await)?;
+        self.copy_object(source, other, &Condition::None).await?;
+        let copy_absent = is_kept(self.copy_object(source, other, &Condition::Absent).await)?;
         let delete_unchanged = is_kept(self.delete(other, &changed).await)?;
         Ok(KeptConditions {
             put_absent,
@@ -100,16 +106,18 @@ impl S3Store {
 
     /// A multipart upload of one part.
     async fn try_complete(&self, key: &Key, condition: &Condition) -> Result<String> {
-        let id = self.create_upload(key, &Attributes::default()).await?;
-        let completed = match self
-            .upload_part(key, &id, 1, Bytes::from_static(CONTENT))
-            .await
-        {
-            Ok(part) => self.complete(key, &id, &[part], condition).await,
+        let plain = Attributes::default();
+        let content = Bytes::from_static(CONTENT);
+        let id = self.create_multipart_upload(key, &plain).await?;
+        let completed = match self.send_part(key, &id, 1, content).await {
+            Ok(part) => {
+                self.complete_multipart_upload(key, &id, &[part], condition)
+                    .await
+            }
             Err(error) => Err(error),
         };
         if completed.is_err() {
-            self.abort(key, &id).await?;
+            self.abort_multipart_upload(key, &id).await?;
         }
         completed
     }
@@ -126,7 +134,7 @@ impl S3Store {
             Err(doubt @ StoreError::Unknown(_)) => doubt,
             Err(error) => return Err(error),
         };
-        match self.head(key).await {
+        match self.head_object(key).await {
             Err(StoreError::NotFound) => Ok(()),
             Ok(_) | Err(_) => Err(doubt),
         }
@@ -167,7 +175,7 @@ impl S3Store {
                 refusal => return Err(refusal),
             }
         }
-        if in_doubt && self.head(key).await == Err(StoreError::NotFound) {
+        if in_doubt && self.head_object(key).await == Err(StoreError::NotFound) {
             return Ok(());
         }
         Err(StoreError::Unknown(last_failure))

@@ -64,12 +64,9 @@ pub fn part(
     let Some(etag) = found else {
         return Err(missing("ETag"));
     };
-    Ok(Part {
-        number,
-        size,
-        etag,
-        checksum,
-    })
+    let mut part = Part::new(number, size, etag);
+    part.checksum = checksum;
+    Ok(part)
 }
 
 /// What an answer says of an object, without its attributes.
@@ -86,13 +83,9 @@ pub fn object(
         None | Some(StorageClass::Standard) => None,
         Some(class) => Some(class.as_str().to_owned()),
     };
-    Ok(Object {
-        size,
-        etag: etag(found)?,
-        modified: time(modified),
-        storage_class,
-        attributes: None,
-    })
+    let mut object = Object::new(size, etag(found)?, time(modified));
+    object.storage_class = storage_class;
+    Ok(object)
 }
 
 /// A size as the SDK has it; `None` if it is missing or negative.

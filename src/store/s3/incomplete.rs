@@ -1,7 +1,7 @@
 //! Incomplete uploads of killed servers: finds the multipart uploads that were begun with the
 //! credentials in use.
 
-use super::super::{Attributes, IncompleteUpload, Key, Part, Result, Store, probe_key};
+use super::super::{Attributes, IncompleteUpload, Key, Part, Result, probe_key};
 use super::S3Store;
 use super::errors::failed;
 use super::fields::part;
@@ -35,11 +35,7 @@ impl S3Store {
                 continue;
             };
             if let Some(parts) = self.list_old_parts(&key, id, before).await? {
-                incomplete.push(IncompleteUpload {
-                    key,
-                    id: id.to_owned(),
-                    parts,
-                });
+                incomplete.push(IncompleteUpload::new(key, id, parts));
             }
         }
         Ok(incomplete)
@@ -114,9 +110,11 @@ impl S3Store {
     /// created, looked up and aborted. `None` if the store has no name for them.
     pub async fn initiator(&self, prefix: &Key) -> Result<Option<String>> {
         let probe = probe_key(prefix)?;
-        let id = self.create_upload(&probe, &Attributes::default()).await?;
+        let id = self
+            .create_multipart_upload(&probe, &Attributes::default())
+            .await?;
         let found = self.list_uploads(&probe).await;
-        self.abort(&probe, &id).await?;
+        self.abort_multipart_upload(&probe, &id).await?;
         for upload in found? {
             if upload.upload_id() == Some(id.as_str()) {
                 let name = upload.initiator().map(principal);

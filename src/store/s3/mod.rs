@@ -6,6 +6,8 @@
 mod answers;
 mod client;
 mod conditions;
+#[doc(hidden)]
+pub mod doubts;
 mod errors;
 mod fields;
 mod identity;
@@ -16,19 +18,22 @@ mod metrics;
 mod multipart;
 mod objects;
 mod ranges;
+mod signs;
 mod start;
 
 pub use client::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
 pub use start::{Listing, StartError};
 
 use super::{
-    Attributes, Condition, CopySource, IncompleteUpload, KeptConditions, Key, ListRequest, Object,
-    Page, Part, PartSource, Result, Store,
+    Attributes, Condition, Copied, CopySource, IncompleteUpload, KeptConditions, Key, Limits,
+    ListRequest, Object, Page, Part, PartSource, Result, Store,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use bytes::Bytes;
+use doubts::Doubts;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// One bucket, or a prefix in it.
@@ -41,10 +46,19 @@ pub struct S3Store {
     is_aws: bool,
     /// Conditions that the store is known to keep. Others are not sent.
     conditions: KeptConditions,
+    doubts: Arc<Doubts>,
 }
 
 #[async_trait]
 impl Store for S3Store {
+    fn limits(&self) -> Limits {
+        Limits {
+            copies_itself: true,
+            conditions: self.conditions,
+            ..Limits::default()
+        }
+    }
+
     async fn head(&self, key: &Key) -> Result<Object> {
         self.head_object(key).await
     }
@@ -57,18 +71,16 @@ impl Store for S3Store {
         self.get_beginning(key, limit).await
     }
 
-    fn conditions(&self) -> KeptConditions {
-        self.conditions
-    }
-
     async fn put(
         &self,
         key: &Key,
         body: Bytes,
         attributes: &Attributes,
         condition: &Condition,
-    ) -> Result<String> {
-        self.put_object(key, body, attributes, condition).await
+    ) -> Result<Object> {
+        self.doubts
+            .put(self, key, body, attributes, condition)
+            .await
     }
 
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
@@ -79,8 +91,8 @@ impl Store for S3Store {
         }
     }
 
-    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
-        self.copy_object(from, to, condition).await
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<Copied> {
+        self.doubts.copy(self, from, to, condition).await
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
@@ -88,7 +100,7 @@ impl Store for S3Store {
     }
 
     async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
-        self.create_multipart_upload(key, attributes).await
+        self.doubts.create_upload(self, key, attributes).await
     }
 
     async fn upload_part(
@@ -117,12 +129,14 @@ impl Store for S3Store {
         upload_id: &str,
         parts: &[Part],
         condition: &Condition,
-    ) -> Result<String> {
-        self.complete_multipart_upload(key, upload_id, parts, condition)
+    ) -> Result<Object> {
+        self.doubts
+            .complete(self, key, upload_id, parts, condition)
             .await
     }
 
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()> {
+        self.doubts.forget(upload_id);
         self.abort_multipart_upload(key, upload_id).await
     }
 
@@ -132,5 +146,44 @@ impl Store for S3Store {
         before: SystemTime,
     ) -> Result<Vec<IncompleteUpload>> {
         self.find_incomplete_uploads(prefix, before).await
+    }
+}
+
+impl doubts::Requests for S3Store {
+    async fn head(&self, key: &Key) -> Result<Object> {
+        self.head_object(key).await
+    }
+
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<String> {
+        self.put_object(key, body, attributes, condition).await
+    }
+
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
+        self.create_multipart_upload(key, attributes).await
+    }
+
+    async fn complete(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<String> {
+        self.complete_multipart_upload(key, upload_id, parts, condition)
+            .await
+    }
+
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
+        self.copy_object(from, to, condition).await
+    }
+
+    async fn have_equal_checksums(&self, keys: [&Key; 2], versions: [&str; 2]) -> bool {
+        self.compare_checksums(keys, versions).await
     }
 }

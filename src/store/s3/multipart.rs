@@ -6,6 +6,7 @@ use super::errors::failed;
 use super::fields::{
     etag, if_match, if_none_match, metadata, missing, part, storage_class, uncertain_under,
 };
+use super::signs::WatchRequest;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
@@ -58,7 +59,8 @@ impl S3Store {
             .upload_id(upload_id)
             .part_number(number as i32)
             .body(body.into())
-            .customize();
+            .customize()
+            .interceptor(WatchRequest);
         let request = match self.unsigned_payload {
             true => request.disable_payload_signing(),
             false => request,

@@ -4,15 +4,18 @@ use super::super::{
     Attributes, Condition, CopySource, Entry, Key, ListRequest, Object, Result, Store, StoreError,
 };
 use super::S3Store;
+use super::doubts::WRITE_ID;
 use super::errors::{failed, status, uncertain};
 use super::fields::{
     etag, if_match, if_none_match, metadata, object, size, storage_class, uncertain_under,
 };
+use super::signs::WatchRequest;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::head_object::{HeadObjectError, HeadObjectOutput};
-use aws_sdk_s3::types::StorageClass;
+use aws_sdk_s3::types::{ChecksumMode, ChecksumType, StorageClass};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// All but RFC 3986's unreserved characters and the slash.
@@ -73,7 +76,8 @@ impl S3Store {
             .set_metadata(metadata(attributes))
             .set_if_none_match(if_none_match(condition, kept.put_absent))
             .set_if_match(if_match(condition, kept.put_unchanged))
-            .customize();
+            .customize()
+            .interceptor(WatchRequest);
         let request = match self.unsigned_payload {
             true => request.disable_payload_signing(),
             false => request,
@@ -93,7 +97,7 @@ impl S3Store {
     ) -> Result<String> {
         let kept = self.conditions;
         let source_etag = match kept.copy_source {
-            true => Some(from.etag.to_owned()),
+            true => Some(from.version.etag.clone()),
             false => None,
         };
         let request = self.client.copy_object();
@@ -103,7 +107,12 @@ impl S3Store {
             .copy_source(self.copy_source(from.key))
             .set_copy_source_if_match(source_etag)
             .set_if_none_match(if_none_match(condition, kept.copy_absent))
-            .set_storage_class(from.storage_class.map(StorageClass::from));
+            .set_storage_class(
+                from.version
+                    .storage_class
+                    .as_deref()
+                    .map(StorageClass::from),
+            );
         match request.send().await {
             Ok(out) => etag(out.copy_object_result.and_then(|copy| copy.e_tag)),
             Err(error) => match error.code() {
@@ -113,6 +122,46 @@ impl S3Store {
                 Some(_) | None => Err(uncertain(error)),
             },
         }
+    }
+
+    /// Whether both objects have these versions, and a checksum of their whole content in common
+    /// ([S3: object
+    /// integrity](https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html)).
+    pub(super) async fn compare_checksums(&self, keys: [&Key; 2], versions: [&str; 2]) -> bool {
+        let mut found = Vec::new();
+        for (key, version) in keys.into_iter().zip(versions) {
+            match self.find_checksums(key, version).await {
+                Some(checksums) => found.push(checksums),
+                None => return false,
+            }
+        }
+        match found.as_slice() {
+            [one, other] => one
+                .iter()
+                .zip(other)
+                .any(|pair| matches!(pair, (Some(one), Some(other)) if one == other)),
+            _ => false,
+        }
+    }
+
+    /// The checksums of a version as a whole, always in the same order.
+    async fn find_checksums(&self, key: &Key, version: &str) -> Option<[Option<String>; 5]> {
+        let request = self.client.head_object();
+        let request = request
+            .bucket(&self.bucket)
+            .key(key.as_str())
+            .checksum_mode(ChecksumMode::Enabled);
+        let out = request.send().await.ok()?;
+        if etag(out.e_tag).ok()? != version || out.checksum_type == Some(ChecksumType::Composite) {
+            return None;
+        }
+        Some([
+            out.checksum_crc64_nvme,
+            out.checksum_crc32,
+            out.checksum_crc32_c,
+            out.checksum_sha256,
+            out.checksum_sha1,
+        ])
     }
 
     /// `x-amz-copy-source` is a header: URL-encoded, and without a leading slash.
@@ -143,6 +192,8 @@ fn describe(out: HeadObjectOutput) -> Result<Object> {
         out.last_modified,
         out.storage_class,
     )?;
+    let mut metadata: BTreeMap<_, _> = out.metadata.unwrap_or_default().into_iter().collect();
+    object.write_id = metadata.remove(WRITE_ID);
     object.attributes = Some(Arc::new(Attributes {
         content_type: out.content_type,
         cache_control: out.cache_control,
@@ -150,7 +201,7 @@ fn describe(out: HeadObjectOutput) -> Result<Object> {
         content_encoding: out.content_encoding,
         content_language: out.content_language,
         storage_class: object.storage_class.clone(),
-        metadata: out.metadata.unwrap_or_default().into_iter().collect(),
+        metadata,
     }));
     Ok(object)
 }

@@ -4,10 +4,11 @@ use super::{Chosen, MIB, NOISE, noise, rarely, run};
 use arbitrary::Unstructured;
 use async_trait::async_trait;
 use bytes::Bytes;
+use sftpd::store::s3::doubts::{Doubts, Requests, WRITE_ID};
 use sftpd::store::{
     Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource,
 };
-use sftpd::store::{MAX_PARTS, MIN_PART, Result as Stored, Store, StoreError, etag_of};
+use sftpd::store::{Limits, Result as Stored, Store, StoreError, Timeouts};
 use sftpd::transfer::BufferPool;
 use sftpd::transfer::{
     ANSWERED_AHEAD, MAX_HOLES, PartBuffer, PartSizes, REORDER_WINDOW, Reply, Target, Transfers,
@@ -15,9 +16,15 @@ use sftpd::transfer::{
 };
 use sftpd::transfer::{Upload, UploadError};
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::{ops::Range, time::Duration, time::SystemTime};
 use tokio::{sync::oneshot, time::sleep};
+
+/// Of S3, in bytes.
+const MIN_PART: u64 = 5 << 20;
+/// Of S3.
+const MAX_PARTS: u32 = 10_000;
 
 /// A file as a plain file system has it.
 #[derive(Default)]
@@ -86,6 +93,7 @@ fn small_parts(u: &mut Unstructured) -> Chosen<PartSizes> {
         first,
         cap: first * *u.choose(&[4, 1, 2])?,
         double_every: *u.choose(&[0, 1, 2, 5])?,
+        ..PartSizes::default()
     })
 }
 
@@ -235,7 +243,12 @@ async fn upload(u: &mut Unstructured<'_>) -> Chosen<()> {
     };
 
     let pool = BufferPool::new(sizes.cap.next_multiple_of(1024) * *u.choose(&[8, 4, 5])?);
-    let context = Arc::new(Transfers::new(bucket.clone(), pool, sizes));
+    let context = Arc::new(Transfers::new(
+        bucket.clone(),
+        Timeouts::default(),
+        pool,
+        sizes,
+    ));
     let tasks = context.tasks.clone();
     let summaries = Arc::new(Mutex::new(Vec::new()));
     let told = summaries.clone();
@@ -484,6 +497,7 @@ struct Bucket {
     delays: [u8; 16],
     fault: Option<Fault>,
     state: Mutex<State>,
+    doubts: Doubts,
 }
 
 #[derive(Clone, Copy)]
@@ -520,19 +534,17 @@ struct State {
     is_anothers: bool,
 }
 
+/// Equal content has the same.
+fn etag_of(body: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    format!("\"{:016x}\"", hasher.finish())
+}
+
 fn object(bytes: Bytes, etag: String, attributes: &Attributes) -> (Bytes, Object) {
-    let (size, modified, attributes) = (
-        bytes.len() as u64,
-        SystemTime::UNIX_EPOCH,
-        Some(Arc::new(attributes.clone())),
-    );
-    let object = Object {
-        size,
-        etag,
-        modified,
-        storage_class: None,
-        attributes,
-    };
+    let mut object = Object::new(bytes.len() as u64, etag, SystemTime::UNIX_EPOCH);
+    object.write_id = attributes.metadata.get(WRITE_ID).cloned();
+    object.attributes = Some(Arc::new(attributes.clone()));
     (bytes, object)
 }
 
@@ -560,6 +572,7 @@ impl Bucket {
             fault: if rarely(u, 2)? { Some(fault) } else { None },
             delays: u.arbitrary()?,
             state,
+            doubts: Doubts::default(),
         })
     }
 
@@ -626,12 +639,7 @@ impl Bucket {
             .expect("a part of an upload that is over")
             .insert(number, body);
         assert!(again.is_none(), "part {number} twice");
-        Ok(Part {
-            number,
-            size,
-            etag,
-            checksum: None,
-        })
+        Ok(Part::new(number, size, etag))
     }
 
     /// The part that put and complete share.
@@ -675,18 +683,12 @@ impl Bucket {
     }
 }
 
-#[async_trait]
-impl Store for Bucket {
+impl Requests for Bucket {
     async fn head(&self, _key: &Key) -> Stored<Object> {
         self.simple().await?;
         self.object()
             .map(|(_, object)| object)
             .ok_or(StoreError::NotFound)
-    }
-
-    async fn get(&self, _key: &Key, range: Range<u64>, etag: &str) -> Stored<Vec<Bytes>> {
-        self.simple().await?;
-        Ok(vec![self.read(range, etag)?])
     }
 
     async fn put(
@@ -710,26 +712,6 @@ impl Store for Bucket {
         );
         (state.sent, state.parts_begun) = (0, 0);
         Ok("id".to_owned())
-    }
-
-    async fn upload_part(&self, _key: &Key, _id: &str, number: u32, body: Bytes) -> Stored<Part> {
-        self.part(number, body).await
-    }
-
-    async fn copy_part(
-        &self,
-        _key: &Key,
-        _id: &str,
-        number: u32,
-        from: PartSource<'_>,
-    ) -> Stored<Part> {
-        assert!(
-            self.object()
-                .is_some_and(|(_, object)| object.size > MIN_PART),
-            "S3 copies no part of a small object"
-        );
-        let body = self.read(from.range, from.etag)?;
-        self.part(number, body).await
     }
 
     async fn complete(
@@ -777,6 +759,82 @@ impl Store for Bucket {
             .await
     }
 
+    async fn copy(
+        &self,
+        _from: CopySource<'_>,
+        _to: &Key,
+        _condition: &Condition,
+    ) -> Stored<String> {
+        unreachable!("uploads copy parts only")
+    }
+
+    async fn have_equal_checksums(&self, _keys: [&Key; 2], _versions: [&str; 2]) -> bool {
+        unreachable!("uploads copy parts only")
+    }
+}
+
+#[async_trait]
+impl Store for Bucket {
+    fn limits(&self) -> Limits {
+        let mut limits = Limits::default();
+        limits.copies_itself = true;
+        limits
+    }
+
+    async fn head(&self, key: &Key) -> Stored<Object> {
+        Requests::head(self, key).await
+    }
+
+    async fn get(&self, _key: &Key, range: Range<u64>, etag: &str) -> Stored<Vec<Bytes>> {
+        self.simple().await?;
+        Ok(vec![self.read(range, etag)?])
+    }
+
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Stored<Object> {
+        let doubts = &self.doubts;
+        doubts.put(self, key, body, attributes, condition).await
+    }
+
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Stored<String> {
+        self.doubts.create_upload(self, key, attributes).await
+    }
+
+    async fn upload_part(&self, _key: &Key, _id: &str, number: u32, body: Bytes) -> Stored<Part> {
+        self.part(number, body).await
+    }
+
+    async fn copy_part(
+        &self,
+        _key: &Key,
+        _id: &str,
+        number: u32,
+        from: PartSource<'_>,
+    ) -> Stored<Part> {
+        assert!(
+            self.object()
+                .is_some_and(|(_, object)| object.size > MIN_PART),
+            "S3 copies no part of a small object"
+        );
+        let body = self.read(from.range, from.etag)?;
+        self.part(number, body).await
+    }
+
+    async fn complete(
+        &self,
+        key: &Key,
+        id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Stored<Object> {
+        self.doubts.complete(self, key, id, parts, condition).await
+    }
+
     async fn abort(&self, _key: &Key, _id: &str) -> Stored<()> {
         let mut state = self.state();
         assert_eq!(
@@ -789,15 +847,6 @@ impl Store for Bucket {
 
     async fn delete(&self, _key: &Key, _condition: &Condition) -> Stored<()> {
         unreachable!("uploads delete nothing")
-    }
-
-    async fn copy(
-        &self,
-        _from: CopySource<'_>,
-        _to: &Key,
-        _condition: &Condition,
-    ) -> Stored<String> {
-        unreachable!("uploads copy parts only")
     }
 
     async fn list(&self, _request: ListRequest<'_>) -> Stored<Page> {

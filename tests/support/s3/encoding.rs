@@ -1,6 +1,6 @@
 //! Digests, times and URLs in the forms that S3 has for them.
 
-use s3s::crypto::{Checksum as _, Md5};
+use s3s::crypto::{Checksum as _, Crc64Nvme, Md5};
 use s3s::dto::Timestamp;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,13 +15,29 @@ pub fn crc32(bytes: &[u8]) -> String {
             crc = (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg());
         }
     }
-    let bits = u64::from(!crc) << 4;
+    base64(&(!crc).to_be_bytes())
+}
+
+/// A CRC-64/NVME as in a header.
+pub fn crc64(bytes: &[u8]) -> String {
+    base64(&Crc64Nvme::checksum(bytes))
+}
+
+fn base64(bytes: &[u8]) -> String {
     let mut text = String::new();
-    for digit in 0..6 {
-        let index = (bits >> (30 - 6 * digit)) as usize & 63;
-        text.push(char::from(BASE64[index]));
+    for group in bytes.chunks(3) {
+        let mut bits = 0;
+        for byte in group {
+            bits = bits << 8 | usize::from(*byte);
+        }
+        bits <<= 8 * (3 - group.len());
+        for digit in 0..4 {
+            let is_padding = digit > group.len();
+            let letter = BASE64[bits >> (18 - 6 * digit) & 63];
+            text.push(if is_padding { '=' } else { char::from(letter) });
+        }
     }
-    text + "=="
+    text
 }
 
 /// In hexadecimal.

@@ -1,7 +1,7 @@
 //! The S3 operations on the state, each with the checks that Amazon S3 makes.
 
 use super::BUCKET;
-use super::encoding::{crc32, md5, now, url_encode};
+use super::encoding::{crc32, crc64, md5, now, url_encode};
 use super::state::{About, Object, Store, Upload};
 use bytes::Bytes;
 use s3s::access::{S3Access, S3AccessContext};
@@ -38,9 +38,11 @@ impl S3 for Store {
         let i = r.input;
         let o = self.lock().object(&i.key)?.clone();
         o.check(i.if_match.as_ref(), i.if_none_match.as_ref())?;
+        let wants_checksum = i.checksum_mode.is_some();
         ok(dto! { HeadObjectOutput:
             content_length = o.body.len() as i64, accept_ranges = "bytes".to_owned(),
             e_tag = o.e_tag(), last_modified = o.modified,
+            checksum_crc64nvme = wants_checksum.then(|| crc64(&o.body)),
             content_type = o.about.content_type, metadata = o.about.metadata
         })
     }

@@ -1,0 +1,310 @@
+//! How long the server waits for a store: no request may be silent for longer than the timeouts
+//! of the server.
+//!
+//! A request that takes long is no failure as long as it makes progress, so the time counts from
+//! its last sign of life. Two requests are given more from the beginning, as a store may do much
+//! for them before it says anything: a CompleteMultipartUpload of many parts, and a copy.
+
+use super::{
+    Attributes, Condition, Copied, CopySource, IncompleteUpload, Key, Limits, ListRequest, Object,
+    Page, Part, PartSource, Result, Store, StoreError,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::time::{Instant, sleep_until};
+
+/// What a store is given for each part of a CompleteMultipartUpload: 200 s for 10,000 parts.
+const TIME_PER_PART: Duration = Duration::from_millis(20);
+/// How many bytes a store copies in a second at least: 512 s for 5 GiB.
+const COPIED_PER_SECOND: u64 = 10 * 1024 * 1024;
+
+tokio::task_local! {
+    static CURRENT: SignsOfLife;
+}
+
+/// Tells the server that a request to the store makes progress. A store whose requests may take
+/// longer than the server's timeouts takes it at the beginning of the request, and calls
+/// [`SignsOfLife::give`] whenever something has moved.
+#[derive(Clone, Debug)]
+pub struct SignsOfLife {
+    /// When the last one was given; later than now if the store is given time in advance.
+    // A std lock: never held across an await.
+    last: Arc<Mutex<Instant>>,
+}
+
+impl SignsOfLife {
+    /// Those of the request that the current task carries out. A task that the store starts needs a
+    /// clone. Outside a request of the server they go nowhere.
+    pub fn current() -> SignsOfLife {
+        match CURRENT.try_with(SignsOfLife::clone) {
+            Ok(signs) => signs,
+            Err(_outside) => SignsOfLife::starting_at(Instant::now()),
+        }
+    }
+
+    fn starting_at(last: Instant) -> SignsOfLife {
+        SignsOfLife {
+            last: Arc::new(Mutex::new(last)),
+        }
+    }
+
+    /// Says that the request has made progress now.
+    pub fn give(&self) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Instant::now().max(*last);
+    }
+
+    fn last(&self) -> Instant {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a store may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For requests that open, look, read, list, delete or abort.
+    pub open: Duration,
+    /// For requests that send or make content.
+    pub close: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            open: Duration::from_secs(30),
+            close: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A store whose requests fail if they are silent for too long. Their futures are dropped then.
+pub struct PatientStore {
+    store: Arc<dyn Store>,
+    timeouts: Timeouts,
+}
+
+impl PatientStore {
+    /// Limits the requests to this store.
+    pub fn new(store: Arc<dyn Store>, timeouts: Timeouts) -> PatientStore {
+        PatientStore { store, timeouts }
+    }
+
+    /// A request that changes nothing.
+    async fn look<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
+        let timeout = self.timeouts.open;
+        match wait(request, timeout, Duration::ZERO).await {
+            Some(result) => result,
+            None => Err(StoreError::Other(silence(timeout))),
+        }
+    }
+
+    /// A request that may have taken effect although it was dropped.
+    async fn change<T>(
+        &self,
+        request: impl Future<Output = Result<T>>,
+        timeout: Duration,
+        in_advance: Duration,
+    ) -> Result<T> {
+        match wait(request, timeout, in_advance).await {
+            Some(result) => result,
+            None => Err(StoreError::Unknown(silence(timeout))),
+        }
+    }
+}
+
+fn silence(timeout: Duration) -> String {
+    let time = humantime::format_duration(timeout);
+    format!("it gave no sign of life for {time}")
+}
+
+/// Waits for the request as long as it gives signs of life. `None` if it has been silent for the
+/// timeout, counted from `in_advance` after its beginning.
+async fn wait<T>(
+    request: impl Future<Output = T>,
+    timeout: Duration,
+    in_advance: Duration,
+) -> Option<T> {
+    let signs = SignsOfLife::starting_at(Instant::now() + in_advance);
+    let request = CURRENT.scope(signs.clone(), request);
+    tokio::pin!(request);
+    loop {
+        let deadline = signs.last() + timeout;
+        tokio::select! {
+            biased;
+            done = &mut request => return Some(done),
+            () = sleep_until(deadline) => {}
+        }
+        if signs.last() + timeout <= deadline {
+            return None;
+        }
+    }
+}
+
+/// What a copy of this many bytes is given.
+fn copy_time(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / COPIED_PER_SECOND)
+}
+
+#[async_trait]
+impl Store for PatientStore {
+    fn limits(&self) -> Limits {
+        self.store.limits()
+    }
+
+    async fn head(&self, key: &Key) -> Result<Object> {
+        self.look(self.store.head(key)).await
+    }
+
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
+        self.look(self.store.get(key, range, etag)).await
+    }
+
+    async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
+        self.look(self.store.list(request)).await
+    }
+
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
+        let request = self.store.delete(key, condition);
+        self.change(request, self.timeouts.open, Duration::ZERO)
+            .await
+    }
+
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<Object> {
+        let request = self.store.put(key, body, attributes, condition);
+        self.change(request, self.timeouts.close, Duration::ZERO)
+            .await
+    }
+
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
+        self.look(self.store.create_upload(key, attributes)).await
+    }
+
+    async fn upload_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> Result<Part> {
+        let request = self.store.upload_part(key, upload_id, number, body);
+        self.change(request, self.timeouts.close, Duration::ZERO)
+            .await
+    }
+
+    async fn complete(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<Object> {
+        let request = self.store.complete(key, upload_id, parts, condition);
+        let in_advance = TIME_PER_PART * parts.len() as u32;
+        self.change(request, self.timeouts.close, in_advance).await
+    }
+
+    async fn abort(&self, key: &Key, upload_id: &str) -> Result<()> {
+        self.look(self.store.abort(key, upload_id)).await
+    }
+
+    async fn open(&self, key: &Key, limit: u64) -> Result<(Object, Bytes)> {
+        self.look(self.store.open(key, limit)).await
+    }
+
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<Copied> {
+        let in_advance = copy_time(from.version.size);
+        let request = self.store.copy(from, to, condition);
+        self.change(request, self.timeouts.close, in_advance).await
+    }
+
+    async fn copy_part(
+        &self,
+        key: &Key,
+        upload_id: &str,
+        number: u32,
+        from: PartSource<'_>,
+    ) -> Result<Part> {
+        let in_advance = copy_time(from.range.end - from.range.start);
+        let request = self.store.copy_part(key, upload_id, number, from);
+        self.change(request, self.timeouts.close, in_advance).await
+    }
+
+    async fn rename(
+        &self,
+        from: &Key,
+        version: &Object,
+        to: &Key,
+        condition: &Condition,
+    ) -> Result<Object> {
+        let request = self.store.rename(from, version, to, condition);
+        self.change(request, self.timeouts.close, Duration::ZERO)
+            .await
+    }
+
+    /// As long as it takes: no client waits for it.
+    async fn incomplete_uploads(
+        &self,
+        prefix: &Key,
+        before: SystemTime,
+    ) -> Result<Vec<IncompleteUpload>> {
+        self.store.incomplete_uploads(prefix, before).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::pending;
+    use tokio::time::sleep;
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_counts_from_the_last_sign_of_life() {
+        let started = Instant::now();
+        let hangs = wait(pending::<()>(), TIMEOUT, Duration::ZERO).await;
+        assert_eq!((hangs, started.elapsed()), (None, TIMEOUT));
+
+        let slow = async {
+            for _ in 0..10 {
+                sleep(TIMEOUT - Duration::from_secs(1)).await;
+                SignsOfLife::current().give();
+            }
+            "done"
+        };
+        assert_eq!(wait(slow, TIMEOUT, Duration::ZERO).await, Some("done"));
+
+        let started = Instant::now();
+        let stops = async {
+            let signs = SignsOfLife::current();
+            let elsewhere = tokio::spawn(async move {
+                sleep(Duration::from_secs(20)).await;
+                signs.give();
+            });
+            elsewhere.await.unwrap();
+            pending::<()>().await;
+        };
+        let stopped = wait(stops, TIMEOUT, Duration::ZERO).await;
+        assert_eq!((stopped, started.elapsed().as_secs()), (None, 50));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_advance_is_not_shortened_by_a_sign() {
+        let started = Instant::now();
+        let stops = async {
+            SignsOfLife::current().give();
+            pending::<()>().await;
+        };
+        let stopped = wait(stops, TIMEOUT, Duration::from_secs(100)).await;
+        assert_eq!((stopped, started.elapsed().as_secs()), (None, 130));
+    }
+}

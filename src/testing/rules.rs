@@ -1,0 +1,433 @@
+//! The rules, each with its check.
+
+use super::Rule;
+use super::bench::{Bench, Checked, Of, must, must_be, must_be_refused, noise};
+use crate::store::{Attributes, Condition, Object, Part, PartSource, StoreError};
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// In the order in which they are checked: later ones rely on earlier ones.
+pub const ALL: [Rule; 16] = [
+    Rule::ObjectsAreReadAsWritten,
+    Rule::WritesReturnTheObject,
+    Rule::MissingObjectsAreNotFound,
+    Rule::DeletedObjectsAreGone,
+    Rule::GetsArePinnedToAVersion,
+    Rule::AbsentIsKept,
+    Rule::UnchangedIsKept,
+    Rule::OnlyOneWriterWins,
+    Rule::CopiesAreWhole,
+    Rule::AttributesAreKept,
+    Rule::ListingsAreComplete,
+    Rule::UploadsAppearWhenComplete,
+    Rule::MissingPartsAreRefused,
+    Rule::AbortedUploadsLeaveNothing,
+    Rule::PartsCanBeCopied,
+    Rule::RenamesMoveAVersion,
+];
+
+/// No version has it.
+const OTHER_ETAG: &str = "\"00000000000000000000000000000000\"";
+/// Clocks may differ by this much.
+const CLOCK_SKEW: Duration = Duration::from_secs(300);
+
+/// Checks one rule.
+pub async fn check(rule: Rule, bench: &Bench) -> Checked<()> {
+    match rule {
+        Rule::ObjectsAreReadAsWritten => objects_are_read_as_written(bench).await,
+        Rule::WritesReturnTheObject => writes_return_the_object(bench).await,
+        Rule::MissingObjectsAreNotFound => missing_objects_are_not_found(bench).await,
+        Rule::DeletedObjectsAreGone => deleted_objects_are_gone(bench).await,
+        Rule::GetsArePinnedToAVersion => gets_are_pinned_to_a_version(bench).await,
+        Rule::AbsentIsKept => absent_is_kept(bench).await,
+        Rule::UnchangedIsKept => unchanged_is_kept(bench).await,
+        Rule::OnlyOneWriterWins => only_one_writer_wins(bench).await,
+        Rule::AttributesAreKept => attributes_are_kept(bench).await,
+        Rule::CopiesAreWhole => copies_are_whole(bench).await,
+        Rule::ListingsAreComplete => listings_are_complete(bench).await,
+        Rule::UploadsAppearWhenComplete => uploads_appear_when_complete(bench).await,
+        Rule::MissingPartsAreRefused => missing_parts_are_refused(bench).await,
+        Rule::AbortedUploadsLeaveNothing => aborted_uploads_leave_nothing(bench).await,
+        Rule::PartsCanBeCopied => parts_can_be_copied(bench).await,
+        Rule::RenamesMoveAVersion => renames_move_a_version(bench).await,
+    }
+}
+
+async fn objects_are_read_as_written(bench: &Bench) -> Checked<()> {
+    let names = ["a", "dir/b", "a b+c%20d#e?f&g=h", "ü/☃", "quote'\"<>"];
+    for name in names {
+        for body in [Bytes::new(), Bytes::from_static(b"abc"), noise(300_000, 1)] {
+            bench.put(name, body.clone()).await?;
+            bench.must_hold(name, &body).await?;
+            let object = bench.head(name).await?;
+            if body.len() > 2 {
+                let inside = bench.get(name, 1..3, &object.etag).await?;
+                must(
+                    Some(&*inside) == body.get(1..3),
+                    "get returns another range",
+                )?;
+            }
+            for limit in [1, 1000, 1 << 20] {
+                let key = bench.key(name)?;
+                let (opened, first) = bench.store.open(&key, limit).await.of("open")?;
+                must_be("the ETag of open", &opened.etag, &object.etag)?;
+                must_be("the size of open", opened.size, object.size)?;
+                let expected = body.slice(..body.len().min(limit as usize));
+                must(first == expected, "open returns other bytes than the first")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn writes_return_the_object(bench: &Bench) -> Checked<()> {
+    let put = bench.put("put", "content").await?;
+    must_be_shown(bench, "put", &put).await?;
+    let (id, part) = bench.begin("parts", "content").await?;
+    let parts = [part];
+    let completed = bench.complete("parts", &id, &parts, &Condition::None);
+    let completed = completed.await.of("complete")?;
+    must_be_shown(bench, "parts", &completed).await
+}
+
+async fn must_be_shown(bench: &Bench, name: &str, returned: &Object) -> Checked<()> {
+    let shown = bench.head(name).await?;
+    must_be("the ETag that was returned", &returned.etag, &shown.etag)?;
+    must_be("the size that was returned", returned.size, shown.size)?;
+    must_be("the write id", &returned.write_id, &shown.write_id)?;
+    let earlier = shown.modified.duration_since(returned.modified);
+    let later = returned.modified.duration_since(shown.modified);
+    let apart = earlier.or(later).unwrap_or_default();
+    must(apart < CLOCK_SKEW, "the time that was returned is another")
+}
+
+async fn missing_objects_are_not_found(bench: &Bench) -> Checked<()> {
+    bench.must_be_missing("none").await?;
+    let none = bench.key("none")?;
+    let opened = bench.store.open(&none, 10).await;
+    must_be("open", opened, Err(StoreError::NotFound))?;
+    let got = bench.store.get(&none, 0..1, OTHER_ETAG).await;
+    must(got.is_err(), "get succeeds")?;
+    let nothing = Object::new(3, OTHER_ETAG, std::time::SystemTime::now());
+    let copied = bench.copy("none", &nothing, "x", &Condition::None).await;
+    must_be("copy", copied, Err(StoreError::NotFound))
+}
+
+async fn deleted_objects_are_gone(bench: &Bench) -> Checked<()> {
+    bench.put("f", "content").await?;
+    let key = bench.key("f")?;
+    for _ in 0..2 {
+        let deleted = bench.store.delete(&key, &Condition::None).await;
+        deleted.of("delete")?;
+        bench.must_be_missing("f").await?;
+    }
+    Ok(())
+}
+
+async fn gets_are_pinned_to_a_version(bench: &Bench) -> Checked<()> {
+    let old = bench.put("f", "old").await?;
+    let new = bench.put("f", "new").await?;
+    must(old.etag != new.etag, "other content has the same ETag")?;
+    let key = bench.key("f")?;
+    let got = bench.store.get(&key, 0..3, &old.etag).await;
+    must_be_refused("get of an old version", got)
+}
+
+async fn absent_is_kept(bench: &Bench) -> Checked<()> {
+    let kept = bench.store.limits().conditions;
+    let absent = Condition::Absent;
+    let first = bench.put_if("new", "first", &absent).await;
+    let version = first.of("put of a new key")?;
+    if kept.put_absent {
+        let second = bench.put_if("new", "other", &absent).await;
+        must_be_refused("put over an object", second)?;
+    }
+    let (id, part) = bench.begin("new", "third").await?;
+    if kept.complete_absent {
+        let completed = bench.complete("new", &id, &[part], &absent).await;
+        must_be_refused("complete over an object", completed)?;
+    }
+    bench.abort("new", &id).await?;
+    bench.put("taken", "taken").await?;
+    if kept.copy_absent {
+        let copied = bench.copy("new", &version, "taken", &absent).await;
+        must_be_refused("copy over an object", copied)?;
+    }
+    bench.must_hold("new", b"first").await?;
+    bench.must_hold("taken", b"taken").await
+}
+
+async fn unchanged_is_kept(bench: &Bench) -> Checked<()> {
+    let kept = bench.store.limits().conditions;
+    let old = bench.put("f", "old").await?;
+    let was_old = Condition::Unchanged(old.etag.clone());
+    let new = bench.put_if("f", "new", &was_old).await;
+    let new = new.of("put over the version that is there")?;
+    if kept.put_unchanged {
+        let late = bench.put_if("f", "late", &was_old).await;
+        must_be_refused("put over another version", late)?;
+        let late = bench.put_if("gone", "late", &was_old).await;
+        must_be_refused("put where no object is", late)?;
+    }
+    let (id, part) = bench.begin("f", "late").await?;
+    if kept.complete_unchanged {
+        let late = bench.complete("f", &id, &[part], &was_old).await;
+        must_be_refused("complete over another version", late)?;
+    }
+    bench.abort("f", &id).await?;
+    if kept.copy_source {
+        let copied = bench.copy("f", &old, "copy", &Condition::None).await;
+        must_be_refused("copy of another version", copied)?;
+        bench.must_be_missing("copy").await?;
+    }
+    let key = bench.key("f")?;
+    if kept.delete_unchanged {
+        let deleted = bench.store.delete(&key, &was_old).await;
+        must_be_refused("delete of another version", deleted)?;
+        bench.must_hold("f", b"new").await?;
+    }
+    let is_new = Condition::Unchanged(new.etag);
+    let deleted = bench.store.delete(&key, &is_new).await;
+    deleted.of("delete of the version that is there")?;
+    bench.must_be_missing("f").await?;
+    if kept.delete_unchanged {
+        let deleted = bench.store.delete(&key, &is_new).await;
+        let is_refused = matches!(
+            deleted,
+            Err(StoreError::NotFound | StoreError::Precondition)
+        );
+        must(is_refused, "delete of a version that is gone succeeds")?;
+    }
+    Ok(())
+}
+
+async fn only_one_writer_wins(bench: &Bench) -> Checked<()> {
+    if !bench.store.limits().conditions.put_absent {
+        return Ok(());
+    }
+    for round in 0..8 {
+        let name = format!("contested-{round}");
+        let (one, other, third) = tokio::join!(
+            bench.put_if(&name, noise(1000, 1), &Condition::Absent),
+            bench.put_if(&name, noise(1000, 2), &Condition::Absent),
+            bench.put_if(&name, noise(1000, 3), &Condition::Absent),
+        );
+        let mut winners = Vec::new();
+        for (seed, result) in (1..).zip([one, other, third]) {
+            match result {
+                Ok(_) => winners.push(seed),
+                lost => must_be_refused("put of one who came later", lost)?,
+            }
+        }
+        match winners.as_slice() {
+            [seed] => bench.must_hold(&name, &noise(1000, *seed)).await?,
+            _ => return Err(format!("{} of 3 succeed", winners.len())),
+        }
+    }
+    Ok(())
+}
+
+async fn attributes_are_kept(bench: &Bench) -> Checked<()> {
+    let attributes = Attributes {
+        content_type: Some("text/csv".to_owned()),
+        metadata: [("owner".to_owned(), "alice".to_owned())].into(),
+        ..Attributes::default()
+    };
+    let store = &bench.store;
+    let key = bench.key("put")?;
+    let put = store.put(
+        &key,
+        Bytes::from_static(b"x"),
+        &attributes,
+        &Condition::None,
+    );
+    let version = put.await.of("put")?;
+    let parts = bench.key("parts")?;
+    let id = store.create_upload(&parts, &attributes).await;
+    let id = id.of("create_upload")?;
+    let part = bench.send("parts", &id, 1, "x").await?;
+    let parts = [part];
+    let completed = bench.complete("parts", &id, &parts, &Condition::None);
+    completed.await.of("complete")?;
+    let copied = bench.copy("put", &version, "copy", &Condition::None);
+    copied.await.of("copy")?;
+    for name in ["put", "parts", "copy"] {
+        let Some(found) = bench.head(name).await?.attributes else {
+            return Err(format!("head of {name:?} shows no attributes"));
+        };
+        must_be(
+            "the content type",
+            &found.content_type,
+            &attributes.content_type,
+        )?;
+        must_be("the metadata", &found.metadata, &attributes.metadata)?;
+    }
+    Ok(())
+}
+
+async fn copies_are_whole(bench: &Bench) -> Checked<()> {
+    for size in [0, 1, 200_000] {
+        let body = noise(size, 1);
+        let version = bench.put("from + ü", body.clone()).await?;
+        bench.put("to", "old").await?;
+        let copied = bench.copy("from + ü", &version, "to", &Condition::None);
+        let copied = copied.await.of("copy")?;
+        let shown = bench.head("to").await?;
+        must_be("the ETag of the copy", &copied.etag, &shown.etag)?;
+        must(
+            copied.is_ours,
+            "a copy that was answered is not the request's",
+        )?;
+        bench.must_hold("to", &body).await?;
+        bench.must_hold("from + ü", &body).await?;
+    }
+    Ok(())
+}
+
+async fn listings_are_complete(bench: &Bench) -> Checked<()> {
+    let names = [
+        "l/a/x", "l/a/y", "l/a-b", "l/a0", "l/b/c/d", "l/b0", "l/ü", "m",
+    ];
+    for name in names {
+        bench.put(name, name).await?;
+    }
+    for limit in [1, 2, 3, 1000] {
+        for below in ["l/", "l/a", "l/b/", "none"] {
+            let mut found = bench.list(below, false, limit).await?;
+            found.sort_unstable();
+            let mut expected = Vec::new();
+            for name in names.iter().filter(|name| name.starts_with(below)) {
+                expected.push(format!("{name} {}", name.len()));
+            }
+            expected.sort_unstable();
+            let what = format!("the listing of {below:?} in pages of {limit}");
+            must_be(&what, found, expected)?;
+        }
+        let found = bench.list("l/", true, limit).await?;
+        let count = found.len();
+        let found: BTreeSet<String> = found.into_iter().collect();
+        let expected = ["l/a-b 5", "l/a/", "l/a0 4", "l/b/", "l/b0 4", "l/ü 4"];
+        must_be("the number of names", count, expected.len())?;
+        let expected = expected.map(str::to_owned).into();
+        must_be("the listing with folded names", found, expected)?;
+    }
+    Ok(())
+}
+
+/// Two parts of at least the smallest size, and a short one.
+async fn send_three(bench: &Bench, id: &str) -> Checked<(Vec<Part>, Vec<u8>)> {
+    let limits = bench.store.limits();
+    let second = match limits.equal_parts {
+        true => limits.min_part,
+        false => limits.min_part + 1000,
+    };
+    let mut parts = Vec::new();
+    let mut whole = Vec::new();
+    for (number, size) in (1..).zip([limits.min_part, second, 100]) {
+        let body = noise(size, number);
+        whole.extend_from_slice(&body);
+        parts.push(bench.send("f", id, number as u32, body).await?);
+    }
+    Ok((parts, whole))
+}
+
+async fn uploads_appear_when_complete(bench: &Bench) -> Checked<()> {
+    bench.put("f", "old").await?;
+    let plain = Attributes::default();
+    let id = bench.store.create_upload(&bench.key("f")?, &plain).await;
+    let id = id.of("create_upload")?;
+    let (parts, whole) = send_three(bench, &id).await?;
+    bench.must_hold("f", b"old").await?;
+    let completed = bench.complete("f", &id, &parts, &Condition::None);
+    completed.await.of("complete")?;
+    bench.must_hold("f", &whole).await?;
+    let etag = bench.head("f").await?.etag;
+    let border = bench.store.limits().min_part;
+    let across = bench.get("f", border - 1..border + 1, &etag).await?;
+    let expected = whole.get(border as usize - 1..border as usize + 1);
+    must(
+        Some(&*across) == expected,
+        "get across two parts returns other bytes",
+    )
+}
+
+async fn missing_parts_are_refused(bench: &Bench) -> Checked<()> {
+    let (id, part) = bench.begin("f", "part").await?;
+    let never_sent = Part::new(2, 4, OTHER_ETAG);
+    let parts = [part, never_sent];
+    let completed = bench.complete("f", &id, &parts, &Condition::None);
+    must(completed.await.is_err(), "complete succeeds")?;
+    bench.must_be_missing("f").await?;
+    bench.abort("f", &id).await
+}
+
+async fn aborted_uploads_leave_nothing(bench: &Bench) -> Checked<()> {
+    let (id, part) = bench.begin("f", "part").await?;
+    bench.abort("f", &id).await?;
+    bench.abort("f", &id).await?;
+    bench.must_be_missing("f").await?;
+    let parts = [part];
+    let completed = bench.complete("f", &id, &parts, &Condition::None);
+    must(
+        completed.await.is_err(),
+        "complete succeeds after the abort",
+    )?;
+    bench.must_be_missing("f").await
+}
+
+async fn parts_can_be_copied(bench: &Bench) -> Checked<()> {
+    let min_part = bench.store.limits().min_part;
+    let body = noise(min_part + 1000, 1);
+    let version = bench.put("source + ü", body.clone()).await?;
+    let plain = Attributes::default();
+    let key = bench.key("f")?;
+    let id = bench.store.create_upload(&key, &plain).await;
+    let id = id.of("create_upload")?;
+    let source = bench.key("source + ü")?;
+    let range = 1..min_part + 1;
+    let from = PartSource {
+        key: &source,
+        etag: &version.etag,
+        range: range.clone(),
+    };
+    let copied = bench.store.copy_part(&key, &id, 1, from).await;
+    let copied = copied.of("copy_part")?;
+    let sent = bench.send("f", &id, 2, "end").await?;
+    let parts = [copied, sent];
+    let completed = bench.complete("f", &id, &parts, &Condition::None);
+    completed.await.of("complete")?;
+    let middle = body.slice(range.start as usize..range.end as usize);
+    bench.must_hold("f", &[&middle[..], b"end"].concat()).await
+}
+
+async fn renames_move_a_version(bench: &Bench) -> Checked<()> {
+    let old = bench.put("from", "old").await?;
+    let version = bench.put("from", "new").await?;
+    let from = bench.key("from")?;
+    let to = bench.key("deeper/to")?;
+    let rename = |version, condition| {
+        let store = &bench.store;
+        let (from, to) = (&from, &to);
+        async move { store.rename(from, version, to, condition).await }
+    };
+    match rename(&old, &Condition::Absent).await {
+        Err(StoreError::Unsupported) => return Ok(()),
+        refused => must_be_refused("rename of another version", refused)?,
+    }
+    bench.put("deeper/to", "taken").await?;
+    let refused = rename(&version, &Condition::Absent).await;
+    must_be_refused("rename onto an object", refused)?;
+    bench.must_hold("from", b"new").await?;
+    bench.must_hold("deeper/to", b"taken").await?;
+    let moved = rename(&version, &Condition::None).await.of("rename")?;
+    bench.must_be_missing("from").await?;
+    bench.must_hold("deeper/to", b"new").await?;
+    must_be_shown(bench, "deeper/to", &moved).await?;
+    let gone = rename(&version, &Condition::None).await;
+    must_be(
+        "rename of a missing object",
+        gone,
+        Err(StoreError::NotFound),
+    )
+}

@@ -1,0 +1,304 @@
+//! Every store keeps the rules of `sftpd::store::Store`, and a store that breaks one is told which.
+//!
+//! With `SFTPD_TEST_S3` set to an endpoint (and `SFTPD_TEST_S3_KEY`, `SFTPD_TEST_S3_SECRET`), the
+//! store on S3 is tried on a new bucket of that server.
+
+// A panic is how a test fails.
+#![allow(clippy::restriction)]
+
+mod support;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sftpd::store::memory::MemoryStore;
+use sftpd::store::s3::S3Store;
+use sftpd::store::{
+    Attributes, Condition, Copied, CopySource, Key, Limits, ListRequest, Object, Page, Part,
+    PartSource, Result, Store, StoreError,
+};
+use sftpd::testing::{Rule, store_conformance};
+use std::ops::Range;
+use std::sync::Arc;
+use support::gateway::new_bucket;
+use support::s3::{FakeS3, S3Access};
+use support::s3_store;
+
+#[tokio::test]
+async fn the_memory_store_conforms() {
+    let store = Arc::new(MemoryStore::default());
+    store_conformance(store.clone()).await.unwrap();
+    assert_eq!(store.uploads(), 0);
+}
+
+#[tokio::test]
+async fn the_store_on_s3_conforms() {
+    match std::env::var("SFTPD_TEST_S3") {
+        Ok(endpoint) => {
+            let access = S3Access::from_variables(endpoint);
+            let client = aws_sdk_s3::Client::from_conf(access.sdk_config().build());
+            let bucket = new_bucket(&client).await;
+            let store = S3Store::new(client, &bucket);
+            let top = Key::new("").unwrap();
+            let kept = store.find_conditions(&top).await.unwrap();
+            let store = store.with_conditions(kept);
+            store_conformance(Arc::new(store)).await.unwrap();
+        }
+        Err(_) => {
+            let s3 = FakeS3::start().await;
+            store_conformance(s3_store(&s3)).await.unwrap();
+            assert_eq!((s3.objects(), s3.uploads()), (Vec::new(), 0));
+        }
+    }
+}
+
+/// ETags are no MD5s.
+#[tokio::test]
+async fn the_store_on_encrypted_s3_conforms() {
+    let s3 = FakeS3::start().await;
+    s3.encrypt();
+    store_conformance(s3_store(&s3)).await.unwrap();
+}
+
+/// The nine methods that have no default, on the memory store.
+struct NineMethods(MemoryStore);
+
+#[tokio::test]
+async fn the_defaults_conform() {
+    let store = NineMethods(MemoryStore::default());
+    store_conformance(Arc::new(store)).await.unwrap();
+}
+
+/// A store that breaks one rule.
+struct Broken {
+    store: MemoryStore,
+    rule: Rule,
+}
+
+#[tokio::test]
+async fn a_broken_store_is_told_which_rule_it_breaks() {
+    for rule in [
+        Rule::ObjectsAreReadAsWritten,
+        Rule::WritesReturnTheObject,
+        Rule::MissingObjectsAreNotFound,
+        Rule::DeletedObjectsAreGone,
+        Rule::GetsArePinnedToAVersion,
+        Rule::AbsentIsKept,
+        Rule::UnchangedIsKept,
+        Rule::OnlyOneWriterWins,
+        Rule::AttributesAreKept,
+        Rule::CopiesAreWhole,
+        Rule::ListingsAreComplete,
+        Rule::UploadsAppearWhenComplete,
+        Rule::MissingPartsAreRefused,
+        Rule::AbortedUploadsLeaveNothing,
+        Rule::PartsCanBeCopied,
+        Rule::RenamesMoveAVersion,
+    ] {
+        let store = Broken {
+            store: MemoryStore::default(),
+            rule,
+        };
+        let violation = store_conformance(Arc::new(store)).await.unwrap_err();
+        assert_eq!(violation.rule, rule, "{violation}");
+        assert!(violation.to_string().starts_with(&rule.to_string()));
+        println!("{violation}");
+    }
+}
+
+#[async_trait]
+impl Store for NineMethods {
+    async fn head(&self, key: &Key) -> Result<Object> {
+        self.0.head(key).await
+    }
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
+        self.0.get(key, range, etag).await
+    }
+    async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
+        self.0.list(request).await
+    }
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
+        self.0.delete(key, condition).await
+    }
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<Object> {
+        self.0.put(key, body, attributes, condition).await
+    }
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
+        self.0.create_upload(key, attributes).await
+    }
+    async fn upload_part(&self, key: &Key, id: &str, number: u32, body: Bytes) -> Result<Part> {
+        self.0.upload_part(key, id, number, body).await
+    }
+    async fn complete(
+        &self,
+        key: &Key,
+        id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<Object> {
+        self.0.complete(key, id, parts, condition).await
+    }
+    async fn abort(&self, key: &Key, id: &str) -> Result<()> {
+        self.0.abort(key, id).await
+    }
+}
+
+#[async_trait]
+impl Store for Broken {
+    fn limits(&self) -> Limits {
+        self.store.limits()
+    }
+
+    async fn head(&self, key: &Key) -> Result<Object> {
+        match self.store.head(key).await {
+            Err(_) if self.rule == Rule::MissingObjectsAreNotFound => {
+                Err(StoreError::Other("it is not here".to_owned()))
+            }
+            found => found,
+        }
+    }
+
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
+        match self.rule {
+            Rule::ObjectsAreReadAsWritten => {
+                let len = range.end - range.start;
+                Ok(vec![vec![b'?'; len as usize].into()])
+            }
+            Rule::GetsArePinnedToAVersion => {
+                let now = self.store.head(key).await?;
+                self.store.get(key, range, &now.etag).await
+            }
+            _ => self.store.get(key, range, etag).await,
+        }
+    }
+
+    async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
+        let mut page = self.store.list(request).await?;
+        if self.rule == Rule::ListingsAreComplete && page.next.is_some() {
+            page.entries.pop();
+        }
+        Ok(page)
+    }
+
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
+        match self.rule {
+            Rule::DeletedObjectsAreGone => {
+                self.store.head(key).await?;
+                self.store.delete(key, condition).await
+            }
+            Rule::UnchangedIsKept => self.store.delete(key, &Condition::None).await,
+            _ => self.store.delete(key, condition).await,
+        }
+    }
+
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<Object> {
+        let plain = Attributes::default();
+        match (self.rule, condition) {
+            (Rule::WritesReturnTheObject, _) => {
+                let mut object = self.store.put(key, body, attributes, condition).await?;
+                object.etag = "\"another\"".to_owned();
+                Ok(object)
+            }
+            (Rule::AbsentIsKept, Condition::Absent) => {
+                let always = &Condition::None;
+                self.store.put(key, body, attributes, always).await
+            }
+            // Looks, and writes later.
+            (Rule::OnlyOneWriterWins, Condition::Absent) => {
+                if self.store.head(key).await.is_ok() {
+                    return Err(StoreError::Precondition);
+                }
+                tokio::task::yield_now().await;
+                let always = &Condition::None;
+                self.store.put(key, body, attributes, always).await
+            }
+            (Rule::AttributesAreKept, _) => self.store.put(key, body, &plain, condition).await,
+            (_, _) => self.store.put(key, body, attributes, condition).await,
+        }
+    }
+
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
+        self.store.create_upload(key, attributes).await
+    }
+
+    async fn upload_part(&self, key: &Key, id: &str, number: u32, body: Bytes) -> Result<Part> {
+        if self.rule == Rule::UploadsAppearWhenComplete && body.len() > 1000 {
+            let plain = Attributes::default();
+            let early = body.slice(..1000);
+            let always = &Condition::None;
+            self.store.put(key, early, &plain, always).await?;
+        }
+        self.store.upload_part(key, id, number, body).await
+    }
+
+    async fn complete(
+        &self,
+        key: &Key,
+        id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<Object> {
+        let completed = self.store.complete(key, id, parts, condition).await;
+        match (self.rule, completed) {
+            (Rule::MissingPartsAreRefused, Err(StoreError::Other(_))) => {
+                self.store.complete(key, id, &parts[..1], condition).await
+            }
+            (_, completed) => completed,
+        }
+    }
+
+    async fn abort(&self, key: &Key, id: &str) -> Result<()> {
+        match self.rule {
+            Rule::AbortedUploadsLeaveNothing => Ok(()),
+            _ => self.store.abort(key, id).await,
+        }
+    }
+
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<Copied> {
+        let copied = self.store.copy(from, to, condition).await?;
+        if self.rule == Rule::CopiesAreWhole {
+            self.store.delete(from.key, &Condition::None).await?;
+        }
+        Ok(copied)
+    }
+
+    async fn copy_part(
+        &self,
+        key: &Key,
+        id: &str,
+        number: u32,
+        mut from: PartSource<'_>,
+    ) -> Result<Part> {
+        if self.rule == Rule::PartsCanBeCopied {
+            from.range = 0..from.range.end;
+        }
+        self.store.copy_part(key, id, number, from).await
+    }
+
+    async fn rename(
+        &self,
+        from: &Key,
+        version: &Object,
+        to: &Key,
+        condition: &Condition,
+    ) -> Result<Object> {
+        match self.rule {
+            Rule::RenamesMoveAVersion => {
+                let now = self.store.head(from).await?;
+                self.store.rename(from, &now, to, condition).await
+            }
+            _ => self.store.rename(from, version, to, condition).await,
+        }
+    }
+}
