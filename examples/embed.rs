@@ -5,7 +5,7 @@
 use async_trait::async_trait;
 use sftpd::server::{self, Config, Shutdown};
 use sftpd::store::memory::MemoryStore;
-use sftpd::users::{Access, Account, Auth};
+use sftpd::users::{Access, Account, Attempt, Auth, Login, Proof};
 use std::sync::Arc;
 
 /// Accepts one guest, who may only read.
@@ -13,17 +13,14 @@ struct GuestAuth;
 
 #[async_trait]
 impl Auth for GuestAuth {
-    async fn public_key(&self, _user: &str, _key: &ssh_key::PublicKey) -> Option<Account> {
-        None
-    }
-
-    async fn password(&self, user: &str, password: &str) -> Option<Account> {
-        let account = Account {
-            name: user.to_owned(),
-            home: "guests/".to_owned(),
-            access: Access::ReadOnly,
-        };
-        (user == "guest" && password == "guest").then_some(account)
+    async fn login(&self, attempt: Attempt) -> Login {
+        match attempt.proof {
+            Proof::Password(password) if attempt.user == "guest" && password == "guest" => {
+                let account = Account::new("guest").home("guests");
+                Login::Accept(account.access(Access::ReadOnly))
+            }
+            _ => Login::Refuse,
+        }
     }
 }
 

@@ -11,11 +11,11 @@ use russh::{Channel, ChannelMsg};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::sftp::End;
 use sftpd::store::memory::MemoryStore;
-use sftpd::users::{Access, Account, Auth};
+use sftpd::users::{Account, Attempt, Auth, Login};
 use std::sync::Arc;
 use std::time::Duration;
 use support::s3::{FakeS3, Fault, When};
-use support::server::account;
+use support::server::has_password;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -53,15 +53,11 @@ struct AnyUser;
 
 #[async_trait::async_trait]
 impl Auth for AnyUser {
-    async fn public_key(&self, _user: &str, _key: &ssh_key::PublicKey) -> Option<Account> {
-        None
-    }
-
-    async fn password(&self, user: &str, password: &str) -> Option<Account> {
-        if password == PASSWORD {
-            Some(account(user, user, Access::ReadWrite))
+    async fn login(&self, attempt: Attempt) -> Login {
+        if has_password(&attempt) {
+            Login::Accept(Account::new(attempt.user))
         } else {
-            None
+            Login::Refuse
         }
     }
 }

@@ -10,12 +10,12 @@ use futures_util::future::join_all;
 use russh::MethodKind;
 use sftpd::server::{Algorithms, Config};
 use sftpd::store::memory::MemoryStore;
-use sftpd::users::{Access, Account, Auth};
+use sftpd::users::{Access, Attempt, Auth, Login};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use support::server::account;
+use support::server::{account, has_password};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -187,17 +187,13 @@ struct CountingAuth(AtomicUsize);
 
 #[async_trait::async_trait]
 impl Auth for CountingAuth {
-    async fn public_key(&self, _user: &str, _key: &ssh_key::PublicKey) -> Option<Account> {
-        None
-    }
-
-    async fn password(&self, user: &str, password: &str) -> Option<Account> {
+    async fn login(&self, attempt: Attempt) -> Login {
         self.0.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(20)).await;
-        if password == PASSWORD {
-            Some(account(user, "alice", Access::ReadWrite))
+        if has_password(&attempt) {
+            Login::Accept(account(&attempt.user, "alice", Access::ReadWrite))
         } else {
-            None
+            Login::Refuse
         }
     }
 }

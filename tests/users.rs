@@ -6,10 +6,12 @@
 mod support;
 
 use serde_json::{Value, json};
-use sftpd::users::{Auth, FileAuth, MAX_USERS_FILE_SIZE};
-use ssh_key::PublicKey;
+use sftpd::users::{
+    Account, Attempt, Auth, FileAuth, Login, MAX_USERS_FILE_SIZE, Proof, PublicKey,
+};
 use std::fs::Permissions;
 use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -25,11 +27,32 @@ const OTHER: &str =
 const FIDO: &str = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIEFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBAAAABHNzaDo=";
 
 fn key(line: &str) -> PublicKey {
-    PublicKey::from_openssh(line).unwrap()
+    line.parse().unwrap()
 }
 
 fn fingerprint(line: &str) -> String {
-    key(line).fingerprint(ssh_key::HashAlg::Sha256).to_string()
+    key(line).fingerprint()
+}
+
+/// The account of a user who shows this.
+async fn log_in(auth: &FileAuth, user: &str, proof: Proof) -> Option<Account> {
+    let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 22));
+    match auth.login(Attempt::new(user, peer, proof)).await {
+        Login::Accept(account) => Some(account),
+        _ => None,
+    }
+}
+
+/// The account of a user who has this key, if the offer and the proof have the same answer.
+async fn log_in_with_key(auth: &FileAuth, user: &str, key: &PublicKey) -> Option<Account> {
+    let offered = log_in(auth, user, Proof::OfferedKey(key.clone())).await;
+    let proved = log_in(auth, user, Proof::ProvedKey(key.clone())).await;
+    assert_eq!(offered.is_some(), proved.is_some());
+    proved
+}
+
+async fn log_in_with_password(auth: &FileAuth, user: &str, password: &str) -> Option<Account> {
+    log_in(auth, user, Proof::Password(password.to_owned())).await
 }
 
 /// `sftpd users` on this file.
@@ -557,7 +580,11 @@ async fn passwords_are_hashed_and_checked() {
         Some(2)
     );
     let auth = FileAuth::open(folder.file()).unwrap();
-    assert!(auth.password("alice", "open sesame").await.is_some());
+    assert!(
+        log_in_with_password(&auth, "alice", "open sesame")
+            .await
+            .is_some()
+    );
     for (user, password) in [
         ("alice", "open"),
         ("alice", ""),
@@ -565,7 +592,7 @@ async fn passwords_are_hashed_and_checked() {
         ("", ""),
     ] {
         assert!(
-            auth.password(user, password).await.is_none(),
+            log_in_with_password(&auth, user, password).await.is_none(),
             "{user:?} {password:?}"
         );
     }
@@ -577,20 +604,20 @@ async fn a_change_applies_to_the_next_login_and_a_broken_file_locks_no_user_out(
     folder.ok(&["add", "alice", ED25519]);
     let (first, second) = (key(ED25519), key(OTHER));
     let auth = FileAuth::open(folder.file()).unwrap();
-    let account = auth.public_key("alice", &first).await.unwrap();
+    let account = log_in_with_key(&auth, "alice", &first).await.unwrap();
     assert_eq!(account.home, "alice/");
-    assert!(auth.public_key("alice", &second).await.is_none());
+    assert!(log_in_with_key(&auth, "alice", &second).await.is_none());
     folder.ok(&["add", "alice", OTHER]);
-    assert!(auth.public_key("alice", &second).await.is_some());
+    assert!(log_in_with_key(&auth, "alice", &second).await.is_some());
     let good = folder.text();
     std::fs::write(folder.file(), "{ broken").unwrap();
-    assert!(auth.public_key("alice", &second).await.is_some());
+    assert!(log_in_with_key(&auth, "alice", &second).await.is_some());
     std::fs::remove_file(folder.file()).unwrap();
-    assert!(auth.public_key("alice", &first).await.is_some());
+    assert!(log_in_with_key(&auth, "alice", &first).await.is_some());
     std::fs::write(folder.file(), good.replace(OTHER, ED25519)).unwrap();
-    assert!(auth.public_key("alice", &second).await.is_none());
+    assert!(log_in_with_key(&auth, "alice", &second).await.is_none());
     folder.ok(&["remove", "alice"]);
-    assert!(auth.public_key("alice", &first).await.is_none());
+    assert!(log_in_with_key(&auth, "alice", &first).await.is_none());
 }
 
 /// A users file with alice and bob, and what it is without bob.
@@ -608,15 +635,19 @@ async fn a_failed_read_is_retried_although_the_metadata_are_the_same() {
     let auth = FileAuth::open(folder.file()).unwrap();
     folder.overwrite_unseen("{ broken");
     assert!(
-        auth.public_key("bob", &key(OTHER)).await.is_some(),
+        log_in_with_key(&auth, "bob", &key(OTHER)).await.is_some(),
         "the last good file is in force"
     );
     folder.overwrite_unseen(&without_bob);
     assert!(
-        auth.public_key("bob", &key(OTHER)).await.is_none(),
+        log_in_with_key(&auth, "bob", &key(OTHER)).await.is_none(),
         "bob is no longer in the file"
     );
-    assert!(auth.public_key("alice", &key(ED25519)).await.is_some());
+    assert!(
+        log_in_with_key(&auth, "alice", &key(ED25519))
+            .await
+            .is_some()
+    );
 }
 
 #[tokio::test]
@@ -631,9 +662,9 @@ async fn a_change_that_only_ctime_shows_is_seen() {
             time_since_change(&folder.file()) >= age
         })
         .await;
-        assert!(auth.public_key("bob", &key(OTHER)).await.is_some());
+        assert!(log_in_with_key(&auth, "bob", &key(OTHER)).await.is_some());
         folder.overwrite_unseen(&without_bob);
-        assert!(auth.public_key("bob", &key(OTHER)).await.is_none());
+        assert!(log_in_with_key(&auth, "bob", &key(OTHER)).await.is_none());
     }
 }
 
@@ -660,8 +691,16 @@ async fn a_disabled_user_keeps_all_settings_and_cannot_log_in() {
             .starts_with("disabled alice")
     );
     assert!(folder.text().contains("\"disabled\": true"));
-    assert!(auth.public_key("alice", &key(ED25519)).await.is_none());
-    assert!(auth.password("alice", "open sesame").await.is_none());
+    assert!(
+        log_in_with_key(&auth, "alice", &key(ED25519))
+            .await
+            .is_none()
+    );
+    assert!(
+        log_in_with_password(&auth, "alice", "open sesame")
+            .await
+            .is_none()
+    );
     assert!(
         folder
             .ok(&["disable", "alice"])
@@ -680,12 +719,20 @@ async fn a_disabled_user_keeps_all_settings_and_cannot_log_in() {
         output.status.success()
             && String::from_utf8_lossy(&output.stderr).contains("alice is disabled")
     );
-    assert!(auth.public_key("alice", &key(OTHER)).await.is_none());
+    assert!(log_in_with_key(&auth, "alice", &key(OTHER)).await.is_none());
     folder.ok(&["remove", "alice", "--key", &fingerprint(OTHER)]);
     assert_eq!(folder.ok(&["enable", "alice"]), "enabled alice\n");
     assert_eq!(folder.text(), enabled);
-    assert!(auth.public_key("alice", &key(ED25519)).await.is_some());
-    assert!(auth.password("alice", "open sesame").await.is_some());
+    assert!(
+        log_in_with_key(&auth, "alice", &key(ED25519))
+            .await
+            .is_some()
+    );
+    assert!(
+        log_in_with_password(&auth, "alice", "open sesame")
+            .await
+            .is_some()
+    );
     assert!(
         folder
             .ok(&["enable", "alice"])

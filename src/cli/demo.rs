@@ -6,7 +6,7 @@ use super::signals::watch_signals;
 use anyhow::Context;
 use sftpd::server::{self, Config, Shutdown};
 use sftpd::store::memory::MemoryStore;
-use sftpd::users::{FileAuth, random};
+use sftpd::users::{Account, UserList, random};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub async fn run(listen: &ListenAddress) -> anyhow::Result<()> {
     let password = random();
     let store = MemoryStore::default();
-    let auth = FileAuth::single("demo", &password)?;
+    let auth = UserList::default().with_password(Account::new("demo"), &password)?;
     let config = Config::new(Arc::new(store), Arc::new(auth), server::generate()?);
     let listener = listen.bind().await?;
     let shutdown = Shutdown::default();

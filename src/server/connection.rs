@@ -11,11 +11,11 @@ use super::{Shared, ssh};
 use crate::metrics::{CONNECTIONS, GaugeGuard, LOGINS, SESSIONS};
 use crate::path::Home;
 use crate::sftp::{self, End, Received, SessionParams, Sink, Source};
-use crate::users::Account;
+use crate::users::{Account, Attempt, Certificate, Login, Proof, PublicKey};
 use crate::vfs::Vfs;
 use bytes::Bytes;
 use metrics::counter;
-use russh::keys::{Algorithm, HashAlg, PublicKey};
+use russh::keys::{self, Algorithm};
 use russh::server::{
     Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, RunningSession, Session,
     VerifiedPublicKey, run_stream,
@@ -44,6 +44,8 @@ const SUBSYSTEM: &str = "sftp";
 /// Characters of a refused command that the log shows.
 const MAX_SHOWN_COMMAND: usize = 200;
 const NO_SHELL: &str = "This server speaks SFTP only: no shell, no commands, no scp -O. Use sftp, or scp without -O.\r\n";
+/// Signatures that russh still accepts.
+const SHA1_SIGNATURE: &Algorithm = &Algorithm::Rsa { hash: None };
 /// Standard error ([RFC 4254 §5.2](https://www.rfc-editor.org/rfc/rfc4254#section-5.2)).
 const STDERR: u32 = 1;
 
@@ -59,6 +61,8 @@ struct Connection {
     client: ssh::Client,
     /// What the socket notices.
     signals: Arc<Signals>,
+    /// Cancelled when the connection has to end instead of a login.
+    rejected: CancellationToken,
     /// How much the client may send before it is allowed more.
     // A std lock: never held across an await.
     window: Arc<Mutex<Window>>,
@@ -97,6 +101,7 @@ pub(super) async fn serve(
         channels: TaskTracker::new(),
         client,
         signals,
+        rejected: CancellationToken::new(),
         window: Arc::new(Mutex::new(window)),
         opened: Arc::default(),
         closed,
@@ -153,6 +158,8 @@ async fn disconnect(running: RunningSession<Connection>, reason: &DisconnectReas
 /// Why the server ends a connection.
 enum DisconnectReason {
     LoginTimeout,
+    /// [`Login::Disconnect`].
+    Rejected,
     /// paramiko tries another credential, which russh can't answer: see
     /// [`Connection::note_refusal`].
     SecondCredential,
@@ -166,6 +173,7 @@ impl DisconnectReason {
     fn text(&self) -> &'static str {
         match self {
             Self::LoginTimeout => "no login in time",
+            Self::Rejected => "this server takes no login from you",
             Self::SecondCredential => {
                 "this server checks one credential a connection for paramiko: connect with look_for_keys=False and \
                  allow_agent=False, or only the right key"
@@ -177,14 +185,14 @@ impl DisconnectReason {
 
     fn code(&self) -> Disconnect {
         match self {
-            Self::SecondCredential => Disconnect::NoMoreAuthMethodsAvailable,
+            Self::Rejected | Self::SecondCredential => Disconnect::NoMoreAuthMethodsAvailable,
             Self::LoginTimeout | Self::Unused | Self::Shutdown => Disconnect::ByApplication,
         }
     }
 
     fn level(&self) -> log::Level {
         match self {
-            Self::SecondCredential => log::Level::Warn,
+            Self::Rejected | Self::SecondCredential => log::Level::Warn,
             Self::LoginTimeout | Self::Unused | Self::Shutdown => log::Level::Info,
         }
     }
@@ -195,6 +203,7 @@ impl DisconnectReason {
 enum Credential<'a> {
     Password,
     Key(&'a PublicKey),
+    Certificate(&'a Certificate),
 }
 
 impl Credential<'_> {
@@ -203,6 +212,7 @@ impl Credential<'_> {
         match self {
             Credential::Password => "password",
             Credential::Key(_) => "key",
+            Credential::Certificate(_) => "certificate",
         }
     }
 }
@@ -211,7 +221,8 @@ impl Display for Credential<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Credential::Password => write!(f, "password"),
-            Credential::Key(key) => write!(f, "key {}", key.fingerprint(HashAlg::Sha256)),
+            Credential::Key(key) => write!(f, "key {}", key.fingerprint()),
+            Credential::Certificate(certificate) => f.write_str(&certificate.describe()),
         }
     }
 }
@@ -231,6 +242,7 @@ impl Connection {
             biased;
             _account = self.account.wait() => {}
             () = shutdown.drain.cancelled() => {}
+            () = self.rejected.cancelled() => return DisconnectReason::Rejected,
             () = self.signals.silent() => return DisconnectReason::SecondCredential,
             () = sleep_until(deadline) => return DisconnectReason::LoginTimeout,
         }
@@ -261,16 +273,27 @@ impl Connection {
         }
     }
 
-    /// The account that the key belongs to. Refuses SHA-1 signatures, which russh still accepts.
-    async fn find_key_owner(
-        &self,
-        user: &str,
-        key: &PublicKey,
-        algorithm: &Algorithm,
-    ) -> Option<Account> {
-        match algorithm {
-            Algorithm::Rsa { hash: None } => None,
-            _ => self.shared.config.auth.public_key(user, key).await,
+    /// The account of a client that shows this, or `None` if it may not log in with it.
+    async fn ask(&self, user: &str, proof: Proof) -> Option<Account> {
+        if self.rejected.is_cancelled() {
+            return None;
+        }
+        let attempt = Attempt::new(user, self.peer, proof);
+        match self.shared.config.auth.login(attempt).await {
+            Login::Accept(account) if account.has_valid_name() => Some(account),
+            Login::Accept(account) => {
+                log::error!(
+                    "{}: login failed: user {user:?}: the account's name {:?} is empty or holds control characters",
+                    self.peer,
+                    account.name
+                );
+                None
+            }
+            Login::Refuse => None,
+            Login::Disconnect => {
+                self.rejected.cancel();
+                None
+            }
         }
     }
 
@@ -503,7 +526,8 @@ impl Handler for Connection {
             Ok(attempt) => attempt,
             Err(why) => return Ok(self.refuse_unchecked(user, why)),
         };
-        let account = self.shared.config.auth.password(user, password).await;
+        let proof = Proof::Password(password.to_owned());
+        let account = self.ask(user, proof).await;
         if account.is_some() {
             attempt.succeed();
         }
@@ -515,9 +539,11 @@ impl Handler for Connection {
         user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Error> {
-        let owner = self
-            .find_key_owner(user, offer.public_key, offer.algorithm)
-            .await;
+        let key = PublicKey::from_client(offer.public_key.clone());
+        let owner = match offer.algorithm {
+            SHA1_SIGNATURE => None,
+            _ => self.ask(user, Proof::OfferedKey(key)).await,
+        };
         match owner {
             Some(_) => Ok(Auth::Accept),
             // Not logged: clients offer every key that they have.
@@ -534,14 +560,32 @@ impl Handler for Connection {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Error> {
-        let account = self
-            .find_key_owner(user, key.public_key, key.algorithm)
-            .await;
+        let algorithm = key.algorithm;
+        let key = PublicKey::from_client(key.public_key.clone());
+        let account = match algorithm {
+            SHA1_SIGNATURE => None,
+            _ => self.ask(user, Proof::ProvedKey(key.clone())).await,
+        };
         // Keys can't be guessed, and clients try all that they have: no penalty for refused ones.
         if account.is_some() {
             self.shared.penalties.forgive(self.peer.ip(), user);
         }
-        Ok(self.finish_login(user, Credential::Key(key.public_key), account))
+        Ok(self.finish_login(user, Credential::Key(&key), account))
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        certificate: &keys::Certificate,
+    ) -> Result<Auth, Error> {
+        // Signed with SHA-1 it was refused when it was offered: russh asks about that before.
+        let certificate = Certificate::from_client(certificate.clone());
+        let proof = Proof::Certificate(certificate.clone());
+        let account = self.ask(user, proof).await;
+        if account.is_some() {
+            self.shared.penalties.forgive(self.peer.ip(), user);
+        }
+        Ok(self.finish_login(user, Credential::Certificate(&certificate), account))
     }
 
     async fn channel_open_session(

@@ -4,14 +4,12 @@
 //! was checked as a whole; the file is replaced, never rewritten in place; a change opens it to no
 //! other user of the machine.
 
-use super::keys::parse_key;
 use super::password::check_hash;
-use super::{Access, Account};
+use super::{Access, Account, PublicKey};
 use crate::path::Home;
 use anyhow::{Context, ensure};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use ssh_key::PublicKey;
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -108,27 +106,20 @@ fn is_false(value: &bool) -> bool {
 impl User {
     /// The keys, parsed. Skips invalid ones, which [`UsersFile::read`] refuses.
     pub fn parsed_keys(&self) -> impl Iterator<Item = PublicKey> {
-        self.keys
-            .iter()
-            .filter_map(|line| PublicKey::from_openssh(line).ok())
+        self.keys.iter().filter_map(|line| line.parse().ok())
     }
 
     /// Whether this is one of the user's keys, whatever its comment.
     pub fn has_key(&self, key: &PublicKey) -> bool {
-        self.parsed_keys()
-            .any(|known| known.key_data() == key.key_data())
+        self.parsed_keys().any(|known| known == *key)
     }
 
     /// The user's account, with the default home if there is no other.
     pub fn account(&self, name: &str) -> Account {
-        let home = match &self.home {
-            Some(home) => normalize_home(home),
-            None => format!("{name}/"),
-        };
-        Account {
-            name: name.to_owned(),
-            home,
-            access: self.access,
+        let account = Account::new(name).access(self.access);
+        match &self.home {
+            Some(home) => account.home(home),
+            None => account,
         }
     }
 }
@@ -287,7 +278,7 @@ fn check_user(name: &str, user: &User) -> anyhow::Result<()> {
         "neither a key nor a password"
     );
     for line in &user.keys {
-        parse_key(line)?;
+        line.parse::<PublicKey>()?;
     }
     Home::new("", &user.account(name).home)?;
     if let Some(password) = &user.password {

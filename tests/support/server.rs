@@ -8,7 +8,7 @@ use aws_sdk_s3::config::Builder;
 use sftpd::server::{Config, Shutdown};
 use sftpd::store::Store;
 use sftpd::store::s3::S3Store;
-use sftpd::users::{Access, Account, Auth};
+use sftpd::users::{Access, Account, Attempt, Auth, Login, Proof};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -32,11 +32,12 @@ pub fn typed_s3_store(s3: &FakeS3, change: impl FnOnce(Builder) -> Builder) -> S
 
 /// An account with the home `HOME/`.
 pub fn account(name: &str, home: &str, access: Access) -> Account {
-    Account {
-        name: name.to_owned(),
-        home: format!("{home}/"),
-        access,
-    }
+    Account::new(name).home(home).access(access)
+}
+
+/// Whether the client shows the password of every user in the tests.
+pub fn has_password(attempt: &Attempt) -> bool {
+    matches!(&attempt.proof, Proof::Password(password) if password == PASSWORD)
 }
 
 /// Three users who share the home `alice/`, each with another access.
@@ -44,21 +45,17 @@ struct TestAuth;
 
 #[async_trait]
 impl Auth for TestAuth {
-    async fn public_key(&self, _user: &str, _key: &ssh_key::PublicKey) -> Option<Account> {
-        None
-    }
-
-    async fn password(&self, user: &str, password: &str) -> Option<Account> {
-        let access = match user {
+    async fn login(&self, attempt: Attempt) -> Login {
+        let access = match attempt.user.as_str() {
             "alice" => Access::ReadWrite,
             "reader" => Access::ReadOnly,
             "writer" => Access::WriteOnly,
-            _ => return None,
+            _ => return Login::Refuse,
         };
-        if password == PASSWORD {
-            Some(account(user, "alice", access))
+        if has_password(&attempt) {
+            Login::Accept(account(&attempt.user, "alice", access))
         } else {
-            None
+            Login::Refuse
         }
     }
 }

@@ -5,9 +5,7 @@ use super::{Usage, printable};
 use anyhow::{Context, anyhow, ensure};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use sftpd::path::Home;
-use sftpd::users::{Access, User, UsersFile, check_name, hash, normalize_home, parse_key};
-use ssh_key::HashAlg::Sha256;
-use ssh_key::PublicKey;
+use sftpd::users::{Access, PublicKey, User, UsersFile, check_name, hash, normalize_home};
 use std::io::{IsTerminal, stdin};
 use std::path::{Path, PathBuf};
 
@@ -105,7 +103,7 @@ fn check_arguments(args: AddArgs) -> anyhow::Result<Additions> {
     }
     if let Some(file) = &args.keys_file {
         for line in read_authorized_keys(file)? {
-            let parsed = parse_key(&line)?;
+            let parsed = line.parse()?;
             keys.push(TypedKey { line, parsed });
         }
     }
@@ -159,7 +157,7 @@ impl Additions {
             if !user.has_key(&key.parsed) {
                 changes.push(format!(
                     "added a key {} for {}",
-                    key.parsed.fingerprint(Sha256),
+                    key.parsed.fingerprint(),
                     self.name
                 ));
                 user.keys.push(key.line.clone());

@@ -1,8 +1,7 @@
 //! Keys as operators give them: words of the command line, and files of OpenSSH's authorized_keys.
 
 use anyhow::{Context, bail, ensure};
-use sftpd::users::{PRIVATE_KEY, is_private_key, parse_key};
-use ssh_key::PublicKey;
+use sftpd::users::{PRIVATE_KEY, PublicKey, is_private_key};
 use std::path::Path;
 
 /// How the types of public keys begin.
@@ -23,7 +22,7 @@ pub fn check_typed_key(typed: &str) -> anyhow::Result<PublicKey> {
         typed.lines().count() <= 1,
         "these are several lines: give each key as an argument of its own, or use --keys-file"
     );
-    let error = match parse_key(typed) {
+    let error = match typed.parse() {
         Ok(key) => return Ok(key),
         Err(error) => error,
     };
@@ -35,7 +34,7 @@ pub fn check_typed_key(typed: &str) -> anyhow::Result<PublicKey> {
     if KEY_TYPES.iter().any(|kind| typed.starts_with(kind)) && !typed.contains(' ') {
         bail!("{typed:?} is not a public key but its first word: put the whole line in quotes");
     }
-    Err(error)
+    Err(error.into())
 }
 
 /// Whether a word is the name of a file rather than a key.
@@ -76,7 +75,7 @@ fn parse_authorized_key(line: &str) -> anyhow::Result<String> {
             "sftpd has no option {option}: remove it there, or leave the key out"
         );
     }
-    parse_key(key)?;
+    key.parse::<PublicKey>()?;
     Ok(key.to_owned())
 }
 

@@ -10,8 +10,7 @@ mod show;
 use super::Usage;
 use anyhow::{anyhow, ensure};
 use keys::refuse_private_key;
-use sftpd::users::{User, UsersFile, UsersFileError, exposure, parse_key};
-use ssh_key::HashAlg::Sha256;
+use sftpd::users::{PublicKey, User, UsersFile, UsersFileError, exposure};
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -143,8 +142,8 @@ fn remove_key(name: &str, fingerprint: &str, path: &Path) -> anyhow::Result<Stri
 }
 
 fn has_fingerprint(line: &str, fingerprint: &str) -> bool {
-    match parse_key(line) {
-        Ok(key) => key.fingerprint(Sha256).to_string() == fingerprint,
+    match line.parse::<PublicKey>() {
+        Ok(key) => key.fingerprint() == fingerprint,
         Err(_) => false,
     }
 }

@@ -2,9 +2,7 @@
 
 use super::{find_user, printable};
 use serde::Serialize;
-use sftpd::users::{User, UsersFile};
-use ssh_key::HashAlg::Sha256;
-use ssh_key::PublicKey;
+use sftpd::users::{PublicKey, User, UsersFile};
 use std::path::Path;
 
 /// A user in the output of `--json`. The field names are documented and must not change.
@@ -84,10 +82,7 @@ fn json_user<'a>(name: &'a str, user: &'a User) -> JsonUser<'a> {
         access: user.access.as_str(),
         disabled: user.disabled,
         password: user.password.is_some(),
-        keys: user
-            .parsed_keys()
-            .map(|key| key.fingerprint(Sha256).to_string())
-            .collect(),
+        keys: user.parsed_keys().map(|key| key.fingerprint()).collect(),
         public_keys: &user.keys,
     }
 }
@@ -115,9 +110,9 @@ fn ways_in(user: &User) -> Vec<String> {
 
 /// Fingerprint and comment.
 fn describe_key(key: &PublicKey) -> String {
-    let fingerprint = key.fingerprint(Sha256);
-    match key.comment().as_str_lossy() {
-        "" => fingerprint.to_string(),
+    let fingerprint = key.fingerprint();
+    match key.comment() {
+        "" => fingerprint,
         comment => format!("{fingerprint} {}", printable(comment)),
     }
 }

@@ -4,7 +4,7 @@ use super::paths::{is_name, keys, text};
 use super::{Chosen, rarely};
 use arbitrary::Unstructured;
 use sftpd::path::{Home, Path};
-use sftpd::users::{Account, User, UsersFile, check_name, parse_key};
+use sftpd::users::{PublicKey, User, UsersFile, check_name};
 
 const KEYS: [&str; 6] = [
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHLc6dIyJewML420LEtQB5muY1E/3oEQ/VMujcgHlFtr alice@example.com",
@@ -26,7 +26,7 @@ pub fn users(data: &[u8]) {
     let (Ok(file), Ok(name), Ok(line)) = (users_file(u), text(u), text(u)) else {
         return;
     };
-    let _ = parse_key(&line);
+    let _ = line.parse::<PublicKey>();
     if check_name(&name).is_ok() {
         Home::new("prefix", &name).expect("a user's name is a home");
     }
@@ -63,7 +63,8 @@ fn all(file: &UsersFile) -> Vec<impl PartialEq + std::fmt::Debug> {
             user.keys.clone(),
             user.password.clone(),
             user.home.clone(),
-            user.account(name),
+            user.account(name).home,
+            user.access,
         )
     };
     file.users.iter().map(user).collect()
