@@ -7,6 +7,7 @@
 //! Data flows one way: socket → [`server`] → `sftp` → `vfs` → `transfer` → [`store`]. The modules
 //! that are hidden here are open for this crate's own tests and benchmarks only.
 
+pub mod events;
 #[doc(hidden)]
 pub mod metrics;
 pub mod path;

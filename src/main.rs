@@ -12,11 +12,12 @@ async fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let (command, matches) = arguments::parse::<Command>();
-    logging::start();
+    let log_format = command.log_format();
+    logging::start(log_format);
     let Err(error) = cli::run(command, &matches).await else {
         return ExitCode::SUCCESS;
     };
-    logging::print_error(&format!("sftpd: {error:#}"));
+    logging::report_error(&format!("sftpd: {error:#}"), log_format);
     if error.is::<Usage>() {
         // The operator must change something before another try.
         ExitCode::from(2)

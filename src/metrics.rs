@@ -1,11 +1,10 @@
-//! Names of the metrics, and a guard for gauges.
+//! Names of the metrics.
 //!
-//! Metrics are recorded where an outcome is known, with the macros of the crate `metrics`. They do
-//! nothing until the process installs a recorder: the binary brings Prometheus', an application
+//! Those that count events are recorded by [`events::Metrics`](crate::events::Metrics), the others
+//! where they are measured, with the macros of the crate `metrics`. They do nothing until the
+//! process installs a recorder: the binary brings Prometheus', an application
 //! that embeds the server its own. Names follow [Prometheus'
 //! conventions](https://prometheus.io/docs/practices/naming/).
-
-use metrics::gauge;
 
 /// Label: version.
 pub const BUILD_INFO: &str = "sftpd_build_info";
@@ -35,20 +34,3 @@ pub const OPEN_UPLOADS: &str = "sftpd_open_uploads";
 pub const ABORTED_UPLOADS: &str = "sftpd_aborted_uploads_total";
 /// 0 while the users file cannot be read.
 pub const USERS_FILE_OK: &str = "sftpd_users_file_ok";
-
-/// Increments a gauge until dropped.
-pub struct GaugeGuard(&'static str);
-
-impl GaugeGuard {
-    /// Increments the gauge of this name.
-    pub fn of(name: &'static str) -> GaugeGuard {
-        gauge!(name).increment(1);
-        GaugeGuard(name)
-    }
-}
-
-impl Drop for GaugeGuard {
-    fn drop(&mut self) {
-        gauge!(self.0).decrement(1);
-    }
-}

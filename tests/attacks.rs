@@ -7,6 +7,7 @@
 mod support;
 
 use russh_sftp::protocol::{OpenFlags, StatusCode};
+use sftpd::events::Teller;
 use sftpd::store::Timeouts;
 use sftpd::store::{Condition, Key, memory::MemoryStore};
 use sftpd::transfer::BufferPool;
@@ -127,6 +128,7 @@ async fn equal_parts_that_get_no_memory_fail_in_the_end() {
                 key,
                 base: None,
                 condition: Condition::None,
+                events: Teller::default(),
                 on_end,
             },
         )

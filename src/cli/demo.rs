@@ -1,6 +1,7 @@
 //! `sftpd demo`: a server in memory, for one user.
 
 use super::listen::ListenAddress;
+use super::logging::LogFormat;
 use super::serve::announce;
 use super::signals::watch_signals;
 use anyhow::Context;
@@ -11,11 +12,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Serves until a signal ends it.
-pub async fn run(listen: &ListenAddress) -> anyhow::Result<()> {
+pub async fn run(listen: &ListenAddress, log_format: LogFormat) -> anyhow::Result<()> {
     let password = random();
     let store = MemoryStore::default();
     let auth = UserList::default().with_password(Account::new("demo"), &password)?;
-    let config = Config::new(Arc::new(store), Arc::new(auth), server::generate()?);
+    let mut config = Config::new(Arc::new(store), Arc::new(auth), server::generate()?);
+    config.events = log_format.listeners();
     let listener = listen.bind().await?;
     let shutdown = Shutdown::default();
     watch_signals(shutdown.clone()).context("can't catch signals")?;

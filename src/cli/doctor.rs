@@ -7,6 +7,7 @@ use super::listen::ListenAddress;
 use super::serve::{ServeArgs, StoreUrl, describe_missing, top_key};
 use anyhow::ensure;
 use bytes::Bytes;
+use sftpd::events::{Teller, TextLog};
 use sftpd::server;
 use sftpd::store::s3::{Listing, S3Store, StartError};
 use sftpd::store::{Attributes, Condition, CopySource, Key, Object, PartSource, Store, StoreError};
@@ -555,7 +556,8 @@ impl Checkup<'_> {
             MultipartUpload::create(self.store.clone(), key, &Attributes::default()).await?;
         let completed = upload_parts(&upload, sizes).await;
         if completed.is_err() {
-            upload.abort().await;
+            let events = Teller::new(vec![Arc::new(TextLog)]);
+            upload.abort(&events).await;
         }
         completed
     }

@@ -4,17 +4,44 @@
 //! ([sd-daemon(3)](https://www.freedesktop.org/software/systemd/man/latest/sd-daemon.html)).
 //! Anywhere else a line begins with the time.
 
+use clap::ValueEnum;
 use env_logger::fmt::Formatter;
 use log::{Level, LevelFilter, Record};
 use rustix::fs::fstat;
+use sftpd::events::{Events, JSON_TARGET, JsonLog, Metrics, TextLog, record_as_json};
 use std::io::{Write, stderr};
-use std::{env, io};
+use std::sync::Arc;
+use std::{env, io, panic};
 
 /// Used without RUST_LOG. At `info`, the S3 SDK and russh log what only their authors need.
 const DEFAULT_FILTER: &str = "error,sftpd=info";
 /// The next step after a RUST_LOG that does not do what it seems to say.
 const FILTER_ADVICE: &str =
     "use RUST_LOG=sftpd=debug for more lines, RUST_LOG=sftpd=warn for fewer";
+
+/// The target of lines that no module of the library logs.
+pub const BINARY_TARGET: &str = "sftpd";
+
+/// What a line looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people
+    #[default]
+    Text,
+    /// A JSON object a line, for programs
+    Json,
+}
+
+impl LogFormat {
+    /// The listeners of a server in the process.
+    pub fn listeners(self) -> Vec<Arc<dyn Events>> {
+        let log: Arc<dyn Events> = match self {
+            LogFormat::Text => Arc::new(TextLog),
+            LogFormat::Json => Arc::new(JsonLog),
+        };
+        vec![log, Arc::new(Metrics)]
+    }
+}
 
 /// Where standard error goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,18 +61,33 @@ struct Filter {
 
 /// Starts the log. An invalid `RUST_LOG` is only a warning there: the variable is for all programs
 /// of an environment, and must not keep a server from starting.
-pub fn start() {
+pub fn start(format: LogFormat) {
     let asked = env::var_os("RUST_LOG").unwrap_or_default();
     let filter = choose_filter(&asked.to_string_lossy());
     let destination = find_destination();
-    let write =
-        move |out: &mut Formatter, record: &Record<'_>| write_line(out, record, destination);
+    let write = move |out: &mut Formatter, record: &Record<'_>| match format {
+        LogFormat::Text => write_line(out, record, destination),
+        LogFormat::Json => write_json(out, record, destination),
+    };
     env_logger::Builder::new()
         .parse_filters(&filter.directives)
         .format(write)
         .init();
+    if format == LogFormat::Json {
+        panic::set_hook(Box::new(|panic| {
+            log::error!(target: BINARY_TARGET, "{panic}");
+        }));
+    }
     if let Some(warning) = filter.warning {
         log::warn!("{warning}");
+    }
+}
+
+/// Reports the error that ends the program, in the format of the log.
+pub fn report_error(text: &str, format: LogFormat) {
+    match format {
+        LogFormat::Text => print_error(text),
+        LogFormat::Json => log::error!(target: BINARY_TARGET, "{text}"),
     }
 }
 
@@ -142,6 +184,21 @@ fn write_line(
             let time = out.timestamp();
             writeln!(out, "[{time} {level:<5} {module}] {text}")
         }
+    }
+}
+
+/// Writes one line of JSON. Events are JSON already.
+fn write_json(
+    out: &mut Formatter,
+    record: &Record<'_>,
+    destination: Destination,
+) -> io::Result<()> {
+    if destination == Destination::Journal {
+        write!(out, "{}", journal_priority(record.level()))?;
+    }
+    match record.target() {
+        JSON_TARGET => writeln!(out, "{}", record.args()),
+        _ => writeln!(out, "{}", record_as_json(record)),
     }
 }
 

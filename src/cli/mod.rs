@@ -20,6 +20,7 @@ pub mod users;
 use anyhow::Context;
 use clap::{ArgMatches, CommandFactory, Parser};
 use listen::ListenAddress;
+use logging::LogFormat;
 use serve::ServeArgs;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
@@ -60,6 +61,14 @@ pub enum Command {
             value_name = "HOST:PORT"
         )]
         listen: ListenAddress,
+        /// What the log looks like.
+        #[arg(
+            long,
+            env = "SFTPD_LOG_FORMAT",
+            default_value = "text",
+            value_name = "FORMAT"
+        )]
+        log_format: LogFormat,
     },
     /// Add, change, remove and list users. A running server sees the change at the next login.
     Users {
@@ -84,6 +93,18 @@ pub enum Command {
     Man,
 }
 
+impl Command {
+    /// What the log looks like.
+    pub fn log_format(&self) -> LogFormat {
+        match self {
+            Command::Serve(settings) => settings.log_format,
+            Command::Doctor { settings, .. } => settings.log_format,
+            Command::Demo { log_format, .. } => *log_format,
+            Command::Users { .. } | Command::Completions { .. } | Command::Man => LogFormat::Text,
+        }
+    }
+}
+
 /// Runs a command to its end.
 pub async fn run(command: Command, matches: &ArgMatches) -> anyhow::Result<()> {
     match command {
@@ -92,7 +113,7 @@ pub async fn run(command: Command, matches: &ArgMatches) -> anyhow::Result<()> {
             serve::run(&settings, &changed).await
         }
         Command::Doctor { settings, json } => doctor::run(&settings, json).await,
-        Command::Demo { listen } => demo::run(&listen).await,
+        Command::Demo { listen, log_format } => demo::run(&listen, log_format).await,
         Command::Users { users, command } => print(command.run(&users)?.as_bytes()),
         Command::Completions { shell } => print(&manual::completions(Command::command(), shell)),
         Command::Man => print(&manual::page(Command::command())?),

@@ -1,6 +1,7 @@
 //! `sftpd serve`: its flags, which are those of `sftpd doctor` too, and what they mean.
 
 use super::listen::ListenAddress;
+use super::logging::{BINARY_TARGET, LogFormat};
 use super::memory::uploads_beside;
 use super::signals::watch_signals;
 use super::systemd::{notify_systemd, tell_systemd};
@@ -28,9 +29,6 @@ const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// A client with 12 kbit/s needs this time for a part of 5 MiB. S3 shows only complete parts, so
 /// the upload of a client that is slower, or pauses longer, looks like one of a server that died.
 const MIN_ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
-
-/// Module that the log shows for lines about the start of the server.
-const LOG_TARGET: &str = "sftpd";
 
 /// The settings of a server. Every flag has a variable, so that systemd's EnvironmentFile is the
 /// only file to edit.
@@ -116,6 +114,14 @@ pub struct ServeArgs {
     /// or internal address.
     #[arg(long, env = "SFTPD_METRICS", value_name = "HOST:PORT")]
     pub metrics: Option<ListenAddress>,
+    /// What the log looks like: docs/events.md has the fields of the JSON lines.
+    #[arg(
+        long,
+        env = "SFTPD_LOG_FORMAT",
+        default_value = "text",
+        value_name = "FORMAT"
+    )]
+    pub log_format: LogFormat,
 }
 
 /// Takes the names of sets of algorithms, with a description of each for `--help`.
@@ -242,6 +248,7 @@ impl ServeArgs {
             algorithms: self.algorithms,
             dir_markers: self.dir_markers,
             proxies: self.proxy_protocol.clone(),
+            events: self.log_format.listeners(),
             ..Config::new(store, Arc::new(auth), host_keys)
         })
     }
@@ -417,7 +424,7 @@ pub async fn run(settings: &ServeArgs, changed: &[String]) -> anyhow::Result<()>
     watch_signals(shutdown.clone()).context("can't catch signals")?;
     if let Some((listener, handle)) = metrics {
         let address = listener.local_addr().context("no address")?;
-        log::info!(target: LOG_TARGET, "metrics on {address}");
+        log::info!(target: BINARY_TARGET, "metrics on {address}");
         tokio::spawn(exporter::serve(listener, handle, shutdown.drain.clone()));
     }
     announce(&listener, &config, &shutdown)?;
@@ -446,13 +453,13 @@ fn log_start(settings: &ServeArgs, changed: &[String]) {
         changed => changed.join(" "),
     };
     log::info!(
-        target: LOG_TARGET,
+        target: BINARY_TARGET,
         "sftpd {version}: store {store}, address {listen}, users {users}, settings {changed}"
     );
 }
 
-/// Logs that the server is ready, as the last line before it serves, and notifies systemd. Returns
-/// the address with the real port.
+/// Logs the host keys, as the last line before the server says where it listens, and notifies
+/// systemd. Returns the address with the real port.
 pub fn announce(
     listener: &TcpListener,
     config: &Config,
@@ -460,8 +467,7 @@ pub fn announce(
 ) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr().context("no address")?;
     let fingerprints: Vec<_> = config.host_keys.iter().map(HostKey::to_string).collect();
-    log::info!(target: LOG_TARGET, "host key {}", fingerprints.join(", "));
-    log::info!(target: LOG_TARGET, "listening on {address}");
+    log::info!(target: BINARY_TARGET, "host key {}", fingerprints.join(", "));
     tokio::spawn(tell_systemd(shutdown.clone()));
     Ok(address)
 }

@@ -7,8 +7,7 @@
 //! that log in.
 
 use super::source_of;
-use crate::metrics::REFUSED_CONNECTIONS;
-use metrics::counter;
+use crate::events::ConnectionRefusal;
 use rand::RngExt;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -23,20 +22,6 @@ const MIN_PER_ADDRESS: usize = 10;
 /// A younger connection is not evicted for one of an address that holds as many: a login takes less
 /// time than this.
 const MIN_TIME: Duration = Duration::from_secs(5);
-
-/// Why a connection is refused.
-#[derive(Debug)]
-pub struct Refusal {
-    /// Label of the metric.
-    pub label: &'static str,
-    /// For the log.
-    pub why: &'static str,
-}
-
-const TOO_MANY: Refusal = Refusal {
-    label: "strangers",
-    why: "too many connections that have not logged in",
-};
 
 /// See the module.
 pub struct Admission {
@@ -82,7 +67,7 @@ impl Admission {
     }
 
     /// Gives a new connection a slot, if need be that of another one, or says why not.
-    pub fn admit(self: &Arc<Self>, peer: SocketAddr) -> Result<PreAuthSlot, Refusal> {
+    pub fn admit(self: &Arc<Self>, peer: SocketAddr) -> Result<PreAuthSlot, ConnectionRefusal> {
         let mut unauthenticated = self.unauthenticated();
         let counts = unauthenticated.count_by_address();
         let own = counts.get(&source_of(peer.ip())).copied().unwrap_or(0);
@@ -143,7 +128,7 @@ impl Unauthenticated {
     }
 
     /// Evicts a random one of the older half of the candidates.
-    fn evict(&mut self, candidates: Candidates) -> Result<(), Refusal> {
+    fn evict(&mut self, candidates: Candidates) -> Result<(), ConnectionRefusal> {
         let counts = self.count_by_address();
         let mut found = Vec::new();
         for (number, slot) in &self.slots {
@@ -160,14 +145,12 @@ impl Unauthenticated {
         }
         let older_half = found.len().div_ceil(2);
         if older_half == 0 {
-            return Err(TOO_MANY);
+            return Err(ConnectionRefusal::Unauthenticated);
         }
         let chosen = rand::rng().random_range(0..older_half);
         if let Some(number) = found.get(chosen)
             && let Some(slot) = self.slots.remove(number)
         {
-            counter!(REFUSED_CONNECTIONS, "reason" => TOO_MANY.label).increment(1);
-            log::warn!("{}: disconnected: {}", slot.peer, TOO_MANY.why);
             slot.evicted.cancel();
         }
         Ok(())

@@ -8,13 +8,14 @@ use super::penalties::Penalized;
 use super::transport::{Signals, Socket};
 use super::window::Window;
 use super::{Shared, ssh};
-use crate::metrics::{CONNECTIONS, GaugeGuard, LOGINS, SESSIONS};
+use crate::events::{
+    ConnectionEnd, Credential, Event, LoginMethod, LoginRefusal, SessionEnd, Teller, shorten,
+};
 use crate::path::Home;
 use crate::sftp::{self, End, Received, SessionParams, Sink, Source};
 use crate::users::{Account, Attempt, Certificate, Login, Proof, PublicKey};
 use crate::vfs::Vfs;
 use bytes::Bytes;
-use metrics::counter;
 use russh::keys::{self, Algorithm};
 use russh::server::{
     Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, RunningSession, Session,
@@ -24,7 +25,6 @@ use russh::{
     Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf,
 };
 use russh::{Disconnect, Error, Pty};
-use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -54,8 +54,10 @@ const STDERR: u32 = 1;
 struct Connection {
     shared: Arc<Shared>,
     peer: SocketAddr,
+    /// Tells what happens before the login.
+    events: Teller,
     /// Set by the login.
-    account: Arc<SetOnce<Account>>,
+    account: Arc<SetOnce<Arc<Account>>>,
     /// The tasks of channels.
     channels: TaskTracker,
     client: ssh::Client,
@@ -76,17 +78,20 @@ struct Connection {
 pub(super) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
+    events: Teller,
     shared: Arc<Shared>,
     slot: PreAuthSlot,
 ) {
-    let _open = GaugeGuard::of(CONNECTIONS);
+    let account: Arc<SetOnce<Arc<Account>>> = Arc::default();
+    let mut open = OpenConnection::new(events.clone(), account.clone());
     let _ = stream.set_nodelay(true);
     let deadline = Instant::now() + shared.config.login_timeout;
     let closed = slot.evicted.clone();
     let signals: Arc<Signals> = Arc::default();
     let mut socket = Socket::new(stream, closed.clone().cancelled_owned(), signals.clone());
-    let Some(client) = identify_client(&mut socket, peer, deadline, &shared).await else {
-        return;
+    let client = match identify_client(&mut socket, peer, deadline, &shared).await {
+        Ok(client) => client,
+        Err(reason) => return open.end(reason, &closed),
     };
     if client == ssh::Client::Libssh {
         socket.hold_newkeys();
@@ -97,7 +102,8 @@ pub(super) async fn serve(
     let connection = Connection {
         shared,
         peer,
-        account: Arc::default(),
+        events,
+        account,
         channels: TaskTracker::new(),
         client,
         signals,
@@ -109,14 +115,23 @@ pub(super) async fn serve(
     let start = run_stream(config, socket, connection.clone());
     let mut running = match timeout_at(deadline, start).await {
         Ok(Ok(running)) => running,
-        Ok(Err(error)) => return log::debug!("{peer}: no SSH: {error}"),
-        Err(elapsed) => return log::debug!("{peer}: no SSH: {elapsed}"),
+        Ok(Err(error)) => {
+            log::debug!("{peer}: no SSH: {error}");
+            return open.end(ConnectionEnd::NoSsh, &connection.closed);
+        }
+        Err(elapsed) => {
+            log::debug!("{peer}: no SSH: {elapsed}");
+            return open.end(ConnectionEnd::NoSsh, &connection.closed);
+        }
     };
     tokio::select! {
-        ended = &mut running => log::debug!("{peer}: connection ended: {ended:?}"),
+        ended = &mut running => {
+            log::debug!("{peer}: connection ended: {ended:?}");
+            open.end(ConnectionEnd::Closed, &connection.closed);
+        }
         reason = connection.must_end(deadline, slot) => {
-            log::log!(reason.level(), "{peer}: disconnected: {}", reason.text());
-            let _ = timeout(GOODBYE_TIME, disconnect(running, &reason)).await;
+            open.end(reason, &connection.closed);
+            let _ = timeout(GOODBYE_TIME, disconnect(running, reason)).await;
         }
     }
     connection.closed.cancel();
@@ -124,133 +139,130 @@ pub(super) async fn serve(
     connection.channels.wait().await;
 }
 
-/// Exchanges identification strings. `None` if the connection has to be closed.
+/// A connection that was admitted. Dropped, it tells that the connection has ended.
+struct OpenConnection {
+    events: Teller,
+    /// See [`Connection::account`].
+    account: Arc<SetOnce<Arc<Account>>>,
+    opened: Instant,
+    reason: ConnectionEnd,
+}
+
+impl OpenConnection {
+    fn new(events: Teller, account: Arc<SetOnce<Arc<Account>>>) -> OpenConnection {
+        events.tell(Event::ConnectionOpened);
+        OpenConnection {
+            events,
+            account,
+            opened: Instant::now(),
+            reason: ConnectionEnd::Shutdown,
+        }
+    }
+
+    /// Records why it ends. `closed` is cancelled already if it has made room for another one.
+    fn end(&mut self, reason: ConnectionEnd, closed: &CancellationToken) {
+        self.reason = match closed.is_cancelled() {
+            true => ConnectionEnd::Evicted,
+            false => reason,
+        };
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        let events = match self.account.get() {
+            Some(account) => self.events.logged_in(account.clone()),
+            None => self.events.clone(),
+        };
+        events.tell(Event::ConnectionEnded {
+            reason: self.reason,
+            duration: self.opened.elapsed(),
+        });
+    }
+}
+
+/// Exchanges identification strings. Fails if the connection has to be closed.
 async fn identify_client(
     socket: &mut Socket,
     peer: SocketAddr,
     deadline: Instant,
     shared: &Shared,
-) -> Option<ssh::Client> {
+) -> Result<ssh::Client, ConnectionEnd> {
     tokio::select! {
         exchanged = socket.exchange_identification(ssh::IDENTIFICATION) => match exchanged {
-            Ok(identification) => Some(ssh::Client::identify(&identification)),
+            Ok(identification) => Ok(ssh::Client::identify(&identification)),
             Err(error) => {
                 log::debug!("{peer}: no SSH: {error}");
-                None
+                Err(ConnectionEnd::NoSsh)
             }
         },
-        () = sleep_until(deadline) => {
-            log::info!("{peer}: disconnected: {}", DisconnectReason::LoginTimeout.text());
-            None
-        }
-        () = shared.shutdown.drain.cancelled() => None,
+        () = sleep_until(deadline) => Err(ConnectionEnd::LoginTimeout),
+        () = shared.shutdown.drain.cancelled() => Err(ConnectionEnd::Shutdown),
     }
 }
 
 /// Sends the client a disconnect message, and waits for the end of the connection.
-async fn disconnect(running: RunningSession<Connection>, reason: &DisconnectReason) {
-    let text = reason.text().to_owned();
+async fn disconnect(running: RunningSession<Connection>, reason: ConnectionEnd) {
+    let code = match reason {
+        ConnectionEnd::Rejected | ConnectionEnd::SecondCredential => {
+            Disconnect::NoMoreAuthMethodsAvailable
+        }
+        ConnectionEnd::Closed
+        | ConnectionEnd::NoSsh
+        | ConnectionEnd::LoginTimeout
+        | ConnectionEnd::Evicted
+        | ConnectionEnd::Unused
+        | ConnectionEnd::Shutdown => Disconnect::ByApplication,
+    };
     let handle = running.handle();
-    let _ = handle.disconnect(reason.code(), text, String::new()).await;
+    let text = reason.to_string();
+    let _ = handle.disconnect(code, text, String::new()).await;
     let _ = running.await;
 }
 
-/// Why the server ends a connection.
-enum DisconnectReason {
-    LoginTimeout,
-    /// [`Login::Disconnect`].
-    Rejected,
-    /// paramiko tries another credential, which russh can't answer: see
-    /// [`Connection::note_refusal`].
-    SecondCredential,
-    /// No channel was open for the idle timeout.
-    Unused,
-    Shutdown,
-}
-
-impl DisconnectReason {
-    /// For the client and the log.
-    fn text(&self) -> &'static str {
-        match self {
-            Self::LoginTimeout => "no login in time",
-            Self::Rejected => "this server takes no login from you",
-            Self::SecondCredential => {
-                "this server checks one credential a connection for paramiko: connect with look_for_keys=False and \
-                 allow_agent=False, or only the right key"
-            }
-            Self::Unused => "no session for too long",
-            Self::Shutdown => "the server is shutting down",
-        }
-    }
-
-    fn code(&self) -> Disconnect {
-        match self {
-            Self::Rejected | Self::SecondCredential => Disconnect::NoMoreAuthMethodsAvailable,
-            Self::LoginTimeout | Self::Unused | Self::Shutdown => Disconnect::ByApplication,
-        }
-    }
-
-    fn level(&self) -> log::Level {
-        match self {
-            Self::Rejected | Self::SecondCredential => log::Level::Warn,
-            Self::LoginTimeout | Self::Unused | Self::Shutdown => log::Level::Info,
-        }
+fn password_credential() -> Credential {
+    Credential {
+        method: LoginMethod::Password,
+        fingerprint: None,
+        key_id: None,
     }
 }
 
-/// What a client tries to log in with. `Display` is for the log.
-#[derive(Clone, Copy)]
-enum Credential<'a> {
-    Password,
-    Key(&'a PublicKey),
-    Certificate(&'a Certificate),
-}
-
-impl Credential<'_> {
-    /// Label of the metric.
-    fn method(self) -> &'static str {
-        match self {
-            Credential::Password => "password",
-            Credential::Key(_) => "key",
-            Credential::Certificate(_) => "certificate",
-        }
+fn key_credential(key: &PublicKey) -> Credential {
+    Credential {
+        method: LoginMethod::Key,
+        fingerprint: Some(key.fingerprint()),
+        key_id: None,
     }
 }
 
-impl Display for Credential<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            Credential::Password => write!(f, "password"),
-            Credential::Key(key) => write!(f, "key {}", key.fingerprint()),
-            Credential::Certificate(certificate) => f.write_str(&certificate.describe()),
-        }
+fn certificate_credential(certificate: &Certificate) -> Credential {
+    Credential {
+        method: LoginMethod::Certificate,
+        fingerprint: Some(certificate.key().fingerprint()),
+        key_id: Some(shorten(certificate.key_id())),
     }
-}
-
-/// Counts an attempt to log in.
-fn count_login(credential: Credential<'_>, result: &'static str) {
-    counter!(LOGINS, "method" => credential.method(), "result" => result).increment(1);
 }
 
 impl Connection {
     /// Resolves, with the reason, when the server must close the connection. Frees the slot once
     /// the client has logged in.
-    async fn must_end(&self, deadline: Instant, slot: PreAuthSlot) -> DisconnectReason {
+    async fn must_end(&self, deadline: Instant, slot: PreAuthSlot) -> ConnectionEnd {
         let shutdown = &self.shared.shutdown;
         tokio::select! {
             // A login just in time counts.
             biased;
             _account = self.account.wait() => {}
             () = shutdown.drain.cancelled() => {}
-            () = self.rejected.cancelled() => return DisconnectReason::Rejected,
-            () = self.signals.silent() => return DisconnectReason::SecondCredential,
-            () = sleep_until(deadline) => return DisconnectReason::LoginTimeout,
+            () = self.rejected.cancelled() => return ConnectionEnd::Rejected,
+            () = self.signals.silent() => return ConnectionEnd::SecondCredential,
+            () = sleep_until(deadline) => return ConnectionEnd::LoginTimeout,
         }
         drop(slot);
         tokio::select! {
             biased;
             () = shutdown.drain.cancelled() => {}
-            () = self.wait_until_unused() => return DisconnectReason::Unused,
+            () = self.wait_until_unused() => return ConnectionEnd::Unused,
         }
         // A tracker can be waited for once it is closed. Sessions that are open may go on.
         self.channels.close();
@@ -258,7 +270,7 @@ impl Connection {
             () = self.channels.wait() => {}
             () = shutdown.stop.cancelled() => {}
         }
-        DisconnectReason::Shutdown
+        ConnectionEnd::Shutdown
     }
 
     /// Resolves when no channel was open, or opened, for the idle timeout. russh's own timeout
@@ -305,37 +317,35 @@ impl Connection {
         }
     }
 
-    /// Logs and counts an attempt to log in, and answers it.
-    fn finish_login(
-        &self,
-        user: &str,
-        credential: Credential<'_>,
-        account: Option<Account>,
-    ) -> Auth {
-        let peer = self.peer;
+    /// Tells of an attempt to log in, and answers it.
+    fn finish_login(&self, user: &str, credential: Credential, account: Option<Account>) -> Auth {
         match account {
             Some(account) => {
-                count_login(credential, "accepted");
-                log::info!("{}@{peer}: logged in with {credential}", account.name);
+                let account = Arc::new(account);
+                let events = self.events.logged_in(account.clone());
+                events.tell(Event::LoginAccepted { credential });
                 let _ = self.account.set(account);
                 Auth::Accept
             }
-            None => {
-                count_login(credential, "refused");
-                log::warn!("{peer}: login failed: user {user:?}, {credential}");
-                self.refuse_credential()
-            }
+            None => self.refuse_login(user, credential, LoginRefusal::Wrong),
         }
     }
 
     /// Answers a password that is not checked as a wrong one.
     fn refuse_unchecked(&self, user: &str, why: Penalized) -> Auth {
-        count_login(Credential::Password, "unheard");
-        let why = why.text();
-        log::warn!(
-            "{}: login not looked at: user {user:?}, password: {why}",
-            self.peer
-        );
+        let reason = match why {
+            Penalized::User => LoginRefusal::UserPenalty,
+            Penalized::Address => LoginRefusal::AddressPenalty,
+        };
+        self.refuse_login(user, password_credential(), reason)
+    }
+
+    fn refuse_login(&self, user: &str, credential: Credential, reason: LoginRefusal) -> Auth {
+        self.events.tell(Event::LoginRefused {
+            name: shorten(user),
+            credential,
+            reason,
+        });
         self.refuse_credential()
     }
 
@@ -354,7 +364,7 @@ impl Connection {
     }
 
     /// Serves a channel until nothing more is wanted of it.
-    async fn serve_channel(self, channel: Channel<Msg>, account: Account) {
+    async fn serve_channel(self, channel: Channel<Msg>, account: Arc<Account>) {
         let id = channel.id();
         self.clone().serve_first_request(channel, account).await;
         self.window().close(id);
@@ -362,7 +372,7 @@ impl Connection {
 
     /// Waits for what the client wants of the channel, and does it. The [`Handler`] answers the
     /// requests themselves, in the order in which they arrive.
-    async fn serve_first_request(self, channel: Channel<Msg>, account: Account) {
+    async fn serve_first_request(self, channel: Channel<Msg>, account: Arc<Account>) {
         let (mut read, write) = channel.split();
         let write = Arc::new(write);
         let idle_timeout = self.shared.config.idle_timeout;
@@ -376,12 +386,11 @@ impl Connection {
                 }
                 ChannelMsg::Exec { command, .. } => {
                     let command = String::from_utf8_lossy(&command);
-                    let shown: String = command.chars().take(MAX_SHOWN_COMMAND).collect();
-                    let what = format!("the command {shown:?}");
-                    break self.refuse_program(&write, &account, &what).await;
+                    let shown = command.chars().take(MAX_SHOWN_COMMAND).collect();
+                    break self.refuse_program(&write, account, Some(shown)).await;
                 }
                 ChannelMsg::RequestShell { .. } => {
-                    break self.refuse_program(&write, &account, "a shell").await;
+                    break self.refuse_program(&write, account, None).await;
                 }
                 ChannelMsg::Eof | ChannelMsg::Close => return,
                 _ => {}
@@ -397,10 +406,11 @@ impl Connection {
     async fn refuse_program(
         &self,
         write: &ChannelWriteHalf<Msg>,
-        account: &Account,
-        what: &str,
+        account: Arc<Account>,
+        command: Option<String>,
     ) -> u32 {
-        log::warn!("{}@{}: refused {what}", account.name, self.peer);
+        let events = self.events.logged_in(account);
+        events.tell(Event::CommandRefused { command });
         let _ = write.extended_data_bytes(STDERR, NO_SHELL).await;
         1
     }
@@ -410,12 +420,13 @@ impl Connection {
         self,
         read: ChannelReadHalf,
         write: Arc<ChannelWriteHalf<Msg>>,
-        account: Account,
+        account: Arc<Account>,
     ) -> u32 {
-        let who: Arc<str> = format!("{}@{}", account.name, self.peer).into();
+        let events = self.events.logged_in(account.clone());
         let home = match Home::new(&self.shared.config.prefix, &account.home) {
             Ok(home) => home,
             Err(error) => {
+                let who = events.who();
                 log::error!("{who}: home {:?} can't be used: {error}", account.home);
                 return 1;
             }
@@ -431,17 +442,12 @@ impl Connection {
                 self.shared.config.dir_markers,
             ),
             access: account.access,
-            who: who.clone(),
-            user: account.name.into(),
+            events: events.clone(),
+            user: account.name.as_str().into(),
             idle_timeout: self.shared.config.idle_timeout,
             drain: self.shared.shutdown.drain.clone(),
         };
-        let _open = GaugeGuard::of(SESSIONS);
-        let mut line = SessionLine {
-            who,
-            opened: Instant::now(),
-            end: None,
-        };
+        let mut open = OpenSession::new(events);
         let outgoing = Outgoing {
             write,
             signals: self.signals,
@@ -452,29 +458,42 @@ impl Connection {
             End::Closed | End::Drained => 0,
             _ => 1,
         };
-        line.end = Some(end);
+        open.end = Some(end);
         status
     }
 }
 
-/// Logs the end of a session when dropped, so also when the session's task is dropped.
-struct SessionLine {
-    who: Arc<str>,
+/// A session that has begun. Dropped, it tells that the session has ended, so also when the
+/// session's task is dropped.
+struct OpenSession {
+    events: Teller,
     opened: Instant,
     /// `None` until the session has ended by itself.
     end: Option<End>,
 }
 
-impl Drop for SessionLine {
-    fn drop(&mut self) {
-        let SessionLine { who, opened, end } = self;
-        let seconds = opened.elapsed().as_secs_f64();
-        match end {
-            Some(end) => log::info!("{who}: session ended after {seconds:.1} s: {end}"),
-            None => log::warn!(
-                "{who}: session cut off after {seconds:.1} s: the server is shutting down"
-            ),
+impl OpenSession {
+    fn new(events: Teller) -> OpenSession {
+        events.tell(Event::SessionStarted);
+        OpenSession {
+            events,
+            opened: Instant::now(),
+            end: None,
         }
+    }
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        let (reason, text) = match &self.end {
+            Some(end) => (end.reason(), end.to_string()),
+            None => (SessionEnd::CutOff, End::Drained.to_string()),
+        };
+        self.events.tell(Event::SessionEnded {
+            reason,
+            text,
+            duration: self.opened.elapsed(),
+        });
     }
 }
 
@@ -531,7 +550,7 @@ impl Handler for Connection {
         if account.is_some() {
             attempt.succeed();
         }
-        Ok(self.finish_login(user, Credential::Password, account))
+        Ok(self.finish_login(user, password_credential(), account))
     }
 
     async fn auth_publickey_offered(
@@ -570,7 +589,7 @@ impl Handler for Connection {
         if account.is_some() {
             self.shared.penalties.forgive(self.peer.ip(), user);
         }
-        Ok(self.finish_login(user, Credential::Key(&key), account))
+        Ok(self.finish_login(user, key_credential(&key), account))
     }
 
     async fn auth_openssh_certificate(
@@ -585,7 +604,7 @@ impl Handler for Connection {
         if account.is_some() {
             self.shared.penalties.forgive(self.peer.ip(), user);
         }
-        Ok(self.finish_login(user, Credential::Certificate(&certificate), account))
+        Ok(self.finish_login(user, certificate_credential(&certificate), account))
     }
 
     async fn channel_open_session(

@@ -15,15 +15,16 @@ mod window;
 pub use host_keys::{HostKey, generate, load, load_or_create, temporary};
 pub use ssh::{Algorithms, UnknownAlgorithms};
 
-use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS, REFUSED_CONNECTIONS};
+use crate::events::{ConnectionRefusal, Event, Events, Metrics, Teller, TextLog};
+use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS};
 use crate::path::{Home, Key, Path, PathError};
 use crate::store::{Store, Timeouts};
 use crate::transfer::{BufferPool, PartSizes, Transfers, UserLimits};
 use crate::users::Auth;
 use crate::vfs::Overlay;
-use admission::{Admission, Refusal};
+use admission::Admission;
 use ipnet::IpNet;
-use metrics::{counter, gauge};
+use metrics::gauge;
 use penalties::Penalties;
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -49,10 +50,6 @@ const ABORT_TIME: Duration = Duration::from_secs(20);
 /// A line before the version string is for people to read
 /// ([RFC 4253 §4.2](https://www.rfc-editor.org/rfc/rfc4253#section-4.2)).
 const GOODBYE: &[u8] = b"This server takes no connection from you now: try again later.\r\n";
-const FULL: Refusal = Refusal {
-    label: "full",
-    why: "all sessions are open (--max-sessions)",
-};
 /// For the PROXY header to arrive. A load balancer sends it at once.
 const PROXY_TIME: Duration = Duration::from_secs(5);
 /// How often gauges that are not updated on change are refreshed.
@@ -94,6 +91,8 @@ pub struct Config {
     pub dir_markers: bool,
     /// Load balancers, whose connections begin with a header of the PROXY protocol.
     pub proxies: Vec<IpNet>,
+    /// Who is told what happens: at first the log and the metrics.
+    pub events: Vec<Arc<dyn Events>>,
 }
 
 impl Config {
@@ -115,6 +114,7 @@ impl Config {
             algorithms: Algorithms::Modern,
             dir_markers: false,
             proxies: Vec::new(),
+            events: vec![Arc::new(TextLog), Arc::new(Metrics)],
         }
     }
 }
@@ -142,14 +142,24 @@ struct Shared {
     /// Limits of the users that have a session, by name.
     users: Mutex<HashMap<String, Weak<UserLimits>>>,
     shutdown: Shutdown,
+    /// Tells what the server does by itself.
+    events: Teller,
 }
 
 impl Shared {
     fn new(config: Config, shutdown: Shutdown) -> Shared {
+        let events = Teller::new(config.events.clone());
         let pool = BufferPool::new(config.buffer_memory);
         let windows = WindowBudget::new(pool.size());
-        let timeouts = Timeouts::default();
-        let transfers = Transfers::new(config.store.clone(), timeouts, pool, config.part_sizes);
+        let transfers = Transfers {
+            events: events.clone(),
+            ..Transfers::new(
+                config.store.clone(),
+                Timeouts::default(),
+                pool,
+                config.part_sizes,
+            )
+        };
         let max_uploads = config.max_uploads.min(Semaphore::MAX_PERMITS);
         Shared {
             admission: Arc::new(Admission::new(config.max_sessions)),
@@ -160,6 +170,7 @@ impl Shared {
             windows,
             users: Mutex::default(),
             shutdown,
+            events,
             config,
         }
     }
@@ -186,6 +197,9 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
     let shared = Arc::new(Shared::new(config, shutdown));
     let connections = TaskTracker::new();
     let Shutdown { drain, stop } = &shared.shutdown;
+    shared.events.tell(Event::ServerStarted {
+        address: listener.local_addr().ok(),
+    });
     let _reaper = AbortOnDropHandle::new(tokio::spawn(run_reaper(shared.clone())));
     let _gauges = AbortOnDropHandle::new(tokio::spawn(refresh_gauges(shared.clone())));
     tokio::select! {
@@ -210,6 +224,7 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: Shutdown) {
             tasks.len()
         );
     }
+    shared.events.tell(Event::ServerStopped);
 }
 
 /// Lets open transfers finish for the drain timeout.
@@ -241,13 +256,14 @@ async fn accept_all(listener: TcpListener, shared: &Arc<Shared>, connections: &T
         let (stream, peer) = match accepted {
             Ok((stream, peer)) => (stream, show_ipv4(peer)),
             Err(error) => {
-                failed.note(&error);
+                failed.note(&error, &shared.events);
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
         if connections.len() >= shared.config.max_sessions {
-            refuse(&stream, peer, &FULL);
+            let events = shared.events.connection(peer);
+            refuse(&stream, &events, ConnectionRefusal::Full);
         } else {
             connections.spawn(admit(stream, peer, shared.clone()));
         }
@@ -265,11 +281,14 @@ struct FailedAccepts {
 }
 
 impl FailedAccepts {
-    /// Counts a failed accept. Logs it unless the last line is less than a minute old.
-    fn note(&mut self, error: &io::Error) {
+    /// Tells of a failed accept. Logs it unless the last line is less than a minute old.
+    fn note(&mut self, error: &io::Error, events: &Teller) {
         let advice = match Errno::from_io_error(error) {
             Some(Errno::MFILE | Errno::NFILE) => {
-                counter!(REFUSED_CONNECTIONS, "reason" => "descriptors").increment(1);
+                events.tell(Event::ConnectionRefused {
+                    reason: ConnectionRefusal::Descriptors,
+                    error: None,
+                });
                 "; raise the limit on file descriptors (LimitNOFILE=) or lower --max-sessions"
             }
             _ => "",
@@ -309,11 +328,21 @@ async fn admit(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
         Ok(client) => client,
         // A health check that only connects.
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return,
-        Err(error) => return log::warn!("{peer}: refused: invalid PROXY header: {error}"),
+        Err(error) => {
+            shared
+                .events
+                .connection(peer)
+                .tell(Event::ConnectionRefused {
+                    reason: ConnectionRefusal::ProxyHeader,
+                    error: Some(error.to_string()),
+                });
+            return;
+        }
     };
+    let events = shared.events.connection(client);
     match shared.admission.admit(client) {
-        Ok(slot) => connection::serve(stream, client, shared, slot).await,
-        Err(refusal) => refuse(&stream, client, &refusal),
+        Ok(slot) => connection::serve(stream, client, events, shared, slot).await,
+        Err(reason) => refuse(&stream, &events, reason),
     }
 }
 
@@ -340,9 +369,11 @@ fn source_of(peer: IpAddr) -> IpAddr {
     }
 }
 
-fn refuse(stream: &TcpStream, peer: SocketAddr, Refusal { label, why }: &Refusal) {
-    counter!(REFUSED_CONNECTIONS, "reason" => *label).increment(1);
-    log::warn!("{peer}: refused: {why}");
+fn refuse(stream: &TcpStream, events: &Teller, reason: ConnectionRefusal) {
+    events.tell(Event::ConnectionRefused {
+        reason,
+        error: None,
+    });
     // The send buffer of a new socket has room for one line, so this need not wait.
     let _ = stream.try_write(GOODBYE);
 }

@@ -40,16 +40,6 @@ pub enum Penalized {
     Address,
 }
 
-impl Penalized {
-    /// For the log.
-    pub fn text(self) -> &'static str {
-        match self {
-            Penalized::User => "too many failed logins of this user from this address",
-            Penalized::Address => "too many failed logins from this address",
-        }
-    }
-}
-
 /// See the module.
 #[derive(Default)]
 pub struct Penalties {

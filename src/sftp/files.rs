@@ -7,7 +7,7 @@ use super::reads::QueuedReads;
 use super::replies::PendingReply;
 use super::session::{Handle, OpenHandle, Session, UploadPlace};
 use super::table::CHANGES;
-use super::transfer_log::{log_download, log_upload};
+use super::transfer_events::{ReadEvent, WriteEvent, tell_opened};
 use crate::path::Path;
 use crate::transfer::{Download, MAX_USER_HANDLES, Read as QueuedRead, Reply, UploadError};
 use crate::vfs::{Stat, VfsError, WriteMode};
@@ -21,29 +21,31 @@ impl Session {
         let path = Path::parse(&open.filename)?;
         let place = self.take_place()?;
         let handle = match open.pflags.intersects(CHANGES) {
-            true => self.open_for_writing(path, open.pflags).await?,
-            false => self.open_for_reading(&path).await?,
+            true => self.open_for_writing(path, &open).await?,
+            false => self.open_for_reading(&path, &open).await?,
         };
         Ok(self.add_handle(id, handle, place))
     }
 
-    async fn open_for_reading(&mut self, path: &Path) -> Result<Handle, Failure> {
-        let transfer = format!("{}: get {:?}", self.settings.who, path.as_str());
+    async fn open_for_reading(&mut self, path: &Path, open: &Open) -> Result<Handle, Failure> {
         let vfs = &self.settings.vfs;
+        let events = &self.settings.events;
         let file = vfs.open_read(path, &self.limits).await?;
+        let event = ReadEvent::new(events, path, file.object.object());
+        tell_opened(events, path, open);
         let download = Download::open(
             vfs.transfers().clone(),
             file.key,
             file.object,
             self.limits.clone(),
             self.replies.clone(),
-            move |summary| log_download(&transfer, summary),
+            move |summary| event.tell(summary),
         );
         Ok(Handle::Reader(download))
     }
 
-    async fn open_for_writing(&mut self, path: Path, flags: OpenFlags) -> Result<Handle, Failure> {
-        let transfer = format!("{}: put {:?}", self.settings.who, path.as_str());
+    async fn open_for_writing(&mut self, path: Path, open: &Open) -> Result<Handle, Failure> {
+        let flags = open.pflags;
         let mode = WriteMode {
             create: flags.contains(OpenFlags::CREATE),
             truncate: flags.contains(OpenFlags::TRUNCATE),
@@ -51,9 +53,13 @@ impl Session {
         };
         let place = self.take_upload_place()?;
         let vfs = &self.settings.vfs;
+        let events = &self.settings.events;
         let file = vfs.open_write(&path, mode).await?;
-        let log = move |summary| log_upload(&transfer, summary);
-        let upload = file.start(vfs.transfers().clone(), log);
+        let event = WriteEvent::new(events, &path, open.attrs.size);
+        tell_opened(events, &path, open);
+        let upload = file.start(vfs.transfers().clone(), events.clone(), move |summary| {
+            event.tell(summary);
+        });
         Ok(Handle::Writer {
             upload,
             path,

@@ -17,11 +17,11 @@ mod inbound;
 mod reads;
 mod recent;
 mod replies;
-mod request_log;
+mod request_events;
 mod requests;
 mod session;
 mod table;
-mod transfer_log;
+mod transfer_events;
 
 pub use replies::Sink;
 pub use session::{End, MAX_HANDLES, Received, SessionParams, Source, serve};

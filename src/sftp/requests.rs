@@ -5,10 +5,11 @@ use super::early_renames::Rename as EarlyRename;
 use super::failure::{Answer, Failure, Outcome};
 use super::inbound::{Incoming, RequestMemory};
 use super::recent::ListingAge;
-use super::request_log::RequestLine;
+use super::request_events::Asked;
 use super::session::{End, Handle, MAX_HANDLES, OpenHandle, Session};
 use super::table::{EXTENSIONS, find_row};
 use crate::catch_panic;
+use crate::events::{Event, shorten};
 use crate::path::Path;
 use crate::users::Access;
 use crate::vfs::{Item, Stat, VfsError};
@@ -38,25 +39,33 @@ impl Session {
         if !is_init && !self.initialized {
             return Err(End::NoInit);
         }
-        let line = RequestLine::of(&request, |handle| self.find_directory(handle));
+        let asked = Asked::of(&request, |handle| self.find_directory(handle));
         let outcome = match catch_panic(self.dispatch(id, request, memory)).await {
             Ok(outcome) => outcome,
             Err(panicked) => Err(panicked.into()),
         };
-        line.log(&self.settings.who, &outcome);
-        match outcome {
-            Ok(Answer::Now(packet)) => self.replies.reply(id, Ok(packet)),
-            Ok(Answer::Later) => {}
-            Err(failure) => {
-                let who = &self.settings.who;
-                log::debug!("{who}: request {id} failed: {}", failure.text());
-                self.replies.reply(id, Err(failure));
-            }
-        }
+        self.finish_request(id, asked, outcome);
         if self.replies.are_ignored() {
             return Err(End::Ignored);
         }
         Ok(())
+    }
+
+    /// Replies to a request, and tells of its failure.
+    fn finish_request(&self, id: u32, asked: Option<Asked>, outcome: Outcome) {
+        match outcome {
+            Ok(Answer::Now(packet)) => self.replies.reply(id, Ok(packet)),
+            Ok(Answer::Later) => {}
+            Err(failure) => {
+                let events = &self.settings.events;
+                let who = events.who();
+                log::debug!("{who}: request {id} failed: {}", failure.text());
+                if let Some(asked) = asked {
+                    asked.tell_failure(events, &failure);
+                }
+                self.replies.reply(id, Err(failure));
+            }
+        }
     }
 
     async fn dispatch(&mut self, id: u32, request: Request, memory: RequestMemory) -> Outcome {
@@ -152,6 +161,10 @@ impl Session {
         Ok(())
     }
 
+    fn tell(&self, event: Event) {
+        self.settings.events.tell(event);
+    }
+
     async fn stat(&mut self, id: u32, path: &str) -> Outcome {
         let path = Path::parse(path)?;
         let stat = match self.find_recent(&path) {
@@ -183,7 +196,11 @@ impl Session {
         let path = Path::parse(&set_stat.path)?;
         let vfs = &self.settings.vfs;
         match set_stat.attrs.size {
-            Some(size) => vfs.set_size(&path, size).await?,
+            Some(size) => {
+                vfs.set_size(&path, size).await?;
+                let path = shorten(path.as_str());
+                self.tell(Event::SizeSet { path, size });
+            }
             None => {
                 vfs.stat(&path).await?;
             }
@@ -198,13 +215,24 @@ impl Session {
         let vfs = &self.settings.vfs;
         let age = ListingAge::start(vfs.changes());
         let listing = vfs.open_directory(&path).await?;
-        let handle = Handle::Directory { listing, path, age };
+        let handle = Handle::Directory {
+            listing,
+            path,
+            age,
+            entries: Some(0),
+        };
         Ok(self.add_handle(id, handle, place))
     }
 
     async fn read_dir(&mut self, id: u32, handle: &str) -> Outcome {
         let open = self.handles.get_mut(handle).map(|open| &mut open.handle);
-        let Some(Handle::Directory { listing, path, age }) = open else {
+        let Some(Handle::Directory {
+            listing,
+            path,
+            age,
+            entries,
+        }) = open
+        else {
             return Err(Failure::bad_handle());
         };
         let mut length = 0;
@@ -214,7 +242,14 @@ impl Session {
         };
         let items = listing.take(fits).await?;
         if items.is_empty() {
+            if let Some(entries) = entries.take() {
+                let path = shorten(path.as_str());
+                self.tell(Event::Listed { path, entries });
+            }
             return Err(Failure::bare(StatusCode::Eof));
+        }
+        if let Some(entries) = entries {
+            *entries += items.iter().filter(|item| !item.is_dots()).count() as u64;
         }
         let changes = self.settings.vfs.changes();
         self.recent.record(path, &items, *age, changes);
@@ -226,19 +261,26 @@ impl Session {
     }
 
     async fn remove(&mut self, id: u32, path: &str) -> Outcome {
-        self.settings.vfs.remove(&Path::parse(path)?).await?;
+        let path = Path::parse(path)?;
+        self.settings.vfs.remove(&path).await?;
+        let path = shorten(path.as_str());
+        self.tell(Event::Removed { path });
         Ok(Answer::ok(id))
     }
 
     async fn make_dir(&mut self, id: u32, path: &str) -> Outcome {
         let path = Path::parse(path)?;
         self.settings.vfs.make_directory(&path).await?;
+        let path = shorten(path.as_str());
+        self.tell(Event::DirectoryMade { path });
         Ok(Answer::ok(id))
     }
 
     async fn remove_dir(&mut self, id: u32, path: &str) -> Outcome {
         let path = Path::parse(path)?;
         self.settings.vfs.remove_directory(&path).await?;
+        let path = shorten(path.as_str());
+        self.tell(Event::DirectoryRemoved { path });
         Ok(Answer::ok(id))
     }
 
@@ -263,6 +305,10 @@ impl Session {
     async fn carry_out_rename(&self, rename: &EarlyRename) -> Outcome {
         let vfs = &self.settings.vfs;
         vfs.rename(&rename.from, &rename.to, rename.replace).await?;
+        self.tell(Event::Renamed {
+            from: shorten(rename.from.as_str()),
+            to: shorten(rename.to.as_str()),
+        });
         Ok(Answer::ok(rename.id))
     }
 
@@ -275,13 +321,8 @@ impl Session {
                 Ok(outcome) => outcome,
                 Err(panicked) => Err(panicked.into()),
             };
-            let line = RequestLine::of_rename(rename.from.as_str(), rename.to.as_str());
-            line.log(&self.settings.who, &outcome);
-            match outcome {
-                Ok(Answer::Now(packet)) => self.replies.reply(rename.id, Ok(packet)),
-                Ok(Answer::Later) => {}
-                Err(failure) => self.replies.reply(rename.id, Err(failure)),
-            }
+            let asked = Asked::rename(rename.from.as_str(), rename.to.as_str());
+            self.finish_request(rename.id, Some(asked), outcome);
         }
     }
 

@@ -8,6 +8,7 @@ use super::reads::QueuedReads;
 use super::recent::{ListingAge, RecentStats};
 use super::replies::Replies;
 use super::table::find_row;
+use crate::events::{SessionEnd, Teller};
 use crate::path::Path;
 use crate::transfer::{BufferPool, Download, SessionLimits, Upload, UserLimits};
 use crate::users::Access;
@@ -56,8 +57,8 @@ pub struct SessionParams {
     pub vfs: Vfs,
     /// What the user may do.
     pub access: Access,
-    /// `user@address`, for the log; holds no control characters.
-    pub who: Arc<str>,
+    /// Tells what happens in the session.
+    pub events: Teller,
     /// The owner that listings show.
     pub user: Arc<str>,
     /// The session ends after this time without a request or a reply.
@@ -89,6 +90,19 @@ pub enum End {
     Ignored,
 }
 
+impl End {
+    /// The reason without its words.
+    pub fn reason(&self) -> SessionEnd {
+        match self {
+            End::Closed => SessionEnd::Closed,
+            End::Idle(_) => SessionEnd::Idle,
+            End::Drained => SessionEnd::Shutdown,
+            End::Protocol(_) | End::NoInit => SessionEnd::Protocol,
+            End::Ignored => SessionEnd::Ignored,
+        }
+    }
+}
+
 /// A file or directory that is open, and its place among those of the user.
 pub(super) struct OpenHandle {
     pub handle: Handle,
@@ -101,6 +115,8 @@ pub(super) enum Handle {
         listing: Listing,
         path: Path,
         age: ListingAge,
+        /// Entries that the client has got; `None` once the event is told.
+        entries: Option<u64>,
     },
     Reader(Download),
     Writer {

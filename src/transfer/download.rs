@@ -70,6 +70,11 @@ impl From<Object> for OpenedObject {
 }
 
 impl OpenedObject {
+    /// Its description.
+    pub fn object(&self) -> &Object {
+        &self.object
+    }
+
     /// Sends one GET, which is all that a small file needs; or a HEAD if there is no memory for
     /// more.
     pub async fn ask(

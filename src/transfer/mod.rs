@@ -18,7 +18,7 @@ mod upload_task;
 
 pub use download::{Download, DownloadSummary, OpenedObject, ReadSink};
 pub use limits::{BlockMemory, MAX_USER_HANDLES, MAX_WAITING_READS, SessionLimits, UserLimits};
-pub use multipart::{COPY_PART_SIZE, MultipartUpload, abort};
+pub use multipart::{COPY_PART_SIZE, MultipartUpload};
 pub use name_locks::{LockedName, NameLock, NameLocks};
 pub use part_buffer::{
     ANSWERED_AHEAD, MAX_EARLY, PartBuffer, PartBufferError, PartSizes, REORDER_WINDOW,
@@ -28,6 +28,7 @@ pub use read_ahead::{FIRST_BLOCK, ReadAhead};
 pub use read_queue::{Read, ReadQueue};
 pub use upload::{MAX_HOLES, Progress, Reader, Reply, Target, Upload, UploadError, UploadSummary};
 
+use crate::events::Teller;
 use crate::store::{Limits, PatientStore, Store, Timeouts};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +60,8 @@ pub struct Transfers {
     pub tasks: TaskTracker,
     /// Cancelled when this work must end soon.
     pub stop: CancellationToken,
+    /// Tells what the server does by itself.
+    pub events: Teller,
 }
 
 impl Transfers {
@@ -78,6 +81,7 @@ impl Transfers {
             locks: NameLocks::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            events: Teller::default(),
         }
     }
 

@@ -1,13 +1,12 @@
 //! The one driver of multipart uploads: for files that clients send, and for copies by parts.
 
 use crate::catch_panic;
-use crate::metrics::ABORTED_UPLOADS;
+use crate::events::{Event, Teller};
 use crate::path::Key;
 use crate::store::{
     self, Attributes, Condition, Object, Part, PartSource, Store, StoreError, change,
 };
 use bytes::Bytes;
-use metrics::counter;
 use std::sync::Arc;
 
 /// Size of the parts, in bytes, by which large objects are copied inside the store.
@@ -60,29 +59,26 @@ impl MultipartUpload {
         change::complete(store, &self.key, &self.upload_id, parts, condition).await
     }
 
-    /// AbortMultipartUpload, as [`abort`].
-    pub async fn abort(self) -> bool {
-        abort(self.store.as_ref(), &self.key, &self.upload_id).await
+    /// AbortMultipartUpload. If that fails the upload stays in the store, and its event says so.
+    pub async fn abort(self, events: &Teller) {
+        match abort(self.store.as_ref(), &self.key, &self.upload_id).await {
+            Ok(()) => events.tell(Event::UploadAborted {
+                key: self.key.to_string(),
+                upload_id: self.upload_id,
+            }),
+            Err(error) => events.tell(Event::UploadLeft {
+                key: self.key.to_string(),
+                upload_id: self.upload_id,
+                error: error.to_string(),
+            }),
+        }
     }
 }
 
-/// AbortMultipartUpload. Returns false if that fails: the upload stays in the store, and the log
-/// says so.
-pub async fn abort(store: &dyn Store, key: &Key, upload_id: &str) -> bool {
-    let result = match catch_panic(store.abort(key, upload_id)).await {
+/// AbortMultipartUpload.
+pub(super) async fn abort(store: &dyn Store, key: &Key, upload_id: &str) -> store::Result<()> {
+    match catch_panic(store.abort(key, upload_id)).await {
         Ok(result) => result,
         Err(panicked) => Err(StoreError::Other(panicked.to_string())),
-    };
-    let label = match &result {
-        Ok(()) => "aborted",
-        Err(error) => {
-            let key = key.as_str();
-            log::warn!(
-                "multipart upload {upload_id} of {key:?} could not be aborted and stays: {error}"
-            );
-            "left"
-        }
-    };
-    counter!(ABORTED_UPLOADS, "result" => label).increment(1);
-    result.is_ok()
+    }
 }

@@ -7,8 +7,9 @@
 
 use super::multipart::{COPY_PART_SIZE, abort};
 use super::{PartSizes, Transfers};
+use crate::events::Event;
 use crate::path::Key;
-use crate::store::{self, Part};
+use crate::store::{self, IncompleteUpload, Part};
 use std::time::{Duration, SystemTime};
 
 impl Transfers {
@@ -33,17 +34,28 @@ impl Transfers {
         for upload in self.store.incomplete_uploads(prefix, before).await? {
             let is_ours = store::is_probe(&upload.key)
                 || have_sizes(&upload.parts, &self.sizes, self.short_part_unit());
-            if !is_ours {
-                continue;
-            }
-            if abort(self.store.as_ref(), &upload.key, &upload.id).await {
-                let id = &upload.id;
-                let key = upload.key.as_str();
-                let parts = upload.parts.len();
-                log::info!("aborted the abandoned multipart upload {id} of {key:?}, {parts} parts");
+            if is_ours {
+                self.abort_abandoned(upload).await;
             }
         }
         Ok(())
+    }
+
+    async fn abort_abandoned(&self, upload: IncompleteUpload) {
+        let aborted = abort(self.store.as_ref(), &upload.key, &upload.id).await;
+        let key = upload.key.to_string();
+        match aborted {
+            Ok(()) => self.events.tell(Event::AbandonedUploadAborted {
+                key,
+                upload_id: upload.id,
+                parts: upload.parts.len(),
+            }),
+            Err(error) => self.events.tell(Event::UploadLeft {
+                key,
+                upload_id: upload.id,
+                error: error.to_string(),
+            }),
+        }
     }
 }
 

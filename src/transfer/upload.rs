@@ -7,6 +7,7 @@
 use super::upload_task::UploadTask;
 use super::{LockedName, NameLock, NameLocks, PartBufferError, Transfers};
 use crate::Panicked;
+use crate::events::Teller;
 use crate::path::Key;
 use crate::store::{Condition, Object, StoreError};
 use bytes::Bytes;
@@ -113,6 +114,8 @@ pub struct Target {
     pub base: Option<Object>,
     /// What must be at the key when the file is closed.
     pub condition: Condition,
+    /// Tells whose upload was aborted.
+    pub events: Teller,
     /// Called once with how it ended, before CLOSE is answered.
     pub on_end: Box<dyn FnOnce(UploadSummary) + Send>,
 }

@@ -10,7 +10,6 @@ use super::{
     REORDER_WINDOW, Reply, Reservation, Share, Target, Transfers, UploadError, UploadSummary,
 };
 use crate::catch_panic;
-use crate::metrics::{GaugeGuard, OPEN_UPLOADS};
 use crate::store::{self, Attributes, Object, Part, PartSource, change};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -145,7 +144,6 @@ impl UploadTask {
     /// Carries out commands until every handle is gone, and cleans up.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let opened = Instant::now();
-        let _open = GaugeGuard::of(OPEN_UPLOADS);
         let closed = self.serve_commands(&mut commands).await;
         if closed.is_none() {
             self.failed.get_or_insert(UploadError::CutOff);
@@ -334,7 +332,7 @@ impl UploadTask {
         }
         self.parts_done.clear();
         if let Some(multipart) = self.multipart.take() {
-            multipart.abort().await;
+            multipart.abort(&self.target.events).await;
         }
     }
 
@@ -693,6 +691,7 @@ impl UploadTask {
 
     async fn close(&mut self, lock: &NameLock) -> Result<()> {
         if self.is_unchanged() {
+            self.etag = self.target.base.as_ref().map(|base| base.etag.clone());
             return Ok(());
         }
         // What the old object does not have, and the client has not sent, is zeros.
@@ -761,6 +760,7 @@ impl UploadTask {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::Teller;
     use crate::path::Key;
     use crate::store::Condition;
     use crate::store::Timeouts;
@@ -781,6 +781,7 @@ mod tests {
             key: Key::new("f").unwrap(),
             base: None,
             condition: Condition::None,
+            events: Teller::default(),
             on_end: Box::new(drop),
         };
         let upload = Upload::open(transfers, target);

@@ -30,6 +30,11 @@ pub struct Item {
 }
 
 impl Item {
+    /// Whether it is the directory itself or the one above.
+    pub fn is_dots(&self) -> bool {
+        self.name == "." || self.name == ".."
+    }
+
     /// `key_name` may end with a slash.
     fn new(key_name: &str, stat: Stat) -> Item {
         Item {

@@ -4,6 +4,7 @@
 
 use super::overlay::UploadEntry;
 use super::{EXISTS, Found, IS_DIRECTORY, Result, Vfs, VfsError};
+use crate::events::Teller;
 use crate::path::{Key, ObjectKeys, Path};
 use crate::store::{Condition, Object, StoreError};
 use crate::transfer::{
@@ -66,6 +67,7 @@ impl FileToWrite {
     pub fn start(
         self,
         transfers: Arc<Transfers>,
+        events: Teller,
         on_end: impl FnOnce(UploadSummary) + Send + 'static,
     ) -> Upload {
         let condition = self.base.condition();
@@ -87,6 +89,7 @@ impl FileToWrite {
             key: self.key,
             base,
             condition,
+            events,
             on_end,
         };
         let upload = Upload::open(transfers, target);

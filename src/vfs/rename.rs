@@ -631,7 +631,7 @@ async fn copy_in_parts(
             is_ours: true,
         }),
         Err(error) => {
-            upload.abort().await;
+            upload.abort(&transfers.events).await;
             Err(error)
         }
     }

@@ -9,6 +9,7 @@ use super::plan::PART_SIZE;
 use super::remote::{Kind, Remote, Trouble};
 use async_trait::async_trait;
 use bytes::Bytes;
+use sftpd::events::Teller;
 use sftpd::sftp::{Received, SessionParams, Sink, Source};
 use sftpd::store::s3::doubts::{Doubts, Requests, WRITE_ID};
 use sftpd::store::{
@@ -449,7 +450,7 @@ impl Gateway {
                 self.has_markers,
             ),
             access: Access::ReadWrite,
-            who: "simulated".into(),
+            events: Teller::default(),
             user: "simulated".into(),
             idle_timeout,
             drain: CancellationToken::new(),

@@ -272,8 +272,7 @@ fn keep_log(stderr: ChildStderr, log: Log) -> mpsc::Receiver<SocketAddr> {
     let (ready, address) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            let found = line.split_once("listening on ");
-            let listening = found.and_then(|(_, address)| address.parse().ok());
+            let listening = listening_address(&line);
             log.lock().unwrap().push(line);
             if let Some(address) = listening {
                 let _ = ready.send(address);
@@ -281,4 +280,16 @@ fn keep_log(stderr: ChildStderr, log: Log) -> mpsc::Receiver<SocketAddr> {
         }
     });
     address
+}
+
+/// The address in the line that says where the server listens, in text or in JSON.
+fn listening_address(line: &str) -> Option<SocketAddr> {
+    if let Ok(json) = serde_json::from_str::<serde_json::Value>(line) {
+        return match json["event"].as_str() {
+            Some("server_started") => json["address"].as_str()?.parse().ok(),
+            _ => None,
+        };
+    }
+    let (_, address) = line.split_once("listening on ")?;
+    address.parse().ok()
 }

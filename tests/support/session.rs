@@ -1,6 +1,7 @@
 //! The settings of a session without a connection around it, also for the properties and for
 //! `bench/micro.rs`.
 
+use sftpd::events::Teller;
 use sftpd::sftp::SessionParams;
 use sftpd::store::{Store, Timeouts};
 use sftpd::transfer::BufferPool;
@@ -35,7 +36,7 @@ pub fn settings(
         uploads: Arc::new(Semaphore::new(256)),
         vfs: Vfs::new(context, Arc::default(), Home::new("", home).unwrap(), false),
         access: Access::ReadWrite,
-        who: "alice@test".into(),
+        events: Teller::default(),
         user: "alice".into(),
         idle_timeout: Duration::from_secs(60),
         drain: CancellationToken::new(),

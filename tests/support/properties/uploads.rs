@@ -4,6 +4,7 @@ use super::{Chosen, MIB, NOISE, noise, rarely, run};
 use arbitrary::Unstructured;
 use async_trait::async_trait;
 use bytes::Bytes;
+use sftpd::events::Teller;
 use sftpd::store::s3::doubts::{Doubts, Requests, WRITE_ID};
 use sftpd::store::{
     Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource,
@@ -268,6 +269,7 @@ async fn upload(u: &mut Unstructured<'_>) -> Chosen<()> {
             key: Bucket::key(),
             base,
             condition,
+            events: Teller::default(),
             on_end,
         },
     );

@@ -1,0 +1,85 @@
+//! The metrics that count events. The others are recorded where they are measured: requests to S3,
+//! memory, the users file.
+
+use super::{
+    ConnectionEnd, ConnectionRefusal, Credential, Event, Events, LoginRefusal, TransferResult, Who,
+};
+use crate::metrics::{
+    ABORTED_UPLOADS, CONNECTIONS, LOGINS, OPEN_UPLOADS, REFUSED_CONNECTIONS, SESSIONS,
+    TRANSFERRED_BYTES, TRANSFERS,
+};
+use metrics::{counter, gauge};
+
+/// Records events as metrics, through the recorder that the process has installed.
+pub struct Metrics;
+
+impl Events for Metrics {
+    fn event(&self, _who: &Who, event: &Event) {
+        match event {
+            Event::ConnectionOpened => gauge!(CONNECTIONS).increment(1),
+            Event::ConnectionRefused { reason, .. } => count_refusal(*reason),
+            Event::ConnectionEnded { reason, .. } => {
+                gauge!(CONNECTIONS).decrement(1);
+                if *reason == ConnectionEnd::Evicted {
+                    count_refusal(ConnectionRefusal::Unauthenticated);
+                }
+            }
+            Event::LoginAccepted { credential } => count_login(credential, "accepted"),
+            Event::LoginRefused {
+                credential, reason, ..
+            } => match reason {
+                LoginRefusal::Wrong => count_login(credential, "refused"),
+                LoginRefusal::UserPenalty | LoginRefusal::AddressPenalty => {
+                    count_login(credential, "unheard");
+                }
+            },
+            Event::SessionStarted => gauge!(SESSIONS).increment(1),
+            Event::SessionEnded { .. } => gauge!(SESSIONS).decrement(1),
+            Event::Opened { write: true, .. } => gauge!(OPEN_UPLOADS).increment(1),
+            Event::Read(read) => count_transfer("download", read.result, read.bytes),
+            Event::Written(written) => {
+                gauge!(OPEN_UPLOADS).decrement(1);
+                count_transfer("upload", written.result, written.bytes);
+            }
+            Event::UploadAborted { .. } | Event::AbandonedUploadAborted { .. } => {
+                counter!(ABORTED_UPLOADS, "result" => "aborted").increment(1);
+            }
+            Event::UploadLeft { .. } => {
+                counter!(ABORTED_UPLOADS, "result" => "left").increment(1);
+            }
+            Event::ServerStarted { .. }
+            | Event::ServerStopped
+            | Event::CommandRefused { .. }
+            | Event::Opened { write: false, .. }
+            | Event::Listed { .. }
+            | Event::Removed { .. }
+            | Event::Renamed { .. }
+            | Event::DirectoryMade { .. }
+            | Event::DirectoryRemoved { .. }
+            | Event::SizeSet { .. }
+            | Event::RequestFailed(_) => {}
+        }
+    }
+}
+
+fn count_refusal(reason: ConnectionRefusal) {
+    let label = match reason {
+        ConnectionRefusal::Full => "full",
+        ConnectionRefusal::Unauthenticated => "strangers",
+        ConnectionRefusal::Descriptors => "descriptors",
+        // The load balancer's mistake, and no limit of the server.
+        ConnectionRefusal::ProxyHeader => return,
+    };
+    counter!(REFUSED_CONNECTIONS, "reason" => label).increment(1);
+}
+
+fn count_login(credential: &Credential, result: &'static str) {
+    let method = credential.method.as_str();
+    counter!(LOGINS, "method" => method, "result" => result).increment(1);
+}
+
+fn count_transfer(direction: &'static str, result: TransferResult, bytes: u64) {
+    let labels = [("direction", direction), ("result", result.as_str())];
+    counter!(TRANSFERS, &labels).increment(1);
+    counter!(TRANSFERRED_BYTES, &labels).increment(bytes);
+}

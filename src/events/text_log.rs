@@ -1,0 +1,244 @@
+//! The log for people: a line an event.
+
+use super::{
+    ConnectionEnd, ConnectionRefusal, Credential, Event, Events, FailedRequest, LoginRefusal, Read,
+    RequestKind, SessionEnd, TransferResult, Who, Written,
+};
+use std::fmt::{self, Display, Formatter};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// The target of the log's lines about events.
+const LOG_TARGET: &str = "sftpd::events";
+
+/// Logs each event as a line of text, through the logger that the process has installed.
+pub struct TextLog;
+
+impl Events for TextLog {
+    fn event(&self, who: &Who, event: &Event) {
+        let level = event.level();
+        match who.connection {
+            0 => log::log!(target: LOG_TARGET, level, "{event}"),
+            _ => log::log!(target: LOG_TARGET, level, "{who}: {event}"),
+        }
+    }
+}
+
+/// The line of the log, without who.
+impl Display for Event {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::ServerStarted { address } => write_start(f, *address),
+            Event::ServerStopped => write!(f, "stopped"),
+            Event::ConnectionOpened => write!(f, "connected"),
+            Event::ConnectionRefused { reason, error } => write_refusal(f, *reason, error),
+            Event::ConnectionEnded { reason, .. } => write_connection_end(f, *reason),
+            Event::LoginAccepted { credential } => write!(f, "logged in with {credential}"),
+            Event::LoginRefused {
+                name,
+                credential,
+                reason,
+            } => write_login_refusal(f, name, credential, *reason),
+            Event::SessionStarted => write!(f, "session started"),
+            Event::SessionEnded {
+                reason,
+                text,
+                duration,
+            } => write_session_end(f, *reason, text, *duration),
+            Event::CommandRefused { command } => write_command(f, command),
+            Event::Opened { path, write, .. } => write_opened(f, path, *write),
+            Event::Read(read) => write!(f, "{read}"),
+            Event::Written(written) => write!(f, "{written}"),
+            Event::Listed { path, entries } => write!(f, "list {path:?} {entries} entries"),
+            Event::Removed { path } => write!(f, "remove {path:?}"),
+            Event::Renamed { from, to, .. } => write!(f, "rename {from:?} to {to:?}"),
+            Event::DirectoryMade { path } => write!(f, "mkdir {path:?}"),
+            Event::DirectoryRemoved { path } => write!(f, "rmdir {path:?}"),
+            Event::SizeSet { path, size } => write!(f, "set size {size} of {path:?}"),
+            Event::RequestFailed(failed) => write!(f, "{failed}"),
+            Event::UploadAborted { key, upload_id } => {
+                write!(f, "aborted the multipart upload {upload_id} of {key:?}")
+            }
+            Event::UploadLeft {
+                key,
+                upload_id,
+                error,
+            } => write_left(f, key, upload_id, error),
+            Event::AbandonedUploadAborted {
+                key,
+                upload_id,
+                parts,
+            } => write_abandoned(f, key, upload_id, *parts),
+        }
+    }
+}
+
+fn write_start(f: &mut Formatter<'_>, address: Option<SocketAddr>) -> fmt::Result {
+    match address {
+        Some(address) => write!(f, "listening on {address}"),
+        None => write!(f, "listening"),
+    }
+}
+
+fn write_refusal(
+    f: &mut Formatter<'_>,
+    reason: ConnectionRefusal,
+    error: &Option<String>,
+) -> fmt::Result {
+    match error {
+        Some(error) => write!(f, "refused: {reason}: {error}"),
+        None => write!(f, "refused: {reason}"),
+    }
+}
+
+fn write_connection_end(f: &mut Formatter<'_>, reason: ConnectionEnd) -> fmt::Result {
+    match reason {
+        ConnectionEnd::Closed | ConnectionEnd::NoSsh => write!(f, "connection ended: {reason}"),
+        ConnectionEnd::LoginTimeout
+        | ConnectionEnd::Evicted
+        | ConnectionEnd::Rejected
+        | ConnectionEnd::SecondCredential
+        | ConnectionEnd::Unused
+        | ConnectionEnd::Shutdown => write!(f, "disconnected: {reason}"),
+    }
+}
+
+impl Display for Credential {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let method = self.method.as_str();
+        match (&self.fingerprint, &self.key_id) {
+            (Some(key), Some(id)) => write!(f, "{method} {id:?} of key {key}"),
+            (Some(key), None) => write!(f, "{method} {key}"),
+            (None, _) => write!(f, "{method}"),
+        }
+    }
+}
+
+fn write_login_refusal(
+    f: &mut Formatter<'_>,
+    name: &str,
+    credential: &Credential,
+    reason: LoginRefusal,
+) -> fmt::Result {
+    let why = match reason {
+        LoginRefusal::Wrong => return write!(f, "login failed: user {name:?}, {credential}"),
+        LoginRefusal::UserPenalty => "too many failed logins of this user from this address",
+        LoginRefusal::AddressPenalty => "too many failed logins from this address",
+    };
+    write!(f, "login not looked at: user {name:?}, {credential}: {why}")
+}
+
+fn write_session_end(
+    f: &mut Formatter<'_>,
+    reason: SessionEnd,
+    text: &str,
+    duration: Duration,
+) -> fmt::Result {
+    let seconds = duration.as_secs_f64();
+    match reason {
+        SessionEnd::CutOff => write!(f, "session cut off after {seconds:.1} s: {text}"),
+        SessionEnd::Closed
+        | SessionEnd::Idle
+        | SessionEnd::Shutdown
+        | SessionEnd::Protocol
+        | SessionEnd::Ignored => write!(f, "session ended after {seconds:.1} s: {text}"),
+    }
+}
+
+fn write_command(f: &mut Formatter<'_>, command: &Option<String>) -> fmt::Result {
+    match command {
+        Some(command) => write!(f, "refused the command {command:?}"),
+        None => write!(f, "refused a shell"),
+    }
+}
+
+fn write_opened(f: &mut Formatter<'_>, path: &str, is_upload: bool) -> fmt::Result {
+    match is_upload {
+        true => write!(f, "opened {path:?} for writing"),
+        false => write!(f, "opened {path:?} for reading"),
+    }
+}
+
+impl Display for Read {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let path = &self.path;
+        let bytes = self.bytes;
+        let requests = self.requests;
+        let seconds = self.duration.as_secs_f64();
+        match &self.error {
+            None => write!(
+                f,
+                "get {path:?} {bytes} bytes {requests} requests {seconds:.3} s"
+            ),
+            Some(error) => write!(
+                f,
+                "get {path:?} failed after {bytes} bytes {seconds:.3} s: {error}"
+            ),
+        }
+    }
+}
+
+impl Display for Written {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let path = &self.path;
+        let bytes = self.bytes;
+        let parts = self.parts;
+        let seconds = self.duration.as_secs_f64();
+        match self.result {
+            TransferResult::Ok => {
+                write!(f, "put {path:?} {bytes} bytes {parts} parts {seconds:.3} s")
+            }
+            TransferResult::Failed => {
+                let error = self.error.as_deref().unwrap_or_default();
+                write!(
+                    f,
+                    "put {path:?} failed after {bytes} bytes {seconds:.3} s: {error}"
+                )
+            }
+            TransferResult::CutOff => write!(
+                f,
+                "put {path:?} forced to end after {bytes} bytes {seconds:.3} s: nothing was stored"
+            ),
+        }
+    }
+}
+
+impl Display for FailedRequest {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let path = &self.path;
+        match (&self.to, self.size) {
+            (Some(to), _) => write!(f, "rename {path:?} to {to:?}")?,
+            (None, Some(size)) => write!(f, "set size {size} of {path:?}")?,
+            (None, None) => write!(f, "{} {path:?}", request_name(self.request))?,
+        }
+        write!(f, " failed: {}", self.error)
+    }
+}
+
+fn request_name(request: RequestKind) -> &'static str {
+    match request {
+        RequestKind::Open => "open",
+        RequestKind::List => "list",
+        RequestKind::Stat => "stat",
+        RequestKind::Setstat => "setstat",
+        RequestKind::SetSize => "set size of",
+        RequestKind::Remove => "remove",
+        RequestKind::Rename => "rename",
+        RequestKind::Mkdir => "mkdir",
+        RequestKind::Rmdir => "rmdir",
+    }
+}
+
+fn write_left(f: &mut Formatter<'_>, key: &str, upload_id: &str, error: &str) -> fmt::Result {
+    write!(
+        f,
+        "multipart upload {upload_id} of {key:?} could not be aborted and stays: {error}"
+    )
+}
+
+fn write_abandoned(f: &mut Formatter<'_>, key: &str, upload_id: &str, parts: usize) -> fmt::Result {
+    write!(
+        f,
+        "aborted the abandoned multipart upload {upload_id} of {key:?}, {parts} parts"
+    )
+}

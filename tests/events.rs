@@ -1,0 +1,262 @@
+//! What listeners are told: every event once, after the fact, with whom it is about.
+
+mod support;
+
+use sftpd::events::{Event, Events, TransferResult, Who};
+use sftpd::store::memory::MemoryStore;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use support::{Client, MIB, PASSWORD, PUT, Server, SshClient, eventually};
+
+/// Keeps all that it is told.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<(Who, Event)>>);
+
+impl Events for Recorder {
+    fn event(&self, who: &Who, event: &Event) {
+        self.0.lock().unwrap().push((who.clone(), event.clone()));
+    }
+}
+
+impl Recorder {
+    fn told(&self) -> Vec<(Who, Event)> {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// The events so far, without what differs from run to run.
+    fn texts(&self) -> Vec<String> {
+        self.told().iter().map(|(_, event)| text(event)).collect()
+    }
+
+    async fn wait_for(&self, expected: &str) {
+        eventually(expected, || {
+            self.texts().iter().any(|text| text == expected)
+        })
+        .await;
+    }
+}
+
+fn text(event: &Event) -> String {
+    match event {
+        Event::ServerStarted { address, .. } => format!("started {}", address.is_some()),
+        Event::ConnectionEnded { reason, .. } => format!("connection ended: {reason:?}"),
+        Event::SessionEnded { reason, .. } => format!("session ended: {reason:?}"),
+        Event::Opened {
+            path,
+            read,
+            write,
+            truncate,
+            declared_size,
+            ..
+        } => format!("opened {path} {read} {write} {truncate} {declared_size:?}"),
+        Event::Read(read) => {
+            let (bytes, size, requests) = (read.bytes, read.size, read.requests);
+            assert!(!read.etag.is_empty());
+            format!(
+                "read {} {bytes}/{size} {requests} {:?}",
+                read.path, read.result
+            )
+        }
+        Event::Written(written) => {
+            let (bytes, parts, result) = (written.bytes, written.parts, written.result);
+            assert_eq!(written.etag.is_some(), result == TransferResult::Ok);
+            let declared = written.declared_size;
+            format!(
+                "written {} {bytes} {parts} {result:?} {declared:?}",
+                written.path
+            )
+        }
+        other => other.to_string(),
+    }
+}
+
+async fn start(listeners: Vec<Arc<dyn Events>>) -> Server {
+    let store = Arc::new(MemoryStore::default());
+    Server::with(store, |config| config.events = listeners).await
+}
+
+#[tokio::test]
+async fn every_event_is_told_once_and_in_order() {
+    let recorder = Arc::new(Recorder::default());
+    let server = start(vec![recorder.clone()]).await;
+    assert!(
+        Client::login(server.address, "alice", "wrong")
+            .await
+            .is_none()
+    );
+    recorder.wait_for("connection ended: Closed").await;
+    let client = server.client().await;
+    client.mkdir("/d").await.unwrap();
+    client.put("/d/f", b"hello").await.unwrap();
+    client.get("/d/f").await.unwrap();
+    recorder.wait_for("read /d/f 5/5 1 Ok").await;
+    assert_eq!(client.list("/d").await.unwrap().len(), 1);
+    client.sftp.rename("/d/f", "/g").await.unwrap();
+    client.posix_rename("/g", "/h").await.unwrap();
+    client.sftp.rmdir("/d").await.unwrap();
+    client.sftp.remove("/h").await.unwrap();
+    assert!(client.sftp.remove("/h").await.is_err());
+    assert!(client.sftp.stat("/h").await.is_err());
+    let handle = client.open("/cut", PUT).await.unwrap();
+    client.write(&handle, 0, &[7; 10]).await.unwrap();
+    drop(client);
+    recorder.wait_for("connection ended: Closed").await;
+    eventually("both connections end", || {
+        recorder
+            .texts()
+            .iter()
+            .filter(|text| text.starts_with("connection ended"))
+            .count()
+            == 2
+    })
+    .await;
+    eventually("the upload ends", || {
+        recorder
+            .texts()
+            .iter()
+            .any(|text| text.starts_with("written /cut"))
+    })
+    .await;
+    server.shutdown.drain.cancel();
+    recorder.wait_for("stopped").await;
+    let mut texts = recorder.texts();
+    // The upload's own task tells how it ended, and the session's how that did.
+    let end = texts.len() - 4;
+    texts[end..].sort();
+    assert_eq!(
+        texts,
+        [
+            "started true",
+            "connected",
+            "login failed: user \"alice\", password",
+            "connection ended: Closed",
+            "connected",
+            "logged in with password",
+            "session started",
+            "mkdir \"/d\"",
+            "opened /d/f false true true None",
+            "written /d/f 5 0 Ok None",
+            "opened /d/f true false false None",
+            "read /d/f 5/5 1 Ok",
+            "list \"/d\" 1 entries",
+            "rename \"/d/f\" to \"/g\"",
+            "rename \"/g\" to \"/h\"",
+            "rmdir \"/d\"",
+            "remove \"/h\"",
+            "remove \"/h\" failed: No such file",
+            "opened /cut false true true None",
+            "connection ended: Closed",
+            "session ended: Closed",
+            "stopped",
+            "written /cut 10 0 CutOff None",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn who_tells_connections_apart_and_sequence_numbers_grow() {
+    let recorder = Arc::new(Recorder::default());
+    let server = start(vec![recorder.clone()]).await;
+    let alice = server.client().await;
+    let reader = server.client_as("reader").await;
+    alice.put("/a", b"a").await.unwrap();
+    reader.get("/a").await.unwrap();
+    alice.sftp.remove("/a").await.unwrap();
+    recorder.wait_for("read /a 1/1 1 Ok").await;
+    let told = recorder.told();
+    let sequences: Vec<u64> = told.iter().map(|(who, _)| who.sequence).collect();
+    let distinct: BTreeSet<u64> = sequences.iter().copied().collect();
+    assert_eq!(distinct, (1..=told.len() as u64).collect());
+    let mut peers = BTreeSet::new();
+    for (who, event) in &told {
+        let user = who.account.as_ref().map(|account| account.name.as_str());
+        let expected = match event {
+            Event::ServerStarted { .. } => (0, None),
+            Event::ConnectionOpened => (who.connection, None),
+            Event::Written(_) | Event::Removed { .. } => (1, Some("alice")),
+            Event::Read(_) => (2, Some("reader")),
+            _ if who.connection == 1 => (1, Some("alice")),
+            _ => (2, Some("reader")),
+        };
+        assert_eq!((who.connection, user), expected, "{event}");
+        assert_eq!(who.peer.is_some(), who.connection != 0, "{event}");
+        peers.insert((who.connection, who.peer));
+    }
+    assert_eq!(peers.len(), 3, "{peers:?}");
+}
+
+#[tokio::test]
+async fn events_of_parts_have_the_account_too() {
+    let recorder = Arc::new(Recorder::default());
+    let server = start(vec![recorder.clone()]).await;
+    let client = server.client().await;
+    client.put("/large", &vec![1; 12 * MIB]).await.unwrap();
+    let handle = client.open("/left", PUT).await.unwrap();
+    client.write(&handle, 0, &vec![1; 6 * MIB]).await.unwrap();
+    drop(client);
+    eventually("the upload is aborted", || {
+        recorder
+            .told()
+            .iter()
+            .any(|(_, event)| matches!(event, Event::UploadAborted { .. }))
+    })
+    .await;
+    assert!(
+        recorder
+            .texts()
+            .contains(&"written /large 12582912 3 Ok None".to_owned())
+    );
+    for (who, event) in recorder.told() {
+        if let Event::UploadAborted { key, .. } = event {
+            assert_eq!(key, "alice/left");
+            assert_eq!(who.account.unwrap().name, "alice");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_path_is_cut_and_a_command_is_told() {
+    let recorder = Arc::new(Recorder::default());
+    let server = start(vec![recorder.clone()]).await;
+    let client = server.client().await;
+    let long = "x".repeat(100_000);
+    assert!(client.open(&long, PUT).await.is_err());
+    let channel = client.ssh.channel().await.unwrap();
+    channel.exec(true, "scp -t .").await.unwrap();
+    recorder.wait_for("refused the command \"scp -t .\"").await;
+    let told = recorder.told();
+    let failed = told.iter().find_map(|(_, event)| match event {
+        Event::RequestFailed(failed) => Some(failed.clone()),
+        _ => None,
+    });
+    assert_eq!(failed.unwrap().path, "x".repeat(1024));
+}
+
+/// Panics at every event.
+struct Panicking;
+
+impl Events for Panicking {
+    fn event(&self, _who: &Who, _event: &Event) {
+        panic!("by intention");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_that_panics_hurts_nobody() {
+    let recorder = Arc::new(Recorder::default());
+    let server = start(vec![Arc::new(Panicking), recorder.clone()]).await;
+    let client = server.client().await;
+    client.put("/f", b"hello").await.unwrap();
+    assert_eq!(client.get("/f").await.unwrap(), b"hello");
+    assert!(
+        recorder
+            .texts()
+            .contains(&"written /f 5 0 Ok None".to_owned())
+    );
+    assert!(
+        SshClient::connect(server.address)
+            .await
+            .login("alice", PASSWORD)
+            .await
+    );
+}
