@@ -16,7 +16,8 @@ pub const MAX_SESSIONS: &str = "sftpd_max_sessions";
 pub const REFUSED_CONNECTIONS: &str = "sftpd_refused_connections_total";
 /// SFTP sessions that are open.
 pub const SESSIONS: &str = "sftpd_sessions";
-/// Labels: method (key, password), result (accepted, refused; unheard, of passwords only).
+/// Labels: method (key, password, certificate), result (accepted, refused; unheard, of passwords
+/// only).
 pub const LOGINS: &str = "sftpd_logins_total";
 /// Labels: direction (upload, download), result (ok, failed, cut_off).
 pub const TRANSFERS: &str = "sftpd_transfers_total";

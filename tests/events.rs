@@ -4,6 +4,7 @@ mod support;
 
 use sftpd::events::{Event, Events, TransferResult, Who};
 use sftpd::store::memory::MemoryStore;
+use sftpd::users::{Account, Attempt, Login};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use support::{Client, MIB, PASSWORD, PUT, Server, SshClient, eventually};
@@ -230,6 +231,40 @@ async fn a_path_is_cut_and_a_command_is_told() {
         _ => None,
     });
     assert_eq!(failed.unwrap().path, "x".repeat(1024));
+}
+
+#[tokio::test]
+async fn events_carry_the_session_data_of_the_account() {
+    let recorder = Arc::new(Recorder::default());
+    let listener = recorder.clone();
+    let store = Arc::new(MemoryStore::default());
+    let login = async |attempt: Attempt| {
+        Login::Accept(Account::new(&attempt.user).session(format!("tenant of {}", attempt.user)))
+    };
+    let server = Server::with(store, |config| {
+        config.events = vec![listener];
+        config.auth = Arc::new(login);
+    })
+    .await;
+    let client = server.client_as("bob").await;
+    client.put("/f", b"hello").await.unwrap();
+    drop(client);
+    recorder.wait_for("connection ended: Closed").await;
+    let mut count = 0;
+    for (who, event) in recorder.told() {
+        match &who.account {
+            Some(account) => {
+                let data: Option<&String> = account.session_as();
+                assert_eq!(data.unwrap(), "tenant of bob", "{event}");
+                count += 1;
+            }
+            None => assert!(
+                matches!(event, Event::ServerStarted { .. } | Event::ConnectionOpened),
+                "{event}"
+            ),
+        }
+    }
+    assert!(count >= 5, "{:?}", recorder.texts());
 }
 
 /// Panics at every event.
