@@ -22,15 +22,11 @@ use tokio::task::JoinSet;
 
 /// A server with parts of 16 MiB, four of which fill the pool.
 async fn server_with_large_parts(s3: &FakeS3, equal: bool) -> Server {
-    Server::with(s3_store(s3), |config| {
-        config.buffer_memory = 64 << 20;
-        let double_every = if equal { 0 } else { 1000 };
-        config.part_sizes = PartSizes {
-            first: 16 << 20,
-            cap: 16 << 20,
-            double_every,
-            ..PartSizes::default()
-        };
+    Server::with(s3_store(s3), |builder| {
+        builder
+            .buffer_memory(64 << 20)
+            .part_size(16 << 20)
+            .equal_parts(equal)
     })
     .await
 }
@@ -171,7 +167,7 @@ async fn an_upload_whose_parts_hang_is_aborted_after_a_disconnect() {
     eventually("parts are on their way", || s3.count("UploadPart") == 2).await;
     drop(client);
     eventually("the upload is aborted", || s3.uploads() == 0).await;
-    server.shutdown.drain.cancel();
+    server.drain.cancel();
     within("the server's end", &mut server.task).await.unwrap();
 }
 
@@ -199,8 +195,8 @@ async fn a_rename_that_is_aborted_leaves_nothing_behind() {
             tokio::spawn(async move { client.sftp.rename(source, target).await.is_ok() });
         let count = if operation == "UploadPartCopy" { 1 } else { 20 };
         eventually("it is under way", || s3.count(operation) >= count).await;
-        server.shutdown.drain.cancel();
-        server.shutdown.stop.cancel();
+        server.drain.cancel();
+        server.server.stop();
         within("the server's end", &mut server.task).await.unwrap();
         renaming.abort();
         assert_eq!(s3.objects(), before, "{source}");
@@ -247,7 +243,7 @@ async fn closing_a_channel_during_a_download_ends_its_session() {
         s3.reset();
         channel.close().await.unwrap();
     }
-    server.shutdown.drain.cancel();
+    server.drain.cancel();
     drop(client);
     let mut server = server;
     within("the end of all sessions", &mut server.task)
@@ -335,7 +331,7 @@ async fn a_store_that_stalls_does_not_stop_other_channels() {
 async fn open_files_are_limited_by_user_and_uploads_by_memory() {
     let s3 = FakeS3::start().await;
     s3.put("alice/f", "content");
-    let server = Server::with(s3_store(&s3), |config| config.max_uploads = 8).await;
+    let server = Server::with(s3_store(&s3), |builder| builder.max_uploads(8)).await;
     let mut clients = Vec::new();
     let mut opened = 0;
     for _ in 0..5 {
@@ -396,7 +392,7 @@ async fn open_files_that_are_not_read_do_not_slow_down_other_users() {
     let data = noise(16 * MIB, 1);
     s3.put("alice/large", data.clone());
     s3.put("alice/f", noise(300_000, 2));
-    let server = Server::with(s3_store(&s3), |config| config.buffer_memory = 128 << 20).await;
+    let server = Server::with(s3_store(&s3), |builder| builder.buffer_memory(128 << 20)).await;
     let reader = server.client_as("reader").await;
     let mut idle = Vec::new();
     for _ in 0..3 {
@@ -479,7 +475,7 @@ async fn a_rename_of_more_names_than_the_pool_holds_fails() {
     let s3 = FakeS3::start().await;
     let name = "x".repeat(200);
     (0..3000).for_each(|n| s3.put(&format!("alice/d/{name}{n}"), ""));
-    let server = Server::with(s3_store(&s3), |config| config.buffer_memory = 8 << 20).await;
+    let server = Server::with(s3_store(&s3), |builder| builder.buffer_memory(8 << 20)).await;
     let client = server.client().await;
     assert_eq!(
         code(client.sftp.rename("/d", "/e").await),

@@ -48,15 +48,16 @@ async fn server_for_one(s3: &FakeS3) -> Server {
     for op in ["UploadPart", "CopyObject", "ListObjectsV2"] {
         s3.fault(op, When::Every, Fault::Stall(Duration::from_millis(2)));
     }
-    Server::with(s3_store(s3), |config| {
-        config.max_sessions = 1;
-        config.part_sizes = PartSizes {
-            first: PART as u64,
-            cap: PART as u64,
-            double_every: 0,
-            ..PartSizes::default()
-        };
-        config.buffer_memory = 4 * PART as u64;
+    Server::with(s3_store(s3), |builder| {
+        builder
+            .max_sessions(1)
+            .part_sizes(PartSizes {
+                first: PART as u64,
+                cap: PART as u64,
+                double_every: 0,
+                ..PartSizes::default()
+            })
+            .buffer_memory(4 * PART as u64)
     })
     .await
 }
@@ -364,7 +365,7 @@ fn a_killed_openssh_client_leaves_the_old_object_or_the_whole_new_one() {
 #[tokio::test]
 async fn a_client_that_vanishes_without_a_reset_is_detected() {
     let store = Arc::new(MemoryStore::default());
-    let server = Server::with(store.clone(), |config| config.max_sessions = 1).await;
+    let server = Server::with(store.clone(), |builder| builder.max_sessions(1)).await;
     let proxy = Proxy::start(server.address, usize::MAX, Fate::Vanish).await;
     let client = proxy.client().await;
     let handle = client.open("/f", PUT).await.unwrap();
@@ -432,8 +433,8 @@ async fn a_connection_without_a_session_is_closed() {
 #[tokio::test]
 async fn bytes_that_trickle_in_do_not_extend_the_login_timeout() {
     let brief = Duration::from_millis(500);
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-        config.login_timeout = brief
+    let server = Server::with(Arc::new(MemoryStore::default()), |builder| {
+        builder.login_timeout(brief)
     })
     .await;
     // Before the version is whole, and in the middle of a packet of 32 KiB that would begin the key
@@ -727,7 +728,7 @@ async fn a_store_that_panics_fails_one_request() {
     })
     .await;
     drop(other);
-    server.shutdown.drain.cancel();
+    server.drain.cancel();
     within("the server's end", &mut server.task).await.unwrap();
 }
 

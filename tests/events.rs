@@ -73,7 +73,7 @@ fn text(event: &Event) -> String {
 
 async fn start(listeners: Vec<Arc<dyn Events>>) -> Server {
     let store = Arc::new(MemoryStore::default());
-    Server::with(store, |config| config.events = listeners).await
+    Server::with(store, |builder| builder.listeners(listeners)).await
 }
 
 #[tokio::test]
@@ -118,7 +118,7 @@ async fn every_event_is_told_once_and_in_order() {
             .any(|text| text.starts_with("written /cut"))
     })
     .await;
-    server.shutdown.drain.cancel();
+    server.drain.cancel();
     recorder.wait_for("stopped").await;
     let mut texts = recorder.texts();
     // The upload's own task tells how it ended, and the session's how that did.
@@ -241,11 +241,9 @@ async fn events_carry_the_session_data_of_the_account() {
     let login = async |attempt: Attempt| {
         Login::Accept(Account::new(&attempt.user).session(format!("tenant of {}", attempt.user)))
     };
-    let server = Server::with(store, |config| {
-        config.events = vec![listener];
-        config.auth = Arc::new(login);
-    })
-    .await;
+    let builder = sftpd::server::Server::builder(store, login);
+    let server = Server::run(builder.listeners(vec![listener])).await;
+
     let client = server.client_as("bob").await;
     client.put("/f", b"hello").await.unwrap();
     drop(client);

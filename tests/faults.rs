@@ -198,7 +198,7 @@ impl Scenario {
                 // A part that failed may or may not be reported before the client goes.
                 let _ = client.write(&handle, 0, &large()).await;
                 drop(client);
-                server.shutdown.drain.cancel();
+                server.drain.cancel();
                 (&mut server.task).await.unwrap();
             }
             AppendSmall | AppendLarge => put(client, append, 0, &added()).await?,
@@ -307,7 +307,7 @@ async fn serve(store: &Arc<dyn Store>) -> Server {
         double_every: 1000,
         ..PartSizes::default()
     };
-    Server::with(store.clone(), |config| config.part_sizes = sizes).await
+    Server::with(store.clone(), |builder| builder.part_sizes(sizes)).await
 }
 
 /// The clock of the SDK: [`PATIENCE`] ends as soon as every request under way hangs, and not
@@ -615,7 +615,7 @@ async fn run(scenario: Scenario, etags: ETags, cell: Option<Cell>) -> Report {
         Outcome::False(_) => Ok(true),
     };
     drop(client);
-    server.shutdown.drain.cancel();
+    server.drain.cancel();
     (&mut server.task).await.unwrap();
     let last = s3.snapshot();
     match &outcome {

@@ -84,7 +84,7 @@ async fn only_old_uploads_of_our_own_are_aborted() {
     // From a server that ended while it looked up its own name.
     leave_upload(store.as_ref(), "inbox/.sftpd-probe-0123456789abcdef", &[]).await;
     s3.give_away(&leave_upload(store.as_ref(), "inbox/alice/theirs", &[(1, 5 * MIB)]).await);
-    let young = Server::with(store.clone(), |config| config.prefix = "inbox".to_owned()).await;
+    let young = Server::with(store.clone(), |builder| builder.prefix("inbox")).await;
     young
         .client()
         .await
@@ -93,8 +93,8 @@ async fn only_old_uploads_of_our_own_are_aborted() {
         .unwrap();
     eventually("the first look", || s3.count("ListMultipartUploads") > 0).await;
     assert_eq!((s3.uploads(), s3.count("AbortMultipartUpload")), (6, 0));
-    let _old = Server::with(store, |config| {
-        (config.prefix, config.abandoned_after) = ("inbox".to_owned(), Duration::ZERO);
+    let _old = Server::with(store, |builder| {
+        builder.prefix("inbox").abandoned_after_any(Duration::ZERO)
     })
     .await;
     // One of them is the upload from which it learns its own name.

@@ -548,12 +548,9 @@ fn binary_header_for(client: SocketAddr) -> Vec<u8> {
 /// A server that expects load balancers in these networks.
 async fn server_behind(networks: &[&str], max_sessions: usize) -> Server {
     let store = std::sync::Arc::new(sftpd::store::memory::MemoryStore::default());
-    let proxies = networks
-        .iter()
-        .map(|network| network.parse().unwrap())
-        .collect();
-    Server::with(store, |config| {
-        (config.proxies, config.max_sessions) = (proxies, max_sessions)
+    let proxies = networks.iter().map(|network| network.parse().unwrap());
+    Server::with(store, |builder| {
+        builder.proxies(proxies).max_sessions(max_sessions)
     })
     .await
 }
@@ -655,7 +652,7 @@ async fn proxy_headers_are_required_from_load_balancers_and_refused_from_others(
 #[tokio::test(flavor = "multi_thread")]
 async fn directories_with_markers_are_seen_by_every_gateway_and_after_a_restart() {
     let s3 = FakeS3::start().await;
-    let gateway = || Server::with(s3_store(&s3), |config| config.dir_markers = true);
+    let gateway = || Server::with(s3_store(&s3), |builder| builder.dir_markers(true));
     let (one, two) = (gateway().await, gateway().await);
     let (a, b) = (one.client().await, two.client().await);
     a.mkdir("/d").await.unwrap();

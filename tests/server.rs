@@ -70,10 +70,7 @@ fn long_directory(n: usize) -> String {
 
 #[tokio::test]
 async fn virtual_directories_are_limited_for_each_user() {
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-        config.auth = Arc::new(AnyUser)
-    })
-    .await;
+    let server = Server::with_auth(Arc::new(MemoryStore::default()), AnyUser).await;
     let (alice, bob) = (server.client().await, server.client_as("bob").await);
     let mut made = 0;
     while alice.mkdir(&long_directory(made)).await.is_ok() {
@@ -511,8 +508,8 @@ async fn reads_are_answered_although_close_follows() {
 
 #[tokio::test]
 async fn open_handles_are_limited() {
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-        config.max_uploads = 1000
+    let server = Server::with(Arc::new(MemoryStore::default()), |builder| {
+        builder.max_uploads(1000)
     })
     .await;
     let client = server.client().await;
@@ -565,8 +562,8 @@ async fn requests_after_close_see_its_outcome() {
 #[tokio::test]
 async fn a_connection_without_a_login_in_time_is_closed() {
     let brief = Duration::from_millis(300);
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-        config.login_timeout = brief
+    let server = Server::with(Arc::new(MemoryStore::default()), |builder| {
+        builder.login_timeout(brief)
     })
     .await;
     // Silent from the start, silent after the version, and after the key exchange.
@@ -585,8 +582,8 @@ async fn a_connection_without_a_login_in_time_is_closed() {
 async fn an_idle_session_ends_and_a_busy_one_does_not() {
     let data = noise(6 * MIB, 1);
     let s3 = FakeS3::start().await;
-    let server = Server::with(s3_store(&s3), |config| {
-        config.idle_timeout = Duration::from_secs(2)
+    let server = Server::with(s3_store(&s3), |builder| {
+        builder.idle_timeout(Duration::from_secs(2))
     })
     .await;
     let busy = server.client().await;
@@ -606,8 +603,8 @@ async fn an_idle_session_ends_and_a_busy_one_does_not() {
 
 #[tokio::test]
 async fn a_connection_beyond_the_limit_is_refused_with_a_message() {
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-        config.max_sessions = 2
+    let server = Server::with(Arc::new(MemoryStore::default()), |builder| {
+        builder.max_sessions(2)
     })
     .await;
     let (first, _second) = (server.client().await, server.client().await);
@@ -634,7 +631,7 @@ async fn a_drain_lets_transfers_finish() {
     let data = noise(7 * MIB, 1);
     let handle = busy.open("/f", PUT).await.unwrap();
     busy.write(&handle, 0, &data[..6 * MIB]).await.unwrap();
-    server.shutdown.drain.cancel();
+    server.drain.cancel();
     within("the idle session's end", async {
         while !idle.ssh.is_closed() {
             tokio::task::yield_now().await
@@ -661,13 +658,13 @@ async fn uploads_that_outlast_the_drain_are_aborted() {
         let s3 = FakeS3::start().await;
         let patience = Duration::from_millis(if second_signal { 60_000 } else { 300 });
         let mut server =
-            Server::with(s3_store(&s3), |config| config.drain_timeout = patience).await;
+            Server::with(s3_store(&s3), |builder| builder.drain_timeout(patience)).await;
         let client = server.client().await;
         let handle = client.open("/f", PUT).await.unwrap();
         client.write(&handle, 0, &noise(6 * MIB, 1)).await.unwrap();
-        server.shutdown.drain.cancel();
+        server.drain.cancel();
         if second_signal {
-            server.shutdown.stop.cancel();
+            server.server.stop();
         }
         within("the server's end", &mut server.task).await.unwrap();
         s3.assert_no_uploads();

@@ -8,7 +8,7 @@ mod support;
 
 use futures_util::future::join_all;
 use russh::MethodKind;
-use sftpd::server::{Algorithms, Config};
+use sftpd::server::{Algorithms, ServerBuilder};
 use sftpd::store::memory::MemoryStore;
 use sftpd::users::{Access, Attempt, Auth, Login};
 use std::net::Ipv4Addr;
@@ -68,8 +68,8 @@ async fn weak_algorithms_are_offered_only_to_clients_that_need_them() {
     ];
     let mut found = Vec::new();
     for kind in kinds {
-        let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-            config.algorithms = kind
+        let server = Server::with(Arc::new(MemoryStore::default()), |builder| {
+            builder.algorithms(kind)
         })
         .await;
         for name in names {
@@ -125,7 +125,7 @@ async fn hear(server: &Server, said: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_client_without_an_identification_string_is_disconnected() {
-    let quick = |config: &mut Config| config.login_timeout = Duration::from_millis(200);
+    let quick = |builder: ServerBuilder| builder.login_timeout(Duration::from_millis(200));
     let server = Server::with(Arc::new(MemoryStore::default()), quick).await;
     let ours = SERVER_NAME.as_bytes();
     for silent in [&b""[..], b"S", b"SSH-2.0-OpenSSH_9.9"] {
@@ -200,11 +200,8 @@ impl Auth for CountingAuth {
 
 async fn counting_server() -> (Server, Arc<CountingAuth>) {
     let auth = Arc::new(CountingAuth::default());
-    let config_auth = auth.clone();
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-        config.auth = config_auth
-    })
-    .await;
+    let store = Arc::new(MemoryStore::default());
+    let server = Server::with_auth(store, auth.clone()).await;
     (server, auth)
 }
 
@@ -318,8 +315,8 @@ async fn connect_from(server: &Server, last_byte: u8) -> TcpStream {
 /// Fills all places with connections that never log in, from two addresses, and then logs in from
 /// another one this many times.
 async fn log_in_beside_idle_connections(places: usize, logins: usize) {
-    let server = Server::with(Arc::new(MemoryStore::default()), |config| {
-        config.max_sessions = places
+    let server = Server::with(Arc::new(MemoryStore::default()), |builder| {
+        builder.max_sessions(places)
     })
     .await;
     let mut idle = Vec::new();

@@ -447,7 +447,7 @@ async fn parts_grow_and_their_number_is_limited() {
         double_every: 3,
         ..PartSizes::default()
     };
-    let server = Server::with(s3_store(&s3), |config| config.part_sizes = small).await;
+    let server = Server::with(s3_store(&s3), |builder| builder.part_sizes(small)).await;
     let client = server.client().await;
     let data = noise(50_000, 1);
     client.put("/f", &data).await.unwrap();
@@ -461,7 +461,7 @@ async fn parts_grow_and_their_number_is_limited() {
         double_every: 0,
         ..PartSizes::default()
     };
-    let server = Server::with(s3_store(&s3), |config| config.part_sizes = tiny).await;
+    let server = Server::with(s3_store(&s3), |builder| builder.part_sizes(tiny)).await;
     let client = server.client().await;
     let handle = client.open("/g", PUT).await.unwrap();
     let Failed(status, message) = client.write(&handle, 0, &data[..10_001]).await.unwrap_err();
@@ -594,7 +594,7 @@ async fn a_disconnect_while_parts_are_in_flight_leaves_nothing() {
 #[tokio::test]
 async fn more_uploads_than_the_pool_holds_all_arrive() {
     let s3 = FakeS3::start().await;
-    let server = Server::with(s3_store(&s3), |config| config.buffer_memory = 20 << 20).await;
+    let server = Server::with(s3_store(&s3), |builder| builder.buffer_memory(20 << 20)).await;
     let mut puts = tokio::task::JoinSet::new();
     for n in 0..12 {
         let client = server.client().await;
@@ -614,7 +614,7 @@ async fn more_uploads_than_the_pool_holds_all_arrive() {
 #[tokio::test]
 async fn slow_downloads_do_not_starve_an_upload() {
     let s3 = FakeS3::start().await;
-    let server = Server::with(s3_store(&s3), |config| config.buffer_memory = 20 << 20).await;
+    let server = Server::with(s3_store(&s3), |builder| builder.buffer_memory(20 << 20)).await;
     s3.put("alice/big", noise(40 * MIB, 1));
     let mut readers = Vec::new();
     for _ in 0..6 {

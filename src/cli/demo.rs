@@ -5,7 +5,7 @@ use super::logging::LogFormat;
 use super::serve::announce;
 use super::signals::watch_signals;
 use anyhow::Context;
-use sftpd::server::{self, Config, Shutdown};
+use sftpd::server::{self, Server};
 use sftpd::store::memory::MemoryStore;
 use sftpd::users::{Account, UserList, random};
 use std::net::SocketAddr;
@@ -14,14 +14,14 @@ use std::sync::Arc;
 /// Serves until a signal ends it.
 pub async fn run(listen: &ListenAddress, log_format: LogFormat) -> anyhow::Result<()> {
     let password = random();
-    let store = MemoryStore::default();
     let auth = UserList::default().with_password(Account::new("demo"), &password)?;
-    let mut config = Config::new(Arc::new(store), Arc::new(auth), server::generate()?);
-    config.events = log_format.listeners();
+    let server = Server::builder(Arc::new(MemoryStore::default()), auth)
+        .host_keys(server::generate()?)
+        .listeners(log_format.listeners())
+        .build()?;
     let listener = listen.bind().await?;
-    let shutdown = Shutdown::default();
-    watch_signals(shutdown.clone()).context("can't catch signals")?;
-    let address = announce(&listener, &config, &shutdown)?;
+    let drain = watch_signals(&server).context("can't catch signals")?;
+    let address = announce(&listener, &server, &drain)?;
     let port = address.port();
     let host = match address {
         SocketAddr::V4(ipv4) if !ipv4.ip().is_unspecified() => ipv4.ip().to_string(),
@@ -33,6 +33,6 @@ pub async fn run(listen: &ListenAddress, log_format: LogFormat) -> anyhow::Resul
         "  sftp -P {port} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null demo@{host}\n"
     );
     println!("Password: {password}");
-    server::run(listener, config, shutdown).await;
+    server.serve(listener, drain.cancelled_owned()).await;
     Ok(())
 }

@@ -142,8 +142,7 @@ fn is_about_checksums(text: &str) -> bool {
 /// Runs all checks. Fails if serving would fail.
 pub async fn run(settings: &ServeArgs, json: bool) -> anyhow::Result<()> {
     let store_url = settings.store_url()?;
-    settings.part_sizes()?;
-    settings.abandoned_after()?;
+    settings.check()?;
     let mut report = Report {
         quiet: json,
         findings: Vec::new(),

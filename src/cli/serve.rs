@@ -6,29 +6,26 @@ use super::memory::uploads_beside;
 use super::signals::watch_signals;
 use super::systemd::{notify_systemd, tell_systemd};
 use super::{Usage, descriptors, exporter};
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, bail};
 use bytesize::ByteSize;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args};
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 use sftpd::path::{Home, Path, PathError};
-use sftpd::server::{self, Algorithms, Config, HostKey, Shutdown};
+use sftpd::server::{self, Algorithms, BuildError, HostKey, Server, ServerBuilder};
 use sftpd::store::s3::{Listing, S3Store, StartError};
 use sftpd::store::{KeptConditions, Key, Limits, Store, memory::MemoryStore};
-use sftpd::transfer::PartSizes;
-use sftpd::users::{FileAuth, UsersFile};
+use sftpd::users::{FileAuth, UserList, UsersFile};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 /// Longest time of a flag. Far longer ones would exceed the range of the clock.
 const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-/// A client with 12 kbit/s needs this time for a part of 5 MiB. S3 shows only complete parts, so
-/// the upload of a client that is slower, or pauses longer, looks like one of a server that died.
-const MIN_ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// The settings of a server. Every flag has a variable, so that systemd's EnvironmentFile is the
 /// only file to edit.
@@ -90,6 +87,13 @@ pub struct ServeArgs {
     /// A session ends after this time without a request or an answer.
     #[arg(long, env = "SFTPD_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_time_above_zero, value_name = "TIME")]
     idle_timeout: Duration,
+    /// The store may be silent for this time over a request that opens, looks, reads or lists.
+    #[arg(long, env = "SFTPD_OPEN_TIMEOUT", default_value = "30s", value_parser = parse_time_above_zero, value_name = "TIME")]
+    open_timeout: Duration,
+    /// The store may be silent for this time over a request that sends content or makes a file of
+    /// it. A long one that shows signs of life is not cut.
+    #[arg(long, env = "SFTPD_CLOSE_TIMEOUT", default_value = "30s", value_parser = parse_time_above_zero, value_name = "TIME")]
+    close_timeout: Duration,
     /// Open transfers may finish for this time after SIGTERM, SIGINT or SIGHUP; a second signal
     /// ends them.
     #[arg(long, env = "SFTPD_DRAIN_TIMEOUT", default_value = "60s", value_parser = parse_time, value_name = "TIME")]
@@ -169,54 +173,20 @@ impl ServeArgs {
         StoreUrl::parse(&self.store)
     }
 
-    /// When incomplete uploads of earlier servers are aborted.
-    pub fn abandoned_after(&self) -> anyhow::Result<Duration> {
-        let time = self.abandoned_after;
-        let given = humantime::format_duration(time);
-        let least = humantime::format_duration(MIN_ABANDONED_AFTER);
-        ensure!(
-            time >= MIN_ABANDONED_AFTER,
-            Usage(anyhow!(
-                "--abandoned-after {given} is below {least}: it must exceed the time that a client takes to send one \
-                 part, or uploads in progress are aborted"
-            ))
-        );
-        Ok(time)
+    /// Fails if settings don't go together, before anything is opened.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let builder = Server::builder(Arc::new(MemoryStore::default()), UserList::default());
+        match self.apply(builder).check() {
+            Ok(()) => Ok(()),
+            Err(error) => Err(name_flags(error).into()),
+        }
     }
 
-    /// Sizes of the parts of uploads.
-    pub fn part_sizes(&self) -> anyhow::Result<PartSizes> {
-        let part_size = self.part_size;
-        let memory = self.buffer_memory;
-        let first = part_size.as_u64();
-        let most = memory.as_u64() / 4;
-        let advice =
-            "raise --buffer-memory (SFTPD_BUFFER_MEMORY) or lower --part-size (SFTPD_PART_SIZE)";
-        ensure!(
-            first <= most,
-            Usage(anyhow!(
-                "--buffer-memory {memory} is less than four parts of {part_size}: {advice}"
-            ))
-        );
-        let default = PartSizes::default();
-        let double_every = match self.equal_parts {
-            true => 0,
-            false => default.double_every,
-        };
-        Ok(PartSizes {
-            first,
-            cap: default.cap.min(most),
-            double_every,
-            ..default
-        })
-    }
-
-    /// The server's configuration. Makes host keys if there are none, and tests the bucket.
-    pub async fn config(&self) -> anyhow::Result<Config> {
+    /// The server with these settings. Makes host keys if there are none, and tests the bucket.
+    pub async fn server(&self) -> anyhow::Result<Server> {
         let auth = FileAuth::open(self.users.clone()).map_err(Usage)?;
         let store_url = self.store_url()?;
-        let part_sizes = self.part_sizes()?;
-        let abandoned_after = self.abandoned_after()?;
+        self.check()?;
         let host_keys = server::load_or_create(&self.host_keys).map_err(Usage)?;
         let store: Arc<dyn Store> = match store_url {
             StoreUrl::Memory => Arc::new(MemoryStore::default()),
@@ -230,27 +200,60 @@ impl ServeArgs {
             StoreUrl::Memory => "",
             StoreUrl::Bucket(_, prefix) => prefix,
         };
+        let builder = Server::builder(store, auth)
+            .prefix(prefix)
+            .host_keys(host_keys);
+        match self.apply(builder).build() {
+            Ok(server) => Ok(server),
+            Err(error) => Err(name_flags(error).into()),
+        }
+    }
+
+    /// Applies the flags that are settings of the library.
+    fn apply(&self, builder: ServerBuilder) -> ServerBuilder {
         let buffer_memory = self.buffer_memory.as_u64();
         let max_uploads = match self.max_uploads {
             Some(limit) => limit,
             None => uploads_beside(buffer_memory),
         };
-        Ok(Config {
-            prefix: prefix.to_owned(),
+        builder
+            .buffer_memory(buffer_memory)
+            .part_size(self.part_size.as_u64())
+            .equal_parts(self.equal_parts)
+            .dir_markers(self.dir_markers)
+            .max_sessions(self.max_sessions)
+            .max_uploads(max_uploads)
+            .login_timeout(self.login_timeout)
+            .idle_timeout(self.idle_timeout)
+            .drain_timeout(self.drain_timeout)
+            .abandoned_after(self.abandoned_after)
+            .algorithms(self.algorithms)
+            .proxies(self.proxy_protocol.clone())
+            .open_timeout(self.open_timeout)
+            .close_timeout(self.close_timeout)
+            .listeners(self.log_format.listeners())
+    }
+}
+
+/// The same error in the words of the command line.
+fn name_flags(error: BuildError) -> Usage {
+    match error {
+        BuildError::BufferMemory {
             buffer_memory,
-            part_sizes,
-            max_sessions: self.max_sessions,
-            max_uploads,
-            login_timeout: self.login_timeout,
-            idle_timeout: self.idle_timeout,
-            drain_timeout: self.drain_timeout,
-            abandoned_after,
-            algorithms: self.algorithms,
-            dir_markers: self.dir_markers,
-            proxies: self.proxy_protocol.clone(),
-            events: self.log_format.listeners(),
-            ..Config::new(store, Arc::new(auth), host_keys)
-        })
+            part_size,
+        } => Usage(anyhow!(
+            "--buffer-memory {} is less than four parts of {}: raise --buffer-memory (SFTPD_BUFFER_MEMORY) or lower \
+             --part-size (SFTPD_PART_SIZE)",
+            ByteSize(buffer_memory),
+            ByteSize(part_size)
+        )),
+        BuildError::AbandonedAfter { given, least } => Usage(anyhow!(
+            "--abandoned-after {} is below {}: it must exceed the time that a client takes to send one part, or uploads \
+             in progress are aborted",
+            humantime::format_duration(given),
+            humantime::format_duration(least)
+        )),
+        other => Usage(other.into()),
     }
 }
 
@@ -311,9 +314,9 @@ fn parse_time(text: &str) -> Result<Duration, &'static str> {
 
 fn parse_time_above_zero(text: &str) -> Result<Duration, &'static str> {
     match parse_time(text) {
-        Ok(time) if time.is_zero() => {
-            Err("every session would end at once: use a time like 30s, 5m or 1h 30m")
-        }
+        Ok(time) if time.is_zero() => Err(
+            "every session would end, or every request fail, at once: use a time like 30s, 5m or 1h 30m",
+        ),
         parsed => parsed,
     }
 }
@@ -418,17 +421,16 @@ pub async fn run(settings: &ServeArgs, changed: &[String]) -> anyhow::Result<()>
         Some(address) => Some((address.bind().await?, exporter::install()?)),
         None => None,
     };
-    let config = settings.config().await?;
+    let server = settings.server().await?;
     let listener = settings.listen.bind().await?;
-    let shutdown = Shutdown::default();
-    watch_signals(shutdown.clone()).context("can't catch signals")?;
+    let drain = watch_signals(&server).context("can't catch signals")?;
     if let Some((listener, handle)) = metrics {
         let address = listener.local_addr().context("no address")?;
         log::info!(target: BINARY_TARGET, "metrics on {address}");
-        tokio::spawn(exporter::serve(listener, handle, shutdown.drain.clone()));
+        tokio::spawn(exporter::serve(listener, handle, drain.clone()));
     }
-    announce(&listener, &config, &shutdown)?;
-    server::run(listener, config, shutdown).await;
+    announce(&listener, &server, &drain)?;
+    server.serve(listener, drain.cancelled_owned()).await;
     // A server without sessions can end before the task that notifies systemd has run.
     notify_systemd(NotifyState::Stopping);
     Ok(())
@@ -462,12 +464,12 @@ fn log_start(settings: &ServeArgs, changed: &[String]) {
 /// systemd. Returns the address with the real port.
 pub fn announce(
     listener: &TcpListener,
-    config: &Config,
-    shutdown: &Shutdown,
+    server: &Server,
+    drain: &CancellationToken,
 ) -> anyhow::Result<SocketAddr> {
     let address = listener.local_addr().context("no address")?;
-    let fingerprints: Vec<_> = config.host_keys.iter().map(HostKey::to_string).collect();
+    let fingerprints: Vec<_> = server.host_keys().iter().map(HostKey::to_string).collect();
     log::info!(target: BINARY_TARGET, "host key {}", fingerprints.join(", "));
-    tokio::spawn(tell_systemd(shutdown.clone()));
+    tokio::spawn(tell_systemd(drain.clone()));
     Ok(address)
 }

@@ -1,26 +1,47 @@
 //! Signals that end the server.
 
-use sftpd::server::Shutdown;
+use sftpd::server::Server;
 use std::{fs, io};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
-/// The first SIGTERM, SIGINT or SIGHUP drains the server, the second stops it. They are caught from
-/// here on, so before the server says that it is ready.
-pub fn watch_signals(shutdown: Shutdown) -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = watch_hangup()?;
-    tokio::spawn(async move {
-        for token in [shutdown.drain, shutdown.stop] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                Some(_) = receive(&mut hangup) => {}
-            }
-            token.cancel();
+/// Signals that end the server.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// `None` if it is ignored.
+    hangup: Option<Signal>,
+}
+
+impl EndSignals {
+    /// Waits for the next signal.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            Some(_) = receive(&mut self.hangup) => {}
         }
+    }
+}
+
+/// The first SIGTERM, SIGINT or SIGHUP cancels the returned token, the second stops the server.
+/// They are caught from here on, so before the server says that it is ready.
+pub fn watch_signals(server: &Server) -> io::Result<CancellationToken> {
+    let mut signals = EndSignals {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+        hangup: watch_hangup()?,
+    };
+    let drain = CancellationToken::new();
+    let first = drain.clone();
+    let server = server.clone();
+    tokio::spawn(async move {
+        signals.next().await;
+        first.cancel();
+        signals.next().await;
+        server.stop();
     });
-    Ok(())
+    Ok(drain)
 }
 
 /// `None` if SIGHUP is ignored, as in a program that `nohup` starts.

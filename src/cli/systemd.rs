@@ -2,14 +2,14 @@
 //! ([sd_notify(3)](https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html)).
 
 use sd_notify::NotifyState;
-use sftpd::server::Shutdown;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
-/// Notifies systemd until the server stops. Does nothing if systemd did not start the process.
-pub async fn tell_systemd(shutdown: Shutdown) {
+/// Notifies systemd until the server drains. Does nothing if systemd did not start the process.
+pub async fn tell_systemd(drain: CancellationToken) {
     notify_systemd(NotifyState::Ready);
     let stopping = async {
-        shutdown.drain.cancelled().await;
+        drain.cancelled().await;
         notify_systemd(NotifyState::Stopping);
     };
     tokio::join!(feed_watchdog(), stopping);

@@ -66,8 +66,13 @@ impl Admission {
         }
     }
 
-    /// Gives a new connection a slot, if need be that of another one, or says why not.
-    pub fn admit(self: &Arc<Self>, peer: SocketAddr) -> Result<PreAuthSlot, ConnectionRefusal> {
+    /// Gives a new connection a slot, if need be that of another one, or says why not. The token
+    /// becomes [`PreAuthSlot::evicted`].
+    pub fn admit(
+        self: &Arc<Self>,
+        peer: SocketAddr,
+        evicted: CancellationToken,
+    ) -> Result<PreAuthSlot, ConnectionRefusal> {
         let mut unauthenticated = self.unauthenticated();
         let counts = unauthenticated.count_by_address();
         let own = counts.get(&source_of(peer.ip())).copied().unwrap_or(0);
@@ -84,7 +89,6 @@ impl Admission {
         }
         unauthenticated.last_slot += 1;
         let number = unauthenticated.last_slot;
-        let evicted = CancellationToken::new();
         unauthenticated.slots.insert(
             number,
             Slot {
@@ -177,14 +181,22 @@ mod tests {
     async fn one_address_has_half_of_the_slots_and_evicts_only_its_own() {
         let admission = Arc::new(Admission::new(100));
         let one: Vec<_> = (0..100)
-            .map_while(|n| admission.admit(peer(n, 1)).ok())
+            .map_while(|n| admission.admit(peer(n, 1), CancellationToken::new()).ok())
             .collect();
         assert_eq!(one.len(), 25);
         let other = admission
-            .admit((Ipv6Addr::from_bits(1 << 64), 22).into())
+            .admit(
+                (Ipv6Addr::from_bits(1 << 64), 22).into(),
+                CancellationToken::new(),
+            )
             .unwrap();
         tokio::time::advance(MIN_TIME).await;
-        assert!(admission.admit(peer(0, 1)).is_ok(), "they had their time");
+        assert!(
+            admission
+                .admit(peer(0, 1), CancellationToken::new())
+                .is_ok(),
+            "they had their time"
+        );
         assert_eq!(
             one.iter()
                 .filter(|slot| slot.evicted.is_cancelled())
@@ -200,10 +212,18 @@ mod tests {
     async fn the_address_that_holds_the_most_loses_some_of_its_older_half() {
         let admission = Arc::new(Admission::new(100));
         let many: Vec<_> = (0..50)
-            .map(|n| admission.admit(peer(n, 2)).unwrap())
+            .map(|n| {
+                admission
+                    .admit(peer(n, 2), CancellationToken::new())
+                    .unwrap()
+            })
             .collect();
         let few: Vec<_> = (0..10)
-            .map(|n| admission.admit(peer(100 + n, 110)).unwrap())
+            .map(|n| {
+                admission
+                    .admit(peer(100 + n, 110), CancellationToken::new())
+                    .unwrap()
+            })
             .collect();
         assert_eq!(admission.unauthenticated().slots.len(), 50);
         assert!(few.iter().all(|slot| !slot.evicted.is_cancelled()));
@@ -222,11 +242,19 @@ mod tests {
             let admission = Arc::new(Admission::new(sessions));
             let most = (sessions / 2).max(1);
             let all: Vec<_> = (0..1000)
-                .map_while(|n| admission.admit(peer(n, 1000)).ok())
+                .map_while(|n| {
+                    admission
+                        .admit(peer(n, 1000), CancellationToken::new())
+                        .ok()
+                })
                 .collect();
             assert_eq!(all.len(), most);
             tokio::time::advance(MIN_TIME).await;
-            assert!(admission.admit(peer(5000, 6000)).is_ok());
+            assert!(
+                admission
+                    .admit(peer(5000, 6000), CancellationToken::new())
+                    .is_ok()
+            );
             assert_eq!(
                 all.iter()
                     .filter(|slot| slot.evicted.is_cancelled())

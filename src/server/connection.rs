@@ -5,7 +5,7 @@
 
 use super::admission::PreAuthSlot;
 use super::penalties::Penalized;
-use super::transport::{Signals, Socket};
+use super::transport::{Signals, Socket, Stream};
 use super::window::Window;
 use super::{Shared, ssh};
 use crate::events::{
@@ -29,7 +29,6 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::SetOnce;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -76,7 +75,7 @@ struct Connection {
 
 /// Runs the connection until either side ends it.
 pub(super) async fn serve(
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     peer: SocketAddr,
     events: Teller,
     shared: Arc<Shared>,
@@ -84,8 +83,7 @@ pub(super) async fn serve(
 ) {
     let account: Arc<SetOnce<Arc<Account>>> = Arc::default();
     let mut open = OpenConnection::new(events.clone(), account.clone());
-    let _ = stream.set_nodelay(true);
-    let deadline = Instant::now() + shared.config.login_timeout;
+    let deadline = Instant::now() + shared.settings.login_timeout;
     let closed = slot.evicted.clone();
     let signals: Arc<Signals> = Arc::default();
     let mut socket = Socket::new(stream, closed.clone().cancelled_owned(), signals.clone());
@@ -96,8 +94,8 @@ pub(super) async fn serve(
     if client == ssh::Client::Libssh {
         socket.hold_newkeys();
     }
-    let algorithms = ssh::offer(shared.config.algorithms, client);
-    let config = Arc::new(ssh::config(&shared.config, algorithms));
+    let algorithms = ssh::offer(shared.settings.algorithms, client);
+    let config = Arc::new(ssh::config(&shared.settings, algorithms));
     let window = Window::new(shared.windows.clone());
     let connection = Connection {
         shared,
@@ -197,7 +195,7 @@ async fn identify_client(
             }
         },
         () = sleep_until(deadline) => Err(ConnectionEnd::LoginTimeout),
-        () = shared.shutdown.drain.cancelled() => Err(ConnectionEnd::Shutdown),
+        () = shared.drain.cancelled() => Err(ConnectionEnd::Shutdown),
     }
 }
 
@@ -248,12 +246,12 @@ impl Connection {
     /// Resolves, with the reason, when the server must close the connection. Frees the slot once
     /// the client has logged in.
     async fn must_end(&self, deadline: Instant, slot: PreAuthSlot) -> ConnectionEnd {
-        let shutdown = &self.shared.shutdown;
+        let drain = &self.shared.drain;
         tokio::select! {
             // A login just in time counts.
             biased;
             _account = self.account.wait() => {}
-            () = shutdown.drain.cancelled() => {}
+            () = drain.cancelled() => {}
             () = self.rejected.cancelled() => return ConnectionEnd::Rejected,
             () = self.signals.silent() => return ConnectionEnd::SecondCredential,
             () = sleep_until(deadline) => return ConnectionEnd::LoginTimeout,
@@ -261,14 +259,14 @@ impl Connection {
         drop(slot);
         tokio::select! {
             biased;
-            () = shutdown.drain.cancelled() => {}
+            () = drain.cancelled() => {}
             () = self.wait_until_unused() => return ConnectionEnd::Unused,
         }
         // A tracker can be waited for once it is closed. Sessions that are open may go on.
         self.channels.close();
         tokio::select! {
             () = self.channels.wait() => {}
-            () = shutdown.stop.cancelled() => {}
+            () = self.shared.stop.cancelled() => {}
         }
         ConnectionEnd::Shutdown
     }
@@ -278,7 +276,7 @@ impl Connection {
     async fn wait_until_unused(&self) {
         loop {
             let before = self.opened.load(Ordering::Relaxed);
-            sleep(self.shared.config.idle_timeout).await;
+            sleep(self.shared.settings.idle_timeout).await;
             if self.channels.is_empty() && self.opened.load(Ordering::Relaxed) == before {
                 return;
             }
@@ -291,7 +289,7 @@ impl Connection {
             return None;
         }
         let attempt = Attempt::new(user, self.peer, proof);
-        match self.shared.config.auth.login(attempt).await {
+        match self.shared.auth.login(attempt).await {
             Login::Accept(account) if account.has_valid_name() => Some(account),
             Login::Accept(account) => {
                 log::error!(
@@ -375,7 +373,7 @@ impl Connection {
     async fn serve_first_request(self, channel: Channel<Msg>, account: Arc<Account>) {
         let (mut read, write) = channel.split();
         let write = Arc::new(write);
-        let idle_timeout = self.shared.config.idle_timeout;
+        let idle_timeout = self.shared.settings.idle_timeout;
         let status = loop {
             let Ok(Some(message)) = timeout(idle_timeout, read.wait()).await else {
                 return;
@@ -423,7 +421,7 @@ impl Connection {
         account: Arc<Account>,
     ) -> u32 {
         let events = self.events.logged_in(account.clone());
-        let home = match Home::new(&self.shared.config.prefix, &account.home) {
+        let home = match Home::new(&self.shared.settings.prefix, &account.home) {
             Ok(home) => home,
             Err(error) => {
                 let who = events.who();
@@ -431,21 +429,22 @@ impl Connection {
                 return 1;
             }
         };
+        let mount = self.shared.mounts.find(account.store.as_ref());
         let settings = SessionParams {
-            pool: self.shared.transfers.pool.clone(),
+            pool: self.shared.mounts.pool.clone(),
             limits: self.shared.user_limits(&account.name),
             uploads: self.shared.uploads.clone(),
             vfs: Vfs::new(
-                self.shared.transfers.clone(),
-                self.shared.overlay.clone(),
+                mount.transfers,
+                mount.overlay,
                 home,
-                self.shared.config.dir_markers,
+                self.shared.settings.dir_markers,
             ),
             access: account.access,
             events: events.clone(),
             user: account.name.as_str().into(),
-            idle_timeout: self.shared.config.idle_timeout,
-            drain: self.shared.shutdown.drain.clone(),
+            idle_timeout: self.shared.settings.idle_timeout,
+            drain: self.shared.drain.clone(),
         };
         let mut open = OpenSession::new(events);
         let outgoing = Outgoing {
@@ -601,9 +600,15 @@ impl Handler for Connection {
         let certificate = Certificate::from_client(certificate.clone());
         let proof = Proof::Certificate(certificate.clone());
         let account = self.ask(user, proof).await;
-        if account.is_some() {
-            self.shared.penalties.forgive(self.peer.ip(), user);
+        if account.is_none() {
+            // Neither counted nor a failed login: until now the client knew only that its key may
+            // be used, and it tries the key without the certificate next.
+            let certificate = certificate.describe();
+            log::info!("{}: refused {certificate} for user {user:?}", self.peer);
+            self.note_refusal();
+            return Ok(Auth::reject());
         }
+        self.shared.penalties.forgive(self.peer.ip(), user);
         Ok(self.finish_login(user, certificate_credential(&certificate), account))
     }
 
@@ -613,8 +618,8 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Error> {
-        let shutdown = &self.shared.shutdown;
-        let has_room = self.channels.len() < MAX_CHANNELS && !shutdown.drain.is_cancelled();
+        let is_draining = self.shared.drain.is_cancelled();
+        let has_room = self.channels.len() < MAX_CHANNELS && !is_draining;
         match self.account.get() {
             Some(account) if has_room => {
                 self.opened.fetch_add(1, Ordering::Relaxed);
@@ -622,7 +627,7 @@ impl Handler for Connection {
                 self.window().open(channel.id(), limits);
                 reply.accept().await;
                 let session = self.clone().serve_channel(channel, account.clone());
-                let stop = shutdown.stop.clone();
+                let stop = self.shared.stop.clone();
                 self.channels.spawn(stop.run_until_cancelled_owned(session));
             }
             Some(_) | None => reply.reject(ChannelOpenFailure::ResourceShortage).await,

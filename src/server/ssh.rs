@@ -1,6 +1,7 @@
 //! What the server offers in SSH: algorithms, buffers and time limits of russh.
 
-use super::{Config, window};
+use super::builder::Settings;
+use super::window;
 use russh::cipher::{
     AES_128_CTR, AES_128_GCM, AES_192_CTR, AES_256_CTR, AES_256_GCM, CHACHA20_POLY1305,
 };
@@ -180,7 +181,7 @@ fn rekey_limits() -> Limits {
 }
 
 /// russh's configuration, with the algorithms to offer.
-pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
+pub(super) fn config(settings: &Settings, offered: Algorithms) -> russh::server::Config {
     russh::server::Config {
         server_id: SshId::Standard(Cow::Borrowed(IDENTIFICATION)),
         methods: methods(),
@@ -188,7 +189,7 @@ pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
         auth_rejection_time: Duration::from_millis(100),
         // The first request, "none", only asks for the methods.
         auth_rejection_time_initial: Some(Duration::ZERO),
-        keys: config.host_keys.iter().map(|key| key.0.clone()).collect(),
+        keys: settings.host_keys.iter().map(|key| key.0.clone()).collect(),
         window_size: window::FIRST_SIZE,
         maximum_packet_size: MAX_PACKET,
         // Messages that russh queues for us before it stops reading the socket.
@@ -217,7 +218,7 @@ pub fn config(config: &Config, offered: Algorithms) -> russh::server::Config {
         // Failed logins on one connection, as OpenSSH's MaxAuthTries.
         max_auth_attempts: 6,
         // Also ends a connection whose client no longer reads.
-        inactivity_timeout: Some(config.idle_timeout),
+        inactivity_timeout: Some(settings.idle_timeout),
         // Keep-alives find connections whose other end has vanished.
         keepalive_interval: Some(Duration::from_secs(30)),
         keepalive_max: 3,

@@ -1,5 +1,4 @@
-//! The TCP stream of a connection: the header that a load balancer sends, and the socket below
-//! russh.
+//! The stream of a connection: the header that a load balancer sends, and the socket below russh.
 //!
 //! The socket does seven things that russh's session loop can't do for itself.
 //!
@@ -20,17 +19,19 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use proxy_header::{Error, ParseConfig, ProxyHeader};
+use std::any::Any;
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::io::poll_read_buf;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// Limit on bytes that are read while a write is stuck. A client that has sent more is taken for
@@ -73,7 +74,7 @@ const MAX_PROXY_HEADER: usize = 4096;
 ///
 /// Any client could send such a header: the caller reads it only from addresses that the operator
 /// named.
-pub async fn read_proxy_header(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+pub async fn read_proxy_header(stream: &mut Box<dyn Stream>) -> io::Result<Option<SocketAddr>> {
     let mut bytes = Vec::new();
     loop {
         match ProxyHeader::parse(&bytes, ParseConfig::default()) {
@@ -85,6 +86,64 @@ pub async fn read_proxy_header(stream: &mut TcpStream) -> io::Result<Option<Sock
             Err(_) => {
                 let text = "the connection does not begin with one";
                 return Err(io::Error::new(ErrorKind::InvalidData, text));
+            }
+        }
+    }
+}
+
+/// What a connection reads and writes.
+pub trait Stream: Any + AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: Any + AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+impl dyn Stream {
+    fn as_tcp(&self) -> Option<&TcpStream> {
+        let any: &dyn Any = self;
+        any.downcast_ref()
+    }
+
+    /// Sends small packets at once.
+    fn set_nodelay(&self) {
+        if let Some(stream) = self.as_tcp() {
+            let _ = stream.set_nodelay(true);
+        }
+    }
+
+    /// Acknowledges at once what arrives, until the kernel changes its mind.
+    fn set_quickack(&self) {
+        if let Some(stream) = self.as_tcp() {
+            let _ = stream.set_quickack(true);
+        }
+    }
+
+    /// Writes as much as there is room for now. A new stream has room for a line.
+    pub fn try_write(&mut self, bytes: &[u8]) {
+        let mut context = Context::from_waker(Waker::noop());
+        let mut stream = Pin::new(self);
+        let _ = stream.as_mut().poll_write(&mut context, bytes);
+        let _ = stream.poll_flush(&mut context);
+    }
+
+    /// Reads into the first buffer, and of a TCP connection what else there is into the second one.
+    /// Returns how many bytes it has read.
+    fn poll_read_two(
+        &mut self,
+        context: &mut Context<'_>,
+        first: &mut [u8],
+        second: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let Some(tcp) = self.as_tcp() else {
+            let mut buffer = ReadBuf::new(first);
+            ready!(Pin::new(self).poll_read(context, &mut buffer))?;
+            return Poll::Ready(Ok(buffer.filled().len()));
+        };
+        loop {
+            ready!(tcp.poll_read_ready(context))?;
+            let mut slices = [IoSliceMut::new(first), IoSliceMut::new(second)];
+            match tcp.try_read_vectored(&mut slices) {
+                // Not ready after all: `poll_read_ready` then waits.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
             }
         }
     }
@@ -135,7 +194,7 @@ impl Signals {
 
 /// See the module.
 pub struct Socket {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     /// How many of [`QUICK_READS`] are left.
     quick_reads: u32,
     /// Once it resolves, every read and write fails.
@@ -174,10 +233,11 @@ enum NewKeys {
 
 impl Socket {
     pub fn new(
-        stream: TcpStream,
+        stream: Box<dyn Stream>,
         closed: WaitForCancellationFutureOwned,
         signals: Arc<Signals>,
     ) -> Socket {
+        stream.set_nodelay();
         Socket {
             stream,
             quick_reads: QUICK_READS,
@@ -232,17 +292,13 @@ impl Socket {
 
     /// Reads what has arrived, so that the client can go on.
     fn read_ahead(&mut self, context: &mut Context<'_>) {
-        while self.ahead.len() < MAX_AHEAD && self.stream.poll_read_ready(context).is_ready() {
+        while self.ahead.len() < MAX_AHEAD {
             self.ahead.reserve(AHEAD_STEP);
-            match self
-                .stream
-                .try_read_buf(&mut (&mut self.ahead).limit(AHEAD_STEP))
-            {
-                Ok(1..) => {}
-                // Not ready after all: `poll_read_ready` then waits.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            let mut room = (&mut self.ahead).limit(AHEAD_STEP);
+            match poll_read_buf(Pin::new(&mut self.stream), context, &mut room) {
+                Poll::Ready(Ok(1..)) => {}
                 // The next read by russh meets the error or the end again.
-                _ => return,
+                Poll::Ready(_) | Poll::Pending => return,
             }
         }
     }
@@ -281,30 +337,20 @@ impl Socket {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            let is_ready = self.stream.poll_read_ready(context);
-            if is_ready.is_pending() {
-                self.waits_since.get_or_insert_with(Instant::now);
-            }
-            ready!(is_ready)?;
-            let wanted = buffer.initialize_unfilled();
-            let wanted_len = wanted.len();
-            let mut spare = [0; SPARE];
-            let mut slices = [IoSliceMut::new(wanted), IoSliceMut::new(&mut spare)];
-            match self.stream.try_read_vectored(&mut slices) {
-                Ok(count) => {
-                    let spare_count = count.saturating_sub(wanted_len);
-                    buffer.advance(count - spare_count);
-                    let more = spare.get(..spare_count).unwrap_or_default();
-                    self.ahead.extend_from_slice(more);
-                    self.note_read();
-                    return Poll::Ready(Ok(()));
-                }
-                // Not ready after all: `poll_read_ready` then waits.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+        let wanted = buffer.initialize_unfilled();
+        let wanted_len = wanted.len();
+        let mut spare = [0; SPARE];
+        let read = self.stream.poll_read_two(context, wanted, &mut spare);
+        if read.is_pending() {
+            self.waits_since.get_or_insert_with(Instant::now);
         }
+        let count = ready!(read)?;
+        let spare_count = count.saturating_sub(wanted_len);
+        buffer.advance(count - spare_count);
+        let more = spare.get(..spare_count).unwrap_or_default();
+        self.ahead.extend_from_slice(more);
+        self.note_read();
+        Poll::Ready(Ok(()))
     }
 
     /// Called when bytes have come from the stream.
@@ -315,7 +361,7 @@ impl Socket {
         if self.quick_reads > 0 {
             self.quick_reads -= 1;
             // Set each time, as the kernel resets it.
-            let _ = self.stream.set_quickack(true);
+            self.stream.set_quickack();
         }
     }
 
@@ -489,7 +535,11 @@ mod tests {
             .unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         (
-            Socket::new(stream, CancellationToken::new().cancelled_owned(), signals),
+            Socket::new(
+                Box::new(stream),
+                CancellationToken::new().cancelled_owned(),
+                signals,
+            ),
             client,
         )
     }

@@ -5,7 +5,7 @@ use super::client::Client;
 use super::s3::{BUCKET, FakeS3};
 use async_trait::async_trait;
 use aws_sdk_s3::config::Builder;
-use sftpd::server::{Config, Shutdown};
+use sftpd::server::ServerBuilder;
 use sftpd::store::Store;
 use sftpd::store::s3::S3Store;
 use sftpd::users::{Access, Account, Attempt, Auth, Login, Proof};
@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 /// A store on the S3 of the tests.
 pub fn s3_store(s3: &FakeS3) -> Arc<dyn Store> {
@@ -63,34 +64,49 @@ impl Auth for TestAuth {
 /// A running server. Dropped, it stops.
 pub struct Server {
     pub address: SocketAddr,
-    pub shutdown: Shutdown,
+    pub server: sftpd::server::Server,
+    /// Cancelled to shut the server down.
+    pub drain: CancellationToken,
     pub task: JoinHandle<()>,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.shutdown.drain.cancel();
-        self.shutdown.stop.cancel();
+        self.server.stop();
     }
 }
 
 impl Server {
     pub async fn start(store: Arc<dyn Store>) -> Server {
-        Server::with(store, |_| {}).await
+        Server::with(store, |builder| builder).await
     }
 
     /// Starts a server with other settings.
-    pub async fn with(store: Arc<dyn Store>, change: impl FnOnce(&mut Config)) -> Server {
-        let host_key = sftpd::server::temporary().unwrap();
-        let mut config = Config::new(store, Arc::new(TestAuth), vec![host_key]);
-        change(&mut config);
+    pub async fn with(
+        store: Arc<dyn Store>,
+        change: impl FnOnce(ServerBuilder) -> ServerBuilder,
+    ) -> Server {
+        let builder = sftpd::server::Server::builder(store, TestAuth);
+        Server::run(change(builder)).await
+    }
+
+    /// Starts a server with other users.
+    pub async fn with_auth(store: Arc<dyn Store>, auth: impl Auth) -> Server {
+        Server::run(sftpd::server::Server::builder(store, auth)).await
+    }
+
+    pub async fn run(builder: ServerBuilder) -> Server {
+        let server = builder.build().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shutdown = Shutdown::default();
-        let task = tokio::spawn(sftpd::server::run(listener, config, shutdown.clone()));
+        let drain = CancellationToken::new();
+        let serving = server.clone();
+        let drained = drain.clone().cancelled_owned();
+        let task = tokio::spawn(async move { serving.serve(listener, drained).await });
         Server {
             address,
-            shutdown,
+            server,
+            drain,
             task,
         }
     }
