@@ -432,7 +432,10 @@ fn the_first_log_line_names_all_settings_but_defaults() {
     assert!(lines.iter().all(|line| !line.contains("hush")));
     let ready = server.line("listening on ").unwrap();
     assert!(
-        ready.ends_with(&format!("INFO  sftpd] listening on {}", server.address)),
+        ready.ends_with(&format!(
+            "INFO  sftpd::events] listening on {}",
+            server.address
+        )),
         "{ready}"
     );
 }
