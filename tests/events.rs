@@ -67,6 +67,9 @@ fn text(event: &Event) -> String {
                 written.path
             )
         }
+        Event::Renamed {
+            from, to, replaced, ..
+        } => format!("renamed {from} to {to} {replaced}"),
         other => other.to_string(),
     }
 }
@@ -93,6 +96,7 @@ async fn every_event_is_told_once_and_in_order() {
     recorder.wait_for("read /d/f 5/5 1 Ok").await;
     assert_eq!(client.list("/d").await.unwrap().len(), 1);
     client.sftp.rename("/d/f", "/g").await.unwrap();
+    client.put("/h", b"").await.unwrap();
     client.posix_rename("/g", "/h").await.unwrap();
     client.sftp.rmdir("/d").await.unwrap();
     client.sftp.remove("/h").await.unwrap();
@@ -140,8 +144,10 @@ async fn every_event_is_told_once_and_in_order() {
             "opened /d/f true false false None",
             "read /d/f 5/5 1 Ok",
             "list \"/d\" 1 entries",
-            "rename \"/d/f\" to \"/g\"",
-            "rename \"/g\" to \"/h\"",
+            "renamed /d/f to /g false",
+            "opened /h false true true None",
+            "written /h 0 0 Ok None",
+            "renamed /g to /h true",
             "rmdir \"/d\"",
             "remove \"/h\"",
             "remove \"/h\" failed: No such file",

@@ -122,6 +122,8 @@ pub enum Event {
         from: String,
         /// Path that it has now.
         to: String,
+        /// Whether a file of that path was replaced (`posix-rename@openssh.com`).
+        replaced: bool,
     },
     /// A directory was made.
     #[non_exhaustive]

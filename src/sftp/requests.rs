@@ -304,10 +304,11 @@ impl Session {
 
     async fn carry_out_rename(&self, rename: &EarlyRename) -> Outcome {
         let vfs = &self.settings.vfs;
-        vfs.rename(&rename.from, &rename.to, rename.replace).await?;
+        let replaced = vfs.rename(&rename.from, &rename.to, rename.replace).await?;
         self.tell(Event::Renamed {
             from: shorten(rename.from.as_str()),
             to: shorten(rename.to.as_str()),
+            replaced,
         });
         Ok(Answer::ok(rename.id))
     }

@@ -38,8 +38,8 @@ const STOPPED: VfsError = VfsError::Refused("the server is shutting down");
 impl Vfs {
     /// A file: HEAD, Copy, HEAD and Delete; before them a stat of the target, or with `replace`
     /// (posix-rename) a HEAD of it. A directory: a list, then Copy, HEAD and Delete of every key in
-    /// it.
-    pub async fn rename(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
+    /// it. Returns whether a file was replaced.
+    pub async fn rename(&self, from: &Path, to: &Path, replace: bool) -> Result<bool> {
         let source = self.home.keys(from)?;
         let target = self.home.keys(to)?;
         let names = vec![
@@ -60,7 +60,7 @@ impl Vfs {
         }
     }
 
-    async fn rename_locked(&self, from: &Path, to: &Path, replace: bool) -> Result<()> {
+    async fn rename_locked(&self, from: &Path, to: &Path, replace: bool) -> Result<bool> {
         let source = self.home.keys(from)?;
         let target = self.home.keys(to)?;
         if !replace {
@@ -71,7 +71,7 @@ impl Vfs {
         }
         if source == target {
             self.stat(from).await?;
-            return Ok(());
+            return Ok(false);
         }
         if self.overlay.is_made(&target.directory) {
             return Err(EXISTS);
@@ -81,18 +81,19 @@ impl Vfs {
         } else {
             self.find_object(&source.file).await?
         };
-        match object {
+        let has_replaced = match object {
             Some(version) => {
                 let transfers = &self.transfers;
-                move_file(transfers, &source.file, version, &target.file, replace).await?;
+                move_file(transfers, &source.file, version, &target.file, replace).await?
             }
             None => {
                 self.rename_directory(&source.directory, &target.directory, to)
                     .await?;
+                false
             }
-        }
+        };
         self.keep_parent(from).await;
-        Ok(())
+        Ok(has_replaced)
     }
 
     async fn rename_directory(&self, source: &Key, target: &Key, to: &Path) -> Result<()> {
@@ -367,7 +368,7 @@ async fn move_again(transfers: &Transfers, from: &Key, to: &Key) -> Result<()> {
         Err(error) => return Err(error.into()),
     };
     match move_file(transfers, from, version, to, false).await {
-        Ok(()) | Err(VfsError::NotFound) => Ok(()),
+        Ok(_) | Err(VfsError::NotFound) => Ok(()),
         Err(error) => Err(error),
     }
 }
@@ -401,14 +402,15 @@ async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
 }
 
 /// Moves a file: copies the version that is there, and deletes that one. A version that another
-/// client stores meanwhile is moved too, as if it had been stored before.
+/// client stores meanwhile is moved too, as if it had been stored before. Returns whether a file was
+/// replaced.
 async fn move_file(
     transfers: &Transfers,
     from: &Key,
     mut version: Object,
     to: &Key,
     replace: bool,
-) -> Result<()> {
+) -> Result<bool> {
     let store = transfers.store.as_ref();
     let condition = match replace {
         true => Condition::None,
@@ -423,7 +425,7 @@ async fn move_file(
             None
         };
         match store.rename(from, &version, to, &condition).await {
-            Ok(_moved) => return Ok(()),
+            Ok(_moved) => return Ok(over.is_some()),
             Err(StoreError::Unsupported) => {}
             // The source or the target has changed.
             Err(StoreError::NotFound | StoreError::Precondition) => {
@@ -440,7 +442,7 @@ async fn move_file(
                     has_replaced = true;
                 }
                 match change::delete_version(store, from, &version.etag).await {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => return Ok(has_replaced || over.is_some()),
                     Err(StoreError::NotFound | StoreError::Precondition) if has_replaced => {}
                     Err(StoreError::NotFound | StoreError::Precondition) => {
                         take_back(store, to, &copied).await;
@@ -455,7 +457,7 @@ async fn move_file(
         version = match look_again(store, from, &version, replace).await {
             Ok(now) => now,
             // Another gateway has removed it, after this one had moved what it found.
-            Err(VfsError::NotFound) if has_replaced => return Ok(()),
+            Err(VfsError::NotFound) if has_replaced => return Ok(true),
             Err(error) => return Err(error),
         };
     }
