@@ -1,5 +1,8 @@
 //! What listeners are told: every event once, after the fact, with whom it is about.
 
+// A panic is how a test fails.
+#![allow(clippy::restriction)]
+
 mod support;
 
 use sftpd::events::{Event, Events, TransferResult, Who};

@@ -299,6 +299,8 @@ pub enum ConnectionEnd {
     LoginTimeout,
     /// It has made room for another one: too many have not logged in.
     Evicted,
+    /// The application has dropped the future of `serve_stream`.
+    Dropped,
     /// The application's `Auth` wants no login of the client.
     Rejected,
     /// paramiko tries another credential, which it would wait for in vain.
@@ -317,6 +319,7 @@ impl Display for ConnectionEnd {
             ConnectionEnd::NoSsh => "no SSH",
             ConnectionEnd::LoginTimeout => "no login in time",
             ConnectionEnd::Evicted => TOO_MANY_UNAUTHENTICATED,
+            ConnectionEnd::Dropped => "dropped by the application",
             ConnectionEnd::Rejected => "this server takes no login from you",
             ConnectionEnd::SecondCredential => {
                 "this server checks one credential a connection for paramiko: connect with look_for_keys=False and \
@@ -502,9 +505,10 @@ impl ConnectionEnd {
     fn level(self) -> Level {
         match self {
             ConnectionEnd::Closed | ConnectionEnd::NoSsh => Level::Debug,
-            ConnectionEnd::LoginTimeout | ConnectionEnd::Unused | ConnectionEnd::Shutdown => {
-                Level::Info
-            }
+            ConnectionEnd::LoginTimeout
+            | ConnectionEnd::Dropped
+            | ConnectionEnd::Unused
+            | ConnectionEnd::Shutdown => Level::Info,
             ConnectionEnd::Rejected | ConnectionEnd::SecondCredential | ConnectionEnd::Evicted => {
                 Level::Warn
             }

@@ -96,6 +96,7 @@ fn write_connection_end(f: &mut Formatter<'_>, reason: ConnectionEnd) -> fmt::Re
         ConnectionEnd::Closed | ConnectionEnd::NoSsh => write!(f, "connection ended: {reason}"),
         ConnectionEnd::LoginTimeout
         | ConnectionEnd::Evicted
+        | ConnectionEnd::Dropped
         | ConnectionEnd::Rejected
         | ConnectionEnd::SecondCredential
         | ConnectionEnd::Unused

@@ -118,8 +118,8 @@ pub(super) async fn admit(
         }
     };
     let events = shared.events.connection(client);
-    match shared.admission.admit(client, closed) {
-        Ok(slot) => connection::serve(stream, client, events, shared, slot).await,
+    match shared.admission.admit(client, closed.child_token()) {
+        Ok(slot) => connection::serve(stream, client, events, shared, slot, closed).await,
         Err(reason) => refuse(stream.as_mut(), &events, reason),
     }
 }

@@ -73,16 +73,18 @@ struct Connection {
     closed: CancellationToken,
 }
 
-/// Runs the connection until either side ends it.
+/// Runs the connection until either side ends it, or it is `dropped`: that cancels the slot's token
+/// too.
 pub(super) async fn serve(
     stream: Box<dyn Stream>,
     peer: SocketAddr,
     events: Teller,
     shared: Arc<Shared>,
     slot: PreAuthSlot,
+    dropped: CancellationToken,
 ) {
     let account: Arc<SetOnce<Arc<Account>>> = Arc::default();
-    let mut open = OpenConnection::new(events.clone(), account.clone());
+    let mut open = OpenConnection::new(events.clone(), account.clone(), dropped);
     let deadline = Instant::now() + shared.settings.login_timeout;
     let closed = slot.evicted.clone();
     let signals: Arc<Signals> = Arc::default();
@@ -142,16 +144,23 @@ struct OpenConnection {
     events: Teller,
     /// See [`Connection::account`].
     account: Arc<SetOnce<Arc<Account>>>,
+    /// Cancelled when the application has dropped the connection.
+    dropped: CancellationToken,
     opened: Instant,
     reason: ConnectionEnd,
 }
 
 impl OpenConnection {
-    fn new(events: Teller, account: Arc<SetOnce<Arc<Account>>>) -> OpenConnection {
+    fn new(
+        events: Teller,
+        account: Arc<SetOnce<Arc<Account>>>,
+        dropped: CancellationToken,
+    ) -> OpenConnection {
         events.tell(Event::ConnectionOpened);
         OpenConnection {
             events,
             account,
+            dropped,
             opened: Instant::now(),
             reason: ConnectionEnd::Shutdown,
         }
@@ -159,9 +168,10 @@ impl OpenConnection {
 
     /// Records why it ends. `closed` is cancelled already if it has made room for another one.
     fn end(&mut self, reason: ConnectionEnd, closed: &CancellationToken) {
-        self.reason = match closed.is_cancelled() {
-            true => ConnectionEnd::Evicted,
-            false => reason,
+        self.reason = match (self.dropped.is_cancelled(), closed.is_cancelled()) {
+            (true, _) => ConnectionEnd::Dropped,
+            (false, true) => ConnectionEnd::Evicted,
+            (false, false) => reason,
         };
     }
 }
@@ -209,6 +219,7 @@ async fn disconnect(running: RunningSession<Connection>, reason: ConnectionEnd) 
         | ConnectionEnd::NoSsh
         | ConnectionEnd::LoginTimeout
         | ConnectionEnd::Evicted
+        | ConnectionEnd::Dropped
         | ConnectionEnd::Unused
         | ConnectionEnd::Shutdown => Disconnect::ByApplication,
     };
@@ -598,7 +609,7 @@ impl Handler for Connection {
     ) -> Result<Auth, Error> {
         // Signed with SHA-1 it was refused when it was offered: russh asks about that before.
         let certificate = Certificate::from_client(certificate.clone());
-        let proof = Proof::Certificate(certificate.clone());
+        let proof = Proof::Certificate(Box::new(certificate.clone()));
         let account = self.ask(user, proof).await;
         if account.is_none() {
             // Neither counted nor a failed login: until now the client knew only that its key may

@@ -92,7 +92,7 @@ pub enum Proof {
     ProvedKey(PublicKey),
     /// A certificate for a key, whose private half the client has. Who signed it, and for whom, is
     /// for the [`Auth`] to check: see [`Certificate::is_valid_for`].
-    Certificate(Certificate),
+    Certificate(Box<Certificate>),
 }
 
 impl Debug for Proof {
