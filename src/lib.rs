@@ -1,8 +1,6 @@
-//! An SFTP server that streams uploads straight into S3, from a few megabytes of RAM.
+#![doc = include_str!("../docs/library.md")]
 //!
-//! The binary `sftpd` is a thin user of this library. To embed the server, bring a [`store::Store`]
-//! and a [`users::Auth`], or use those that are here, and give them to [`server::Server::builder`];
-//! `examples/memory.rs` does.
+//! # How it is made
 //!
 //! Data flows one way: socket → [`server`] → `sftp` → `vfs` → `transfer` → [`store`]. The modules
 //! that are hidden here are open for this crate's own tests and benchmarks only.

@@ -475,7 +475,13 @@ async fn a_rename_of_more_names_than_the_pool_holds_fails() {
     let s3 = FakeS3::start().await;
     let name = "x".repeat(200);
     (0..3000).for_each(|n| s3.put(&format!("alice/d/{name}{n}"), ""));
-    let server = Server::with(s3_store(&s3), |builder| builder.buffer_memory(8 << 20)).await;
+    let server = Server::with(s3_store(&s3), |builder| {
+        // Unchecked: less than four parts.
+        builder
+            .part_sizes(PartSizes::default())
+            .buffer_memory(8 << 20)
+    })
+    .await;
     let client = server.client().await;
     assert_eq!(
         code(client.sftp.rename("/d", "/e").await),

@@ -6,24 +6,20 @@
 
 mod support;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::sftp::{End, SessionParams};
-use sftpd::store::{
-    Attributes, Condition, Copied, CopySource, Key, Limits, ListRequest, Object, Page, Part,
-    PartSource, Store, StoreError, memory::MemoryStore,
-};
+use sftpd::store::{Key, Store, memory::MemoryStore};
 use sftpd::transfer::PartSizes;
 use std::cell::Cell;
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::commands::Running;
 use support::gateway::{Content, Gateway, HOST};
 use support::proxy::{Fate, Proxy, connect_when_admitted};
 use support::s3::{FakeS3, Fault, When};
+use support::stores::Hooked;
 use support::wait::wait_until;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -555,106 +551,13 @@ async fn slow_writes_do_not_count_as_idle() {
 
 // Stores that panic
 
-/// A store that panics in one of its methods.
-#[derive(Default)]
-struct Fragile {
-    store: MemoryStore,
-    /// The method that panics.
-    breaks: Mutex<&'static str>,
-}
-
-impl Fragile {
-    fn at(&self, method: &str) -> &MemoryStore {
-        let breaks = *self.breaks.lock().unwrap();
+/// A store that panics in the method of this name.
+fn fragile(breaks: Arc<Mutex<&'static str>>) -> Hooked {
+    Hooked::new(move |method| {
+        let breaks = *breaks.lock().unwrap();
         assert!(breaks != method, "{method} breaks, as the test wants it");
-        &self.store
-    }
-}
-
-#[async_trait]
-impl Store for Fragile {
-    fn limits(&self) -> Limits {
-        self.store.limits()
-    }
-    async fn head(&self, key: &Key) -> Result<Object, StoreError> {
-        self.at("head").head(key).await
-    }
-    async fn get(
-        &self,
-        key: &Key,
-        range: Range<u64>,
-        etag: &str,
-    ) -> Result<Vec<Bytes>, StoreError> {
-        self.at("get").get(key, range, etag).await
-    }
-    async fn put(
-        &self,
-        key: &Key,
-        body: Bytes,
-        attributes: &Attributes,
-        condition: &Condition,
-    ) -> Result<Object, StoreError> {
-        self.at("put").put(key, body, attributes, condition).await
-    }
-    async fn delete(&self, key: &Key, condition: &Condition) -> Result<(), StoreError> {
-        self.at("delete").delete(key, condition).await
-    }
-    async fn copy(
-        &self,
-        from: CopySource<'_>,
-        to: &Key,
-        condition: &Condition,
-    ) -> Result<Copied, StoreError> {
-        self.at("copy").copy(from, to, condition).await
-    }
-    async fn list(&self, request: ListRequest<'_>) -> Result<Page, StoreError> {
-        self.at("list").list(request).await
-    }
-    async fn create_upload(
-        &self,
-        key: &Key,
-        attributes: &Attributes,
-    ) -> Result<String, StoreError> {
-        self.at("create_upload")
-            .create_upload(key, attributes)
-            .await
-    }
-    async fn upload_part(
-        &self,
-        key: &Key,
-        upload_id: &str,
-        number: u32,
-        body: Bytes,
-    ) -> Result<Part, StoreError> {
-        self.at("upload_part")
-            .upload_part(key, upload_id, number, body)
-            .await
-    }
-    async fn copy_part(
-        &self,
-        key: &Key,
-        upload_id: &str,
-        number: u32,
-        from: PartSource<'_>,
-    ) -> Result<Part, StoreError> {
-        self.at("copy_part")
-            .copy_part(key, upload_id, number, from)
-            .await
-    }
-    async fn complete(
-        &self,
-        key: &Key,
-        upload_id: &str,
-        parts: &[Part],
-        condition: &Condition,
-    ) -> Result<Object, StoreError> {
-        self.at("complete")
-            .complete(key, upload_id, parts, condition)
-            .await
-    }
-    async fn abort(&self, key: &Key, upload_id: &str) -> Result<(), StoreError> {
-        self.at("abort").abort(key, upload_id).await
-    }
+        Box::pin(async { Ok(()) })
+    })
 }
 
 /// Writes a file, and closes it also if the WRITE fails.
@@ -666,7 +569,8 @@ async fn write(client: &Client, path: &str, flags: OpenFlags, data: &[u8]) -> Re
 
 #[tokio::test]
 async fn a_store_that_panics_fails_one_request() {
-    let store = Arc::new(Fragile::default());
+    let broken = Arc::new(Mutex::new(""));
+    let store = Arc::new(fragile(broken.clone()));
     let mut server = Server::start(store.clone()).await;
     let (client, other) = (server.client().await, server.client().await);
     let (small, large) = (noise(1000, 1), noise(11 * MIB, 2));
@@ -676,21 +580,21 @@ async fn a_store_that_panics_fails_one_request() {
         "get",
         "put",
         "delete",
-        "copy",
+        "rename",
         "list",
         "create_upload",
         "upload_part",
         "copy_part",
         "complete",
     ] {
-        *store.breaks.lock().unwrap() = breaks;
+        *broken.lock().unwrap() = breaks;
         let failed = within(breaks, async {
             match breaks {
                 "head" => client.size("/f").await.map(drop),
                 "get" => client.get("/old").await.map(drop),
                 "put" => write(&client, "/f", PUT, &small).await,
                 "delete" => Ok(client.sftp.remove("/old").await.map(drop)?),
-                "copy" => client.posix_rename("/old", "/f").await,
+                "rename" => client.posix_rename("/old", "/f").await,
                 "list" => client.list("/").await.map(drop),
                 // The old bytes behind the new ones are copied.
                 "copy_part" => write(&client, "/old", OpenFlags::WRITE, &small).await,
@@ -700,7 +604,7 @@ async fn a_store_that_panics_fails_one_request() {
         .await
         .unwrap_err();
         assert_eq!(failed.0, StatusCode::Failure, "{breaks}: {}", failed.1);
-        *store.breaks.lock().unwrap() = "";
+        *broken.lock().unwrap() = "";
         eventually("nothing is in progress", || store.store.uploads() == 0).await;
         within("the listing", async {
             while client.list("/").await.unwrap() != [format!("old {}", large.len())] {}
@@ -721,7 +625,7 @@ async fn a_store_that_panics_fails_one_request() {
     // If an abort panics, the upload stays in the bucket, but nothing here waits for it.
     let handle = client.open("/f", PUT).await.unwrap();
     client.write(&handle, 0, &large[..6 * MIB]).await.unwrap();
-    *store.breaks.lock().unwrap() = "abort";
+    *broken.lock().unwrap() = "abort";
     drop(client);
     within("the upload's end", async {
         while other.size("/f").await.is_ok() {}

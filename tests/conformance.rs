@@ -22,6 +22,7 @@ use std::sync::Arc;
 use support::gateway::new_bucket;
 use support::s3::{FakeS3, S3Access};
 use support::s3_store;
+use support::stores::NineMethods;
 
 #[tokio::test]
 async fn the_memory_store_conforms() {
@@ -59,12 +60,9 @@ async fn the_store_on_encrypted_s3_conforms() {
     store_conformance(s3_store(&s3)).await.unwrap();
 }
 
-/// The nine methods that have no default, on the memory store.
-struct NineMethods(MemoryStore);
-
 #[tokio::test]
 async fn the_defaults_conform() {
-    let store = NineMethods(MemoryStore::default());
+    let store = NineMethods::default();
     store_conformance(Arc::new(store)).await.unwrap();
 }
 
@@ -102,49 +100,6 @@ async fn a_broken_store_is_told_which_rule_it_breaks() {
         assert_eq!(violation.rule, rule, "{violation}");
         assert!(violation.to_string().starts_with(&rule.to_string()));
         println!("{violation}");
-    }
-}
-
-#[async_trait]
-impl Store for NineMethods {
-    async fn head(&self, key: &Key) -> Result<Object> {
-        self.0.head(key).await
-    }
-    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
-        self.0.get(key, range, etag).await
-    }
-    async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
-        self.0.list(request).await
-    }
-    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
-        self.0.delete(key, condition).await
-    }
-    async fn put(
-        &self,
-        key: &Key,
-        body: Bytes,
-        attributes: &Attributes,
-        condition: &Condition,
-    ) -> Result<Object> {
-        self.0.put(key, body, attributes, condition).await
-    }
-    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
-        self.0.create_upload(key, attributes).await
-    }
-    async fn upload_part(&self, key: &Key, id: &str, number: u32, body: Bytes) -> Result<Part> {
-        self.0.upload_part(key, id, number, body).await
-    }
-    async fn complete(
-        &self,
-        key: &Key,
-        id: &str,
-        parts: &[Part],
-        condition: &Condition,
-    ) -> Result<Object> {
-        self.0.complete(key, id, parts, condition).await
-    }
-    async fn abort(&self, key: &Key, id: &str) -> Result<()> {
-        self.0.abort(key, id).await
     }
 }
 

@@ -804,7 +804,9 @@ async fn run_matrix(etags: ETags) -> usize {
         bad.len()
     );
     // Not `eprintln`, whose output the test harness hides when the test passes.
-    writeln!(std::io::stderr(), "{line}").unwrap();
+    std::io::stderr()
+        .write_all(format!("{line}\n").as_bytes())
+        .unwrap();
     bad.sort();
     assert!(
         bad.is_empty(),

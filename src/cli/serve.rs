@@ -88,11 +88,11 @@ pub struct ServeArgs {
     #[arg(long, env = "SFTPD_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_time_above_zero, value_name = "TIME")]
     idle_timeout: Duration,
     /// The store may be silent for this time over a request that opens, looks, reads or lists.
-    #[arg(long, env = "SFTPD_OPEN_TIMEOUT", default_value = "30s", value_parser = parse_time_above_zero, value_name = "TIME")]
+    #[arg(long, env = "SFTPD_OPEN_TIMEOUT", default_value = "30s", value_parser = parse_store_timeout, value_name = "TIME")]
     open_timeout: Duration,
     /// The store may be silent for this time over a request that sends content or makes a file of
     /// it. A long one that shows signs of life is not cut.
-    #[arg(long, env = "SFTPD_CLOSE_TIMEOUT", default_value = "30s", value_parser = parse_time_above_zero, value_name = "TIME")]
+    #[arg(long, env = "SFTPD_CLOSE_TIMEOUT", default_value = "30s", value_parser = parse_store_timeout, value_name = "TIME")]
     close_timeout: Duration,
     /// Open transfers may finish for this time after SIGTERM, SIGINT or SIGHUP; a second signal
     /// ends them.
@@ -314,9 +314,18 @@ fn parse_time(text: &str) -> Result<Duration, &'static str> {
 
 fn parse_time_above_zero(text: &str) -> Result<Duration, &'static str> {
     match parse_time(text) {
-        Ok(time) if time.is_zero() => Err(
-            "every session would end, or every request fail, at once: use a time like 30s, 5m or 1h 30m",
-        ),
+        Ok(time) if time.is_zero() => {
+            Err("every session would end at once: use a time like 30s, 5m or 1h 30m")
+        }
+        parsed => parsed,
+    }
+}
+
+fn parse_store_timeout(text: &str) -> Result<Duration, &'static str> {
+    match parse_time(text) {
+        Ok(time) if time.is_zero() => {
+            Err("every request would fail at once: use a time like 30s, 5m or 1h 30m")
+        }
         parsed => parsed,
     }
 }

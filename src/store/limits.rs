@@ -23,6 +23,8 @@ pub struct Limits {
     /// Whether `copy` and `copy_part` take no memory of this process. If not, the server counts the
     /// bytes that are copied as part of `buffer_memory`, and copies large objects part by part.
     pub copies_itself: bool,
+    /// Whether objects have the attributes that they were written with.
+    pub keeps_attributes: bool,
     /// Which conditions the store keeps.
     pub conditions: KeptConditions,
 }
@@ -36,6 +38,7 @@ impl Default for Limits {
             max_copy: 5 * GIB,
             equal_parts: false,
             copies_itself: false,
+            keeps_attributes: true,
             conditions: KeptConditions::ALL,
         }
     }

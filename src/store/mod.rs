@@ -9,6 +9,7 @@ pub mod change;
 mod limits;
 pub mod memory;
 mod patience;
+#[cfg(feature = "s3")]
 pub mod s3;
 
 pub use limits::{KeptConditions, Limits};
@@ -404,6 +405,7 @@ pub struct PartSource<'a> {
 const PROBE_NAME: &str = ".sftpd-probe-";
 
 /// A random key below this prefix, to try out the store with.
+#[cfg(feature = "s3")]
 pub(crate) fn probe_key(prefix: &Key) -> Result<Key> {
     let id: u64 = rand::random();
     Key::new(format!("{prefix}{PROBE_NAME}{id:016x}")).ok_or(StoreError::NotFound)

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep_until};
 
 /// What a store is given for each part of a CompleteMultipartUpload: 200 s for 10,000 parts.
-const TIME_PER_PART: Duration = Duration::from_millis(20);
+pub(super) const TIME_PER_PART: Duration = Duration::from_millis(20);
 /// How many bytes a store copies in a second at least: 512 s for 5 GiB.
 const COPIED_PER_SECOND: u64 = 10 * 1024 * 1024;
 
@@ -33,6 +33,8 @@ pub struct SignsOfLife {
     /// When the last one was given; later than now if the store is given time in advance.
     // A std lock: never held across an await.
     last: Arc<Mutex<Instant>>,
+    /// Those of the request of which this one is a part.
+    outer: Option<Arc<SignsOfLife>>,
 }
 
 impl SignsOfLife {
@@ -41,13 +43,18 @@ impl SignsOfLife {
     pub fn current() -> SignsOfLife {
         match CURRENT.try_with(SignsOfLife::clone) {
             Ok(signs) => signs,
-            Err(_outside) => SignsOfLife::starting_at(Instant::now()),
+            Err(_outside) => SignsOfLife {
+                last: Arc::new(Mutex::new(Instant::now())),
+                outer: None,
+            },
         }
     }
 
-    fn starting_at(last: Instant) -> SignsOfLife {
+    /// Those of a request that begins now, inside the current one if there is one.
+    fn begin(in_advance: Duration) -> SignsOfLife {
         SignsOfLife {
-            last: Arc::new(Mutex::new(last)),
+            last: Arc::new(Mutex::new(Instant::now() + in_advance)),
+            outer: CURRENT.try_with(|outer| Arc::new(outer.clone())).ok(),
         }
     }
 
@@ -55,6 +62,9 @@ impl SignsOfLife {
     pub fn give(&self) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         *last = Instant::now().max(*last);
+        if let Some(outer) = &self.outer {
+            outer.give();
+        }
     }
 
     fn last(&self) -> Instant {
@@ -122,12 +132,12 @@ fn silence(timeout: Duration) -> String {
 
 /// Waits for the request as long as it gives signs of life. `None` if it has been silent for the
 /// timeout, counted from `in_advance` after its beginning.
-async fn wait<T>(
+pub(super) async fn wait<T>(
     request: impl Future<Output = T>,
     timeout: Duration,
     in_advance: Duration,
 ) -> Option<T> {
-    let signs = SignsOfLife::starting_at(Instant::now() + in_advance);
+    let signs = SignsOfLife::begin(in_advance);
     let request = CURRENT.scope(signs.clone(), request);
     tokio::pin!(request);
     loop {

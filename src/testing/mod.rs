@@ -1,5 +1,5 @@
 //! For those who bring their own store: [`store_conformance`] checks each rule of
-//! [`Store`](crate::store::Store).
+//! [`Store`].
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -21,7 +21,7 @@ use bench::Bench;
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
-/// A rule of [`Store`](crate::store::Store). `Display` is a sentence.
+/// A rule of [`Store`]. `Display` is a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rule {

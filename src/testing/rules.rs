@@ -229,6 +229,9 @@ async fn only_one_writer_wins(bench: &Bench) -> Checked<()> {
 }
 
 async fn attributes_are_kept(bench: &Bench) -> Checked<()> {
+    if !bench.store.limits().keeps_attributes {
+        return Ok(());
+    }
     let attributes = Attributes {
         content_type: Some("text/csv".to_owned()),
         metadata: [("owner".to_owned(), "alice".to_owned())].into(),

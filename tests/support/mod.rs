@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod s3;
 pub mod server;
 pub mod session;
+pub mod stores;
 pub mod wait;
 
 pub use client::{Client, Failed, SshClient, code};

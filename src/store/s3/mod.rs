@@ -24,6 +24,7 @@ mod start;
 pub use client::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
 pub use start::{Listing, StartError};
 
+use super::patience::TIME_PER_PART;
 use super::{
     Attributes, Condition, Copied, CopySource, IncompleteUpload, KeptConditions, Key, Limits,
     ListRequest, Object, Page, Part, PartSource, Result, Store,
@@ -32,9 +33,10 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use bytes::Bytes;
 use doubts::Doubts;
+use signs::send_until_answered;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// One bucket, or a prefix in it.
 pub struct S3Store {
@@ -110,7 +112,8 @@ impl Store for S3Store {
         number: u32,
         body: Bytes,
     ) -> Result<Part> {
-        self.send_part(key, upload_id, number, body).await
+        let send = || self.send_part(key, upload_id, number, body.clone());
+        send_until_answered(Duration::ZERO, send).await
     }
 
     async fn copy_part(
@@ -161,7 +164,8 @@ impl doubts::Requests for S3Store {
         attributes: &Attributes,
         condition: &Condition,
     ) -> Result<String> {
-        self.put_object(key, body, attributes, condition).await
+        let send = || self.put_object(key, body.clone(), attributes, condition);
+        send_until_answered(Duration::ZERO, send).await
     }
 
     async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
@@ -175,8 +179,8 @@ impl doubts::Requests for S3Store {
         parts: &[Part],
         condition: &Condition,
     ) -> Result<String> {
-        self.complete_multipart_upload(key, upload_id, parts, condition)
-            .await
+        let send = || self.complete_multipart_upload(key, upload_id, parts, condition);
+        send_until_answered(TIME_PER_PART * parts.len() as u32, send).await
     }
 
     async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {

@@ -1,0 +1,198 @@
+//! The server on stores that are not S3: one that renames by itself, one that brings nothing but
+//! what it must, and one that hangs.
+
+// A panic is how a test fails.
+#![allow(clippy::restriction)]
+
+mod support;
+
+use russh_sftp::protocol::{OpenFlags, StatusCode};
+use sftpd::store::StoreError;
+use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use support::stores::{Hooked, NineMethods};
+use support::*;
+
+/// A store whose renames fail after this many.
+fn store_that_renames(times: usize) -> Hooked {
+    let renames = AtomicUsize::new(0);
+    Hooked::new(move |method| {
+        let is_too_much = method == "rename" && renames.fetch_add(1, Ordering::Relaxed) == times;
+        Box::pin(async move {
+            match is_too_much {
+                true => Err(StoreError::Other("the test wants it".to_owned())),
+                false => Ok(()),
+            }
+        })
+    })
+}
+
+#[tokio::test]
+async fn a_store_that_can_rename_is_asked_to() {
+    let store = Hooked::new(|method| {
+        assert!(
+            !matches!(method, "copy" | "copy_part" | "delete"),
+            "{method}"
+        );
+        Box::pin(async { Ok(()) })
+    });
+    let server = Server::start(Arc::new(store)).await;
+    let client = server.client().await;
+    client.put("/old", b"content").await.unwrap();
+    client.sftp.rename("/old", "/new").await.unwrap();
+    assert_eq!(client.get("/new").await.unwrap(), b"content");
+    assert_eq!(code(client.size("/old").await), StatusCode::NoSuchFile);
+    client.put("/other", b"replaced").await.unwrap();
+    let taken = client.sftp.rename("/new", "/other").await;
+    assert_eq!(code(taken), StatusCode::Failure);
+    client.posix_rename("/new", "/other").await.unwrap();
+    assert_eq!(client.get("/other").await.unwrap(), b"content");
+    for name in ["a", "b", "deeper/c"] {
+        client
+            .put(&format!("/d/{name}"), name.as_bytes())
+            .await
+            .unwrap();
+    }
+    client.sftp.rename("/d", "/e").await.unwrap();
+    assert_eq!(client.get("/e/deeper/c").await.unwrap(), b"deeper/c");
+    assert_eq!(client.list("/e").await.unwrap().len(), 3);
+    assert_eq!(code(client.size("/d/a").await), StatusCode::NoSuchFile);
+}
+
+#[tokio::test]
+async fn files_that_were_moved_are_moved_back_if_their_directory_cannot_be() {
+    let server = Server::start(Arc::new(store_that_renames(3))).await;
+    let client = server.client().await;
+    let names: Vec<String> = (0..5).map(|n| format!("/d/{n}")).collect();
+    for name in &names {
+        client.put(name, name.as_bytes()).await.unwrap();
+    }
+    let refused = client.sftp.rename("/d", "/e").await;
+    assert_eq!(code(refused), StatusCode::Failure);
+    for name in &names {
+        assert_eq!(client.get(name).await.unwrap(), name.as_bytes());
+    }
+    assert_eq!(code(client.list("/e").await), StatusCode::NoSuchFile);
+    // Without the failure it works.
+    client.sftp.rename("/d", "/e").await.unwrap();
+    assert_eq!(client.list("/e").await.unwrap().len(), 5);
+}
+
+/// Copies go through the server: small ones in one request, large ones in parts.
+#[tokio::test]
+async fn the_server_copies_for_a_store_that_cannot() {
+    let store = Arc::new(NineMethods::default());
+    let server = Server::start(store.clone()).await;
+    let client = server.client().await;
+    for size in [0, 1000, 12 * MIB] {
+        let data = noise(size, 1);
+        client.put("/old", &data).await.unwrap();
+        client.sftp.rename("/old", "/new").await.unwrap();
+        assert!(client.get("/new").await.unwrap() == data, "{size}");
+        assert_eq!(code(client.size("/old").await), StatusCode::NoSuchFile);
+        let append = OpenFlags::WRITE | OpenFlags::APPEND;
+        let handle = client.open("/new", append).await.unwrap();
+        client.write(&handle, 0, b"the end").await.unwrap();
+        client.close(&handle).await.unwrap();
+        let longer = [&data[..], b"the end"].concat();
+        assert!(client.get("/new").await.unwrap() == longer, "{size}");
+        client.sftp.remove("/new").await.unwrap();
+        assert_eq!(store.0.uploads(), 0);
+    }
+}
+
+/// A store that hangs in the method of this name.
+fn store_that_hangs(hangs: Arc<Mutex<&'static str>>) -> Hooked {
+    Hooked::new(move |method| {
+        let hangs = *hangs.lock().unwrap() == method;
+        Box::pin(async move {
+            match hangs {
+                true => pending().await,
+                false => Ok(()),
+            }
+        })
+    })
+}
+
+/// Writes `/new`, and closes it also if the WRITE fails.
+async fn write(client: &Client, data: &[u8]) -> Result<(), Failed> {
+    let handle = client.open("/new", PUT).await?;
+    let written = client.write(&handle, 0, data).await;
+    client.close(&handle).await.and(written)
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_costs_one_request() {
+    let hangs = Arc::new(Mutex::new(""));
+    let store = Arc::new(store_that_hangs(hangs.clone()));
+    let server = Server::with(store.clone(), |server| {
+        let soon = Duration::from_millis(300);
+        server.open_timeout(soon).close_timeout(soon)
+    })
+    .await;
+    let client = server.client().await;
+    let large = noise(11 * MIB, 1);
+    client.put("/old", &large).await.unwrap();
+    for method in [
+        "open",
+        "get",
+        "head",
+        "list",
+        "delete",
+        "rename",
+        "put",
+        "create_upload",
+        "upload_part",
+        "complete",
+    ] {
+        *hangs.lock().unwrap() = method;
+        let refused = within(method, async {
+            match method {
+                "open" | "get" => client.get("/old").await.map(drop),
+                "head" => client.size("/none").await.map(drop),
+                "list" => client.list("/").await.map(drop),
+                "delete" => Ok(client.sftp.remove("/old").await.map(drop)?),
+                "rename" => client.posix_rename("/old", "/new").await,
+                "put" => write(&client, b"small").await,
+                _ => write(&client, &large).await,
+            }
+        })
+        .await;
+        assert_eq!(code(refused), StatusCode::Failure, "{method}");
+        *hangs.lock().unwrap() = "";
+        // The session goes on.
+        assert!(client.get("/old").await.unwrap() == large, "{method}");
+        assert_eq!(code(client.size("/new").await), StatusCode::NoSuchFile);
+        eventually("nothing is in progress", || store.store.uploads() == 0).await;
+    }
+}
+
+/// Longer in all than the server waits for a silent store.
+#[tokio::test]
+async fn a_store_that_gives_signs_of_life_may_take_long() {
+    let store = Hooked::new(|method| {
+        let signs_to_give = match method {
+            "complete" | "open" => 60,
+            _ => 0,
+        };
+        Box::pin(async move {
+            let signs = sftpd::store::SignsOfLife::current();
+            for _ in 0..signs_to_give {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                signs.give();
+            }
+            Ok(())
+        })
+    });
+    let server = Server::with(Arc::new(store), |server| {
+        let timeout = Duration::from_secs(2);
+        server.open_timeout(timeout).close_timeout(timeout)
+    })
+    .await;
+    let client = server.client().await;
+    let data = noise(11 * MIB, 2);
+    client.put("/f", &data).await.unwrap();
+    assert!(client.get("/f").await.unwrap() == data);
+}

@@ -1,0 +1,159 @@
+//! Stores that are not S3.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use sftpd::store::memory::MemoryStore;
+use sftpd::store::{
+    Attributes, Condition, Copied, CopySource, Key, Limits, ListRequest, Object, Page, Part,
+    PartSource, Result, Store,
+};
+use std::ops::Range;
+
+/// The memory store by the nine methods that have no default.
+#[derive(Default)]
+pub struct NineMethods(pub MemoryStore);
+
+type Hook = dyn Fn(&'static str) -> BoxFuture<'static, Result<()>> + Send + Sync;
+
+/// The memory store, with something that happens before each request.
+pub struct Hooked {
+    pub store: MemoryStore,
+    hook: Box<Hook>,
+}
+
+impl Hooked {
+    /// `hook` gets the name of the method.
+    pub fn new(
+        hook: impl Fn(&'static str) -> BoxFuture<'static, Result<()>> + Send + Sync + 'static,
+    ) -> Hooked {
+        Hooked {
+            store: MemoryStore::default(),
+            hook: Box::new(hook),
+        }
+    }
+
+    async fn before(&self, method: &'static str) -> Result<&MemoryStore> {
+        (self.hook)(method).await?;
+        Ok(&self.store)
+    }
+}
+
+#[async_trait]
+impl Store for NineMethods {
+    async fn head(&self, key: &Key) -> Result<Object> {
+        self.0.head(key).await
+    }
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
+        self.0.get(key, range, etag).await
+    }
+    async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
+        self.0.list(request).await
+    }
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
+        self.0.delete(key, condition).await
+    }
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<Object> {
+        self.0.put(key, body, attributes, condition).await
+    }
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
+        self.0.create_upload(key, attributes).await
+    }
+    async fn upload_part(&self, key: &Key, id: &str, number: u32, body: Bytes) -> Result<Part> {
+        self.0.upload_part(key, id, number, body).await
+    }
+    async fn complete(
+        &self,
+        key: &Key,
+        id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<Object> {
+        self.0.complete(key, id, parts, condition).await
+    }
+    async fn abort(&self, key: &Key, id: &str) -> Result<()> {
+        self.0.abort(key, id).await
+    }
+}
+
+#[async_trait]
+impl Store for Hooked {
+    fn limits(&self) -> Limits {
+        self.store.limits()
+    }
+    async fn head(&self, key: &Key) -> Result<Object> {
+        self.before("head").await?.head(key).await
+    }
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
+        self.before("get").await?.get(key, range, etag).await
+    }
+    async fn open(&self, key: &Key, limit: u64) -> Result<(Object, Bytes)> {
+        self.before("open").await?.open(key, limit).await
+    }
+    async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
+        self.before("list").await?.list(request).await
+    }
+    async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
+        self.before("delete").await?.delete(key, condition).await
+    }
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<Object> {
+        let store = self.before("put").await?;
+        store.put(key, body, attributes, condition).await
+    }
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
+        let store = self.before("create_upload").await?;
+        store.create_upload(key, attributes).await
+    }
+    async fn upload_part(&self, key: &Key, id: &str, number: u32, body: Bytes) -> Result<Part> {
+        let store = self.before("upload_part").await?;
+        store.upload_part(key, id, number, body).await
+    }
+    async fn complete(
+        &self,
+        key: &Key,
+        id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> Result<Object> {
+        let store = self.before("complete").await?;
+        store.complete(key, id, parts, condition).await
+    }
+    async fn abort(&self, key: &Key, id: &str) -> Result<()> {
+        self.before("abort").await?.abort(key, id).await
+    }
+    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<Copied> {
+        self.before("copy").await?.copy(from, to, condition).await
+    }
+    async fn copy_part(
+        &self,
+        key: &Key,
+        id: &str,
+        number: u32,
+        from: PartSource<'_>,
+    ) -> Result<Part> {
+        let store = self.before("copy_part").await?;
+        store.copy_part(key, id, number, from).await
+    }
+    async fn rename(
+        &self,
+        from: &Key,
+        version: &Object,
+        to: &Key,
+        condition: &Condition,
+    ) -> Result<Object> {
+        let store = self.before("rename").await?;
+        store.rename(from, version, to, condition).await
+    }
+}
