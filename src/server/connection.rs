@@ -113,30 +113,17 @@ pub(super) async fn serve(
         closed,
     };
     let start = run_stream(config, socket, connection.clone());
-    let mut running = match timeout_at(deadline, start).await {
-        Ok(Ok(running)) => running,
+    match timeout_at(deadline, start).await {
+        Ok(Ok(running)) => open.run(running, &connection, deadline, slot).await,
         Ok(Err(error)) => {
             log::debug!("{peer}: no SSH: {error}");
-            return open.end(ConnectionEnd::NoSsh, &connection.closed);
+            open.end(ConnectionEnd::NoSsh, &connection.closed);
         }
         Err(elapsed) => {
             log::debug!("{peer}: no SSH: {elapsed}");
-            return open.end(ConnectionEnd::NoSsh, &connection.closed);
-        }
-    };
-    tokio::select! {
-        ended = &mut running => {
-            log::debug!("{peer}: connection ended: {ended:?}");
-            open.end(ConnectionEnd::Closed, &connection.closed);
-        }
-        reason = connection.must_end(deadline, slot) => {
-            open.end(reason, &connection.closed);
-            let _ = timeout(GOODBYE_TIME, disconnect(running, reason)).await;
+            open.end(ConnectionEnd::NoSsh, &connection.closed);
         }
     }
-    connection.closed.cancel();
-    connection.channels.close();
-    connection.channels.wait().await;
 }
 
 /// A connection that was admitted. Dropped, it tells that the connection has ended.
@@ -164,6 +151,29 @@ impl OpenConnection {
             opened: Instant::now(),
             reason: ConnectionEnd::Shutdown,
         }
+    }
+
+    /// Waits for the end of the connection, and of its sessions.
+    async fn run(
+        &mut self,
+        mut running: RunningSession<Connection>,
+        connection: &Connection,
+        deadline: Instant,
+        slot: PreAuthSlot,
+    ) {
+        tokio::select! {
+            ended = &mut running => {
+                log::debug!("{}: connection ended: {ended:?}", connection.peer);
+                self.end(ConnectionEnd::Closed, &connection.closed);
+            }
+            reason = connection.must_end(deadline, slot) => {
+                self.end(reason, &connection.closed);
+                let _ = timeout(GOODBYE_TIME, disconnect(running, reason)).await;
+            }
+        }
+        connection.closed.cancel();
+        connection.channels.close();
+        connection.channels.wait().await;
     }
 
     /// Records why it ends. `closed` is cancelled already if it has made room for another one.
