@@ -1,11 +1,11 @@
-//! For those who bring their own store: [`store_conformance`] checks each rule of
-//! [`Store`].
+//! For those who bring their own store: [`store_conformance`] checks each rule of [`Store`].
 //!
 //! ```
 //! # use std::sync::Arc;
 //! # use sftpd::store::memory::MemoryStore;
+//! # /*
 //! #[tokio::test]
-//! # async fn hidden() {}
+//! # */
 //! async fn my_store_keeps_all_rules() {
 //!     let store = MemoryStore::default();
 //!     sftpd::testing::store_conformance(Arc::new(store)).await.unwrap();

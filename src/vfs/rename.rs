@@ -193,8 +193,8 @@ struct MadeCopy {
 enum Made {
     /// There is a copy; the source is to be deleted.
     Copy(Copied),
-    /// The store has moved it.
-    Move(Object),
+    /// The store has moved it, and this is its ETag now.
+    Move(Box<str>),
 }
 
 /// A copy that is there.
@@ -261,7 +261,7 @@ impl DirectoryMove {
         }
         let store = self.transfers.store.as_ref();
         let made = match store.rename(&from, &version, &to, &Condition::Absent).await {
-            Ok(moved) => Made::Move(moved),
+            Ok(moved) => Made::Move(moved.etag.into()),
             Err(StoreError::Unsupported) => {
                 let copying = copy(&self.transfers, &from, &version, &to, None);
                 match self.transfers.run_until_stopped(copying).await {
@@ -306,9 +306,10 @@ impl DirectoryMove {
         let store = self.transfers.store.as_ref();
         match &copy.made {
             Made::Copy(copied) => take_back(store, &to, copied).await,
-            Made::Move(moved) => {
+            Made::Move(etag) => {
                 let from = join(&self.source, &key.name)?;
-                move_back(store, &to, moved, &from).await;
+                let moved = Object::new(key.size, &**etag, SystemTime::UNIX_EPOCH);
+                move_back(store, &to, &moved, &from).await;
             }
         }
         Ok(())
