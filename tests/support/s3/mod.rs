@@ -199,6 +199,17 @@ impl FakeS3 {
         self.store.lock().uploads.len()
     }
 
+    /// How many parts of multipart uploads in progress are stored. [`FakeS3::count`] counts those
+    /// that are still arriving too.
+    pub fn parts(&self) -> usize {
+        let state = self.store.lock();
+        state
+            .uploads
+            .values()
+            .map(|upload| upload.parts.len())
+            .sum()
+    }
+
     /// Panics if a multipart upload is in progress: nothing half-sent may be left.
     pub fn assert_no_uploads(&self) {
         let left = self.uploads();
