@@ -9,6 +9,7 @@ use russh::keys::{Algorithm, Certificate, PrivateKey, PrivateKeyWithHashAlg};
 use russh_sftp::client::RawSftpSession;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
+use sftpd::events::{Event, Who};
 use sftpd::server::{BuildError, Server, ServerBuilder};
 use sftpd::store::Store;
 use sftpd::store::memory::MemoryStore;
@@ -21,7 +22,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -277,6 +278,38 @@ async fn serve_returns_once_uploads_are_aborted() {
     within("a late start", server.serve(late, pending())).await;
     within("a second end", server.shut_down()).await;
     within("a late stream", Client::try_to_connect(&server)).await;
+}
+
+#[tokio::test]
+async fn each_listener_is_told_and_none_after_the_end() {
+    let (send, mut told) = mpsc::unbounded_channel();
+    let server = builder()
+        .listeners(Vec::new())
+        .events(move |_: &Who, event: &Event| send.send(event.clone()).unwrap())
+        .build()
+        .unwrap();
+    let mut serving = Vec::new();
+    for _ in 0..2 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = listener.local_addr().unwrap();
+        let clone = server.clone();
+        serving.push(tokio::spawn(async move {
+            clone.serve(listener, pending()).await
+        }));
+        match within("the event", told.recv()).await {
+            Some(Event::ServerStarted { address, .. }) => assert_eq!(address, Some(here)),
+            other => panic!("{other:?}"),
+        }
+    }
+    server.shut_down().await;
+    for serving in serving {
+        within("the end", serving).await.unwrap();
+    }
+    let late = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    within("a late start", server.serve(late, pending())).await;
+    drop(server);
+    assert_eq!(told.recv().await, Some(Event::ServerStopped));
+    assert_eq!(told.recv().await, None);
 }
 
 impl Client {

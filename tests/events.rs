@@ -274,19 +274,11 @@ async fn events_carry_the_session_data_of_the_account() {
     assert!(count >= 5, "{:?}", recorder.texts());
 }
 
-/// Panics at every event.
-struct Panicking;
-
-impl Events for Panicking {
-    fn event(&self, _who: &Who, _event: &Event) {
-        panic!("by intention");
-    }
-}
-
 #[tokio::test]
 async fn a_listener_that_panics_hurts_nobody() {
+    let panicking = |_: &Who, _: &Event| panic!("by intention");
     let recorder = Arc::new(Recorder::default());
-    let server = start(vec![Arc::new(Panicking), recorder.clone()]).await;
+    let server = start(vec![Arc::new(panicking), recorder.clone()]).await;
     let client = server.client().await;
     client.put("/f", b"hello").await.unwrap();
     assert_eq!(client.get("/f").await.unwrap(), b"hello");

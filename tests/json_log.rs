@@ -168,11 +168,12 @@ fn run_sftp(folder: &Path, server: &Process, batch: &str) {
     assert!(ran.succeeded(), "{ran}");
 }
 
-/// Begins an upload of more than a part, and disconnects.
-async fn abandon_upload(server: &Process, path: &str) {
+/// Leaves an upload, of which a part is stored, by closing the connection.
+async fn abandon_upload(s3: &FakeS3, server: &Process, path: &str) {
     let client = server.client().await;
     let handle = client.open(path, PUT).await.unwrap();
     client.write(&handle, 0, &vec![1; 6 * MIB]).await.unwrap();
+    eventually("the part is stored", || s3.parts() == 1).await;
 }
 
 async fn wait_for(server: &Process, event: &str) {
@@ -217,11 +218,11 @@ async fn every_line_is_as_documented_and_every_event_comes() {
         "mkdir d\nput file d/f\nget d/f back\nls d\nrename d/f g\n-rm none\nrm g\nrmdir d\n";
     run_sftp(folder, &first, batch);
     do_what_sftp_does_not(&first).await;
-    abandon_upload(&first, "/aborted").await;
+    abandon_upload(&s3, &first, "/aborted").await;
     wait_for(&first, "upload_aborted").await;
     let refused = Fault::Status(403, "AccessDenied");
     s3.fault("AbortMultipartUpload", When::Every, refused);
-    abandon_upload(&first, "/left").await;
+    abandon_upload(&s3, &first, "/left").await;
     wait_for(&first, "upload_left").await;
     s3.clear_faults();
     first.signal("TERM");

@@ -13,10 +13,11 @@ use std::time::Duration;
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
-    /// The server accepts connections.
+    /// The server accepts connections. Told for each listener; a server that is only given streams
+    /// tells it before the first one.
     #[non_exhaustive]
     ServerStarted {
-        /// Where it listens, with the real port; `None` if the system does not say.
+        /// Where it listens, with the real port; `None` for streams.
         address: Option<SocketAddr>,
     },
     /// Every session has ended, and no transfer is left.

@@ -27,12 +27,37 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Hears what happens.
+/// Hears what happens. Every closure that takes these two references does:
+///
+/// ```
+/// use sftpd::events::{Event, Who};
+/// # use sftpd::{server::Server, store::memory::MemoryStore, users::UserList};
+/// # use std::sync::Arc;
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let server = Server::builder(Arc::new(MemoryStore::default()), UserList::default())
+///     .events(|who: &Who, event: &Event| println!("{who}: {event}"))
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
 pub trait Events: Send + Sync + 'static {
     /// Called once for each event, after the fact, in the task of the connection or the transfer
     /// that it is about. That task waits until this returns, so long work belongs into a queue. A
     /// panic is logged and has no other effect.
     fn event(&self, who: &Who, event: &Event);
+}
+
+impl<F: Fn(&Who, &Event) + Send + Sync + 'static> Events for F {
+    fn event(&self, who: &Who, event: &Event) {
+        self(who, event);
+    }
+}
+
+impl<E: Events + ?Sized> Events for Arc<E> {
+    fn event(&self, who: &Who, event: &Event) {
+        self.as_ref().event(who, event);
+    }
 }
 
 /// Whom an event is about.

@@ -229,16 +229,24 @@ impl Server {
         self.0.shared.stop_sessions();
     }
 
-    /// Starts the tasks beside the connections, unless they were started.
+    /// Tells of a listener, or of the first stream, and starts the tasks beside the connections,
+    /// unless they were started. A server that is shutting down starts nothing any more.
     fn start(&self, address: Option<SocketAddr>) {
         let shared = &self.0.shared;
-        self.0.started.call_once(|| {
+        if shared.drain.is_cancelled() {
+            return;
+        }
+        let mut is_first = false;
+        self.0.started.call_once(|| is_first = true);
+        if is_first || address.is_some() {
             shared.events.tell(Event::ServerStarted { address });
+        }
+        if is_first {
             shared.mounts.start_reaper();
             let housekeeping = keep_house(shared.clone());
             let stop = shared.mounts.stop.clone();
             tokio::spawn(stop.run_until_cancelled_owned(housekeeping));
-        });
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The server's view of users.json.
 
 use super::file_watch::{FileWatch, Poll};
-use super::password::is_password;
+use super::password::PasswordCheck;
 use super::{Attempt, Auth, Login, Proof, PublicKey, User};
 use async_trait::async_trait;
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 /// Lets in the users of users.json, as the file is at that moment.
 pub struct FileAuth {
     watch: Arc<FileWatch>,
+    passwords: PasswordCheck,
     /// So that the log tells of a broken file at once, not when someone logs in.
     _poll: Poll,
 }
@@ -20,7 +21,11 @@ impl FileAuth {
     pub fn open(path: PathBuf) -> anyhow::Result<FileAuth> {
         let watch = FileWatch::open(path)?;
         let poll = Poll::start(&watch)?;
-        Ok(FileAuth { watch, _poll: poll })
+        Ok(FileAuth {
+            watch,
+            passwords: PasswordCheck::default(),
+            _poll: poll,
+        })
     }
 
     async fn find_key_owner(&self, name: &str, key: &PublicKey) -> Login {
@@ -34,10 +39,10 @@ impl FileAuth {
         // A user that doesn't exist has no password either.
         let user = self.watch.user(name).await.unwrap_or_default();
         // Checked for disabled users too, so that they take as long as a wrong password.
-        if is_password(user.password.clone(), password).await {
-            admit(name, &user)
-        } else {
-            Login::Refuse
+        let hash = user.password.clone();
+        match self.passwords.is_right(hash, password).await {
+            true => admit(name, &user),
+            false => Login::Refuse,
         }
     }
 }

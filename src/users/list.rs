@@ -1,6 +1,6 @@
 //! Users that the program itself lists.
 
-use super::password::{hash, is_password};
+use super::password::{PasswordCheck, hash};
 use super::{Account, Attempt, Auth, Login, Proof, PublicKey};
 use async_trait::async_trait;
 use std::collections::HashMap;
@@ -21,6 +21,7 @@ use std::collections::HashMap;
 #[derive(Default)]
 pub struct UserList {
     users: HashMap<String, ListedUser>,
+    passwords: PasswordCheck,
 }
 
 struct ListedUser {
@@ -73,7 +74,7 @@ impl UserList {
             Some(listed) => listed.password.clone(),
             None => None,
         };
-        let is_right = is_password(known, password).await;
+        let is_right = self.passwords.is_right(known, password).await;
         match found {
             Some(listed) if is_right => Login::Accept(listed.account.clone()),
             Some(_) | None => Login::Refuse,

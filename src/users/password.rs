@@ -1,16 +1,16 @@
 //! Passwords and their argon2id hashes.
 //!
-//! Invariant: checking passwords takes the memory of [`MAX_CHECKS`] buffers at most, which are kept
+//! Invariant: a [`PasswordCheck`] takes the memory of [`MAX_CHECKS`] buffers at most, which are kept
 //! and wiped after each use. (Buffers of this size that were freed would leave gaps in the heap,
 //! which are never returned to the system.)
 
 use anyhow::{Context, ensure};
 use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, PasswordHasher, Version};
 use rand::distr::{Alphanumeric, SampleString};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
-use tokio::runtime::{Builder, Runtime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Semaphore;
 
-/// Passwords that are checked at once, on threads of their own.
+/// Passwords that one [`PasswordCheck`] checks at once. Others wait.
 const MAX_CHECKS: usize = 2;
 /// Limit on the memory of a hash in users.json, in KiB: the default of other programs. Each buffer
 /// may keep this much.
@@ -18,16 +18,6 @@ const MAX_HASH_MEMORY: u32 = 64 * 1024;
 /// Limit on the work of a hash, in KiB times passes: about a second, for which other checks may
 /// wait.
 const MAX_HASH_WORK: u64 = 10 * MAX_HASH_MEMORY as u64;
-
-static CHECKERS: LazyLock<Option<Runtime>> = LazyLock::new(|| {
-    Builder::new_current_thread()
-        .max_blocking_threads(MAX_CHECKS)
-        .build()
-        .ok()
-});
-
-/// Buffers that no check is using.
-static IDLE_BUFFERS: Mutex<Vec<Vec<Block>>> = Mutex::new(Vec::new());
 
 /// Of the settings that
 /// [OWASP](https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html)
@@ -103,42 +93,31 @@ impl KnownHash {
         }
     }
 
-    /// Whether this is the hash of the password.
-    fn matches(&self, password: &str) -> bool {
+    /// Whether this is the hash of the password. The work is done in this buffer, which grows to
+    /// what the hash needs.
+    fn matches(&self, password: &str, buffer: &mut Vec<Block>) -> bool {
         let params = self.argon2.params();
         let length = params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN);
         let mut output = vec![0; length];
-        let mut buffer = take_buffer(params.block_count());
+        grow(buffer, params.block_count());
         let hashed = self.argon2.hash_password_into_with_memory(
             password.as_bytes(),
             &self.salt,
             &mut output,
-            &mut buffer,
+            &mut *buffer,
         );
-        return_buffer(buffer);
+        buffer.fill(Block::new());
         hashed.is_ok() && is_equal(&output, &self.output)
     }
 }
 
-/// A buffer of at least this many blocks.
-fn take_buffer(blocks: usize) -> Vec<Block> {
-    let mut buffer = idle_buffers().pop().unwrap_or_default();
+/// Makes room for this many blocks.
+fn grow(buffer: &mut Vec<Block>, blocks: usize) {
     if buffer.len() < blocks {
         // The old memory is freed before the new one is allocated.
-        buffer = Vec::new();
+        *buffer = Vec::new();
         buffer.resize(blocks, Block::new());
     }
-    buffer
-}
-
-/// Wipes the buffer and keeps it for the next check.
-fn return_buffer(mut buffer: Vec<Block>) {
-    buffer.fill(Block::new());
-    idle_buffers().push(buffer);
-}
-
-fn idle_buffers() -> MutexGuard<'static, Vec<Vec<Block>>> {
-    IDLE_BUFFERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Compares in a time that does not depend on the content.
@@ -150,20 +129,65 @@ fn is_equal(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && std::hint::black_box(difference) == 0
 }
 
-/// Whether the password matches the hash. Without a hash, as for a user that doesn't exist, it does
-/// the same work and returns false.
-pub(super) async fn is_password(known: Option<String>, password: &str) -> bool {
-    let password = password.to_owned();
-    let verify = move || {
-        let known = match &known {
-            Some(known) => KnownHash::parse(known),
-            None => Ok(KnownHash::of_nobody()),
+/// Checks passwords against hashes, a few at once, and on threads that may block.
+pub(super) struct PasswordCheck {
+    free: Arc<Semaphore>,
+    buffers: Arc<IdleBuffers>,
+}
+
+/// Buffers that no check is using.
+#[derive(Default)]
+struct IdleBuffers(Mutex<Vec<Vec<Block>>>);
+
+impl Default for PasswordCheck {
+    fn default() -> PasswordCheck {
+        PasswordCheck {
+            free: Arc::new(Semaphore::new(MAX_CHECKS)),
+            buffers: Arc::default(),
+        }
+    }
+}
+
+impl PasswordCheck {
+    /// Whether the password matches the hash. Without a hash, as for a user that doesn't exist, it
+    /// does the same work and returns false.
+    pub(super) async fn is_right(&self, hash: Option<String>, password: &str) -> bool {
+        let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else {
+            return false;
         };
-        known.is_ok_and(|known| known.matches(&password))
+        let buffers = Arc::clone(&self.buffers);
+        let password = password.to_owned();
+        let check = move || {
+            // A check goes on when the login is given up, and counts until its end.
+            let _permit = permit;
+            let mut buffer = buffers.take();
+            let is_right = matches(hash, &password, &mut buffer);
+            buffers.put_back(buffer);
+            is_right
+        };
+        tokio::task::spawn_blocking(check).await.unwrap_or(false)
+    }
+}
+
+fn matches(hash: Option<String>, password: &str, buffer: &mut Vec<Block>) -> bool {
+    let known = match &hash {
+        Some(hash) => KnownHash::parse(hash),
+        None => Ok(KnownHash::of_nobody()),
     };
-    match CHECKERS.as_ref() {
-        Some(checkers) => checkers.spawn_blocking(verify).await.unwrap_or(false),
-        None => false,
+    known.is_ok_and(|known| known.matches(password, buffer))
+}
+
+impl IdleBuffers {
+    fn take(&self) -> Vec<Block> {
+        self.lock().pop().unwrap_or_default()
+    }
+
+    fn put_back(&self, buffer: Vec<Block>) {
+        self.lock().push(buffer);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<Block>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -173,6 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn hashes_of_other_settings_are_checked_with_their_own() {
+        let check = PasswordCheck::default();
         for (memory, passes, lanes, length) in [
             (32, 3, 4, 16),
             (7168, 5, 1, 32),
@@ -183,13 +208,13 @@ mod tests {
             let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
             let hash = argon2.hash_password(b"right").unwrap().to_string();
             check_hash(&hash).unwrap();
-            assert!(is_password(Some(hash.clone()), "right").await, "{hash}");
-            assert!(!is_password(Some(hash.clone()), "wrong").await, "{hash}");
+            assert!(check.is_right(Some(hash.clone()), "right").await, "{hash}");
+            assert!(!check.is_right(Some(hash.clone()), "wrong").await, "{hash}");
         }
         // From the tests of argon2's reference implementation.
         let known = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc";
-        assert!(is_password(Some(known.to_owned()), "password").await);
-        assert!(!is_password(None, "").await);
+        assert!(check.is_right(Some(known.to_owned()), "password").await);
+        assert!(!check.is_right(None, "").await);
     }
 
     #[test]
