@@ -21,6 +21,11 @@ pub(super) const TIME_PER_PART: Duration = Duration::from_millis(20);
 /// How many bytes a store copies in a second at least: 512 s for 5 GiB.
 const COPIED_PER_SECOND: u64 = 10 * 1024 * 1024;
 
+/// Limit on the time that a store can ask for in advance.
+const MAX_IN_ADVANCE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a store may be silent, unless the settings say otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
 tokio::task_local! {
     static CURRENT: SignsOfLife;
 }
@@ -30,9 +35,11 @@ tokio::task_local! {
 /// [`SignsOfLife::give`] whenever something has moved.
 #[derive(Clone, Debug)]
 pub struct SignsOfLife {
-    /// When the last one was given; later than now if the store is given time in advance.
+    /// When the last one was given; later than now if the store has been given time in advance.
     // A std lock: never held across an await.
     last: Arc<Mutex<Instant>>,
+    /// How long the request may be silent.
+    timeout: Duration,
     /// Those of the request of which this one is a part.
     outer: Option<Arc<SignsOfLife>>,
 }
@@ -45,25 +52,45 @@ impl SignsOfLife {
             Ok(signs) => signs,
             Err(_outside) => SignsOfLife {
                 last: Arc::new(Mutex::new(Instant::now())),
+                timeout: DEFAULT_TIMEOUT,
                 outer: None,
             },
         }
     }
 
     /// Those of a request that begins now, inside the current one if there is one.
-    fn begin(in_advance: Duration) -> SignsOfLife {
-        SignsOfLife {
-            last: Arc::new(Mutex::new(Instant::now() + in_advance)),
+    fn begin(timeout: Duration, in_advance: Duration) -> SignsOfLife {
+        let signs = SignsOfLife {
+            last: Arc::new(Mutex::new(Instant::now())),
+            timeout,
             outer: CURRENT.try_with(|outer| Arc::new(outer.clone())).ok(),
-        }
+        };
+        signs.give_in_advance(in_advance);
+        signs
     }
 
     /// Says that the request has made progress now.
     pub fn give(&self) {
+        self.give_in_advance(Duration::ZERO);
+    }
+
+    /// Says that the request has made progress now, and asks for this much more time until the next
+    /// sign, a day at most, for a step that is known to take long in silence.
+    pub fn give_in_advance(&self, more: Duration) {
+        self.extend(Instant::now() + more.min(MAX_IN_ADVANCE));
+    }
+
+    /// How long the request may be silent: the server's `open_timeout` or `close_timeout`.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Those of the outer request too, which would end this one with itself.
+    fn extend(&self, to: Instant) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Instant::now().max(*last);
+        *last = to.max(*last);
         if let Some(outer) = &self.outer {
-            outer.give();
+            outer.extend(to);
         }
     }
 
@@ -75,7 +102,7 @@ impl SignsOfLife {
 /// How long a store may be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For requests that open, look, read, list, delete or abort.
+    /// For requests that open, look, read, list, delete, begin an upload or abort it.
     pub open: Duration,
     /// For requests that send or make content.
     pub close: Duration,
@@ -84,8 +111,8 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
-            open: Duration::from_secs(30),
-            close: Duration::from_secs(30),
+            open: DEFAULT_TIMEOUT,
+            close: DEFAULT_TIMEOUT,
         }
     }
 }
@@ -102,7 +129,7 @@ impl PatientStore {
         PatientStore { store, timeouts }
     }
 
-    /// A request that changes nothing.
+    /// A request that makes and removes no object.
     async fn look<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
         let timeout = self.timeouts.open;
         match wait(request, timeout, Duration::ZERO).await {
@@ -137,7 +164,7 @@ pub(super) async fn wait<T>(
     timeout: Duration,
     in_advance: Duration,
 ) -> Option<T> {
-    let signs = SignsOfLife::begin(in_advance);
+    let signs = SignsOfLife::begin(timeout, in_advance);
     let request = CURRENT.scope(signs.clone(), request);
     tokio::pin!(request);
     loop {
@@ -154,7 +181,7 @@ pub(super) async fn wait<T>(
 }
 
 /// What a copy of this many bytes is given.
-fn copy_time(bytes: u64) -> Duration {
+pub(super) fn copy_time(bytes: u64) -> Duration {
     Duration::from_secs(bytes / COPIED_PER_SECOND)
 }
 
@@ -255,18 +282,18 @@ impl Store for PatientStore {
         to: &Key,
         condition: &Condition,
     ) -> Result<Object> {
+        let in_advance = copy_time(version.size);
         let request = self.store.rename(from, version, to, condition);
-        self.change(request, self.timeouts.close, Duration::ZERO)
-            .await
+        self.change(request, self.timeouts.close, in_advance).await
     }
 
-    /// As long as it takes: no client waits for it.
     async fn incomplete_uploads(
         &self,
         prefix: &Key,
         before: SystemTime,
     ) -> Result<Vec<IncompleteUpload>> {
-        self.store.incomplete_uploads(prefix, before).await
+        self.look(self.store.incomplete_uploads(prefix, before))
+            .await
     }
 }
 
@@ -316,5 +343,23 @@ mod tests {
         };
         let stopped = wait(stops, TIMEOUT, Duration::from_secs(100)).await;
         assert_eq!((stopped, started.elapsed().as_secs()), (None, 130));
+    }
+
+    /// A store divides its request into several, each of which has time in advance.
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_an_inner_request_is_not_cut_by_the_outer_one() {
+        const IN_ADVANCE: Duration = Duration::from_secs(100);
+        let started = Instant::now();
+        let twice = async {
+            for _ in 0..2 {
+                let inner = wait(pending::<()>(), TIMEOUT, IN_ADVANCE).await;
+                assert_eq!(inner, None);
+                SignsOfLife::current().give();
+            }
+            "done"
+        };
+        let limit = TIMEOUT + Duration::from_secs(1);
+        assert_eq!(wait(twice, limit, Duration::ZERO).await, Some("done"));
+        assert_eq!(started.elapsed().as_secs(), 260);
     }
 }

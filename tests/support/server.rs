@@ -6,8 +6,8 @@ use super::s3::{BUCKET, FakeS3};
 use async_trait::async_trait;
 use aws_sdk_s3::config::Builder;
 use sftpd::server::ServerBuilder;
-use sftpd::store::Store;
 use sftpd::store::s3::S3Store;
+use sftpd::store::{KeptConditions, Store};
 use sftpd::users::{Access, Account, Attempt, Auth, Login, Proof};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +28,8 @@ pub fn s3_store_with(s3: &FakeS3, change: impl FnOnce(Builder) -> Builder) -> Ar
 /// [`s3_store_with`], but with its own type.
 pub fn typed_s3_store(s3: &FakeS3, change: impl FnOnce(Builder) -> Builder) -> S3Store {
     let config = change(s3.access().sdk_config());
-    S3Store::new(aws_sdk_s3::Client::from_conf(config.build()), BUCKET)
+    let client = aws_sdk_s3::Client::from_conf(config.build());
+    S3Store::new(client, BUCKET).with_conditions(KeptConditions::ALL)
 }
 
 /// An account with the home `HOME/`.

@@ -45,14 +45,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// five times as long leaves room for slower stores.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit on one attempt of a list request: stores walk over deleted keys before they find one to
-/// list.
+/// list. In the server its timeouts end it before: see [`super::resend`].
 pub const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Limit on the time from a request, its body included, to the first byte of its answer: enough for
 /// a part of 64 MiB at 370 kB/s, and for one of 5 MiB at 30. S3 sends white space while a long
 /// CompleteMultipartUpload or CopyObject is at work, so this needn't cover them.
 const BODY_TIMEOUT: Duration = Duration::from_secs(3 * 60);
-/// Limit on one attempt of any other request as a whole. For a copy it is the only limit that ends
-/// a connection that dies during the white space. Parts of 5 GiB that S3 copies inside take
+/// Limit on one attempt of any other request as a whole. Parts of 5 GiB that S3 copies inside take
 /// minutes.
 pub const WORK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// The region with which requests to a server without regions are signed.
@@ -72,7 +71,8 @@ pub(super) fn retry_pause(attempt: u32) -> Duration {
 
 impl S3Store {
     /// Opens a bucket with the AWS settings of the environment. Asks the source of the credentials,
-    /// not yet the store.
+    /// not yet the store. Of S3 itself it relies on all conditions, and of other servers on none
+    /// until [`S3Store::find_conditions`] has tried them out.
     pub async fn open(bucket: &str) -> Result<S3Store, StartError> {
         check_bucket_name(bucket)?;
         let settings = load_settings().await?;
@@ -119,23 +119,29 @@ impl S3Store {
         }
         let is_aws = endpoint.is_none();
         let unsigned_payload = endpoint.is_none_or(|endpoint| endpoint.over_tls);
+        // AWS documents that it keeps them all.
+        let conditions = match is_aws {
+            true => KeptConditions::ALL,
+            false => KeptConditions::NONE,
+        };
         Ok(S3Store {
             unsigned_payload,
             is_aws,
+            conditions,
             ..S3Store::new(Client::from_conf(config.build()), bucket)
         })
     }
 
-    /// Uses a client that the caller made, with its timeouts and retries. Bodies are signed, and
-    /// the store is assumed to keep all conditions of S3; [`S3Store::find_conditions`] tries them
-    /// out.
+    /// Uses a client that the caller made, with its timeouts and retries. Bodies are signed, and no
+    /// condition is relied on until [`S3Store::with_conditions`]: give it
+    /// [`KeptConditions::ALL`] for S3 itself, or what [`S3Store::find_conditions`] has found.
     pub fn new(client: Client, bucket: &str) -> S3Store {
         S3Store {
             client: check_answers(&client),
             bucket: bucket.to_owned(),
             unsigned_payload: false,
             is_aws: false,
-            conditions: KeptConditions::ALL,
+            conditions: KeptConditions::NONE,
             doubts: Arc::default(),
         }
     }

@@ -1,18 +1,12 @@
-//! Conditional requests: which of them the store keeps, and a DELETE that knows whether it was the
-//! one that deleted. Stores differ, and a store that doesn't know a condition ignores its header
-//! silently. So the conditions are tried out, on objects made for it.
+//! Which conditions of requests the store keeps. Stores differ, and a store that doesn't know a
+//! condition ignores its header silently. So the conditions are tried out, on objects made for it.
 
 use super::super::{
     Attributes, Condition, CopySource, KeptConditions, Key, Object, Result, Store, StoreError,
     probe_key,
 };
 use super::S3Store;
-use super::client::{ATTEMPTS, retry_pause};
-use super::errors::{status, uncertain};
-use aws_sdk_s3::config::retry::RetryConfig;
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use bytes::Bytes;
-use tokio::time::sleep;
 
 const CONTENT: &[u8] = b"sftpd\n";
 /// No object has it.
@@ -120,76 +114,6 @@ impl S3Store {
             self.abort_multipart_upload(key, &id).await?;
         }
         completed
-    }
-
-    /// DELETE of any version.
-    pub(super) async fn delete_any(&self, key: &Key) -> Result<()> {
-        let request = self
-            .client
-            .delete_object()
-            .bucket(&self.bucket)
-            .key(key.as_str());
-        let doubt = match request.send().await.map_err(uncertain) {
-            Ok(_) => return Ok(()),
-            Err(doubt @ StoreError::Unknown(_)) => doubt,
-            Err(error) => return Err(error),
-        };
-        match self.head_object(key).await {
-            Err(StoreError::NotFound) => Ok(()),
-            Ok(_) | Err(_) => Err(doubt),
-        }
-    }
-
-    /// DELETE of this version. The SDK sends each attempt once, so that it is known whether it was
-    /// this request that deleted the object: after an attempt without a clear answer, an object
-    /// that is gone counts as deleted by it.
-    pub(super) async fn delete_version(&self, key: &Key, etag: &str) -> Result<()> {
-        if !self.conditions.delete_unchanged {
-            return self.delete_any(key).await;
-        }
-        let mut in_doubt = false;
-        let mut last_failure = String::new();
-        for attempt in 0..ATTEMPTS {
-            if attempt > 0 {
-                sleep(retry_pause(attempt)).await;
-            }
-            let once = aws_sdk_s3::config::Builder::new().retry_config(RetryConfig::disabled());
-            let request = self
-                .client
-                .delete_object()
-                .bucket(&self.bucket)
-                .key(key.as_str())
-                .if_match(etag);
-            let error = match request.customize().config_override(once).send().await {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
-            // A throttled request was not begun.
-            let is_throttled = matches!(status(&error), Some(429 | 503));
-            match delete_refusal(error) {
-                StoreError::NotFound if in_doubt => return Ok(()),
-                StoreError::Unknown(why) => {
-                    in_doubt |= !is_throttled;
-                    last_failure = why;
-                }
-                refusal => return Err(refusal),
-            }
-        }
-        if in_doubt && self.head_object(key).await == Err(StoreError::NotFound) {
-            return Ok(());
-        }
-        Err(StoreError::Unknown(last_failure))
-    }
-}
-
-/// The error of a DELETE with a condition.
-fn delete_refusal<E>(error: SdkError<E>) -> StoreError
-where
-    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-{
-    match error.code() {
-        Some("NoSuchKey") => StoreError::NotFound,
-        Some(_) | None => uncertain(error),
     }
 }
 

@@ -8,7 +8,10 @@ use aws_smithy_runtime_api::client::interceptors::context::{
 };
 use aws_smithy_runtime_api::client::{interceptors::dyn_dispatch_hint, orchestrator::Metadata};
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// The result of an attempt without a status.
+const NO_ANSWER: &str = "no_answer";
 
 /// Is called before and after each attempt of a request.
 #[derive(Debug)]
@@ -58,7 +61,7 @@ impl Intercept for RecordRequests {
             .response()
             .map(|response| response.status().as_u16())
         {
-            None => "no_answer",
+            None => NO_ANSWER,
             Some(429 | 503) => "throttled",
             Some(400..500) => "refused",
             // S3 may answer 200 with an error as the body.
@@ -66,7 +69,16 @@ impl Intercept for RecordRequests {
             Some(_) if failed => "failed",
             Some(_) => "ok",
         };
-        metrics::histogram!(S3_REQUESTS, "operation" => operation, "result" => result).record(took);
+        record(operation, result, took);
         Ok(())
     }
+}
+
+/// Records an attempt that was given up because it was silent.
+pub fn record_no_answer(operation: &'static str, took: Duration) {
+    record(operation.to_owned(), NO_ANSWER, took);
+}
+
+fn record(operation: String, result: &'static str, took: Duration) {
+    metrics::histogram!(S3_REQUESTS, "operation" => operation, "result" => result).record(took);
 }

@@ -6,6 +6,7 @@
 mod answers;
 mod client;
 mod conditions;
+mod deletes;
 #[doc(hidden)]
 pub mod doubts;
 mod errors;
@@ -18,27 +19,28 @@ mod metrics;
 mod multipart;
 mod objects;
 mod ranges;
+mod resend;
 mod signs;
 mod start;
 
 pub use client::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
 pub use start::{Listing, StartError};
 
-use super::patience::TIME_PER_PART;
+use super::patience::{SignsOfLife, TIME_PER_PART, copy_time};
 use super::{
     Attributes, Condition, Copied, CopySource, IncompleteUpload, KeptConditions, Key, Limits,
-    ListRequest, Object, Page, Part, PartSource, Result, Store,
+    ListRequest, Object, Page, Part, PartSource, Result, Store, StoreError,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use bytes::Bytes;
 use doubts::Doubts;
-use signs::send_until_answered;
+use resend::{change_until_answered, look_until_answered};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// One bucket, or a prefix in it.
+/// One bucket.
 pub struct S3Store {
     client: Client,
     bucket: String,
@@ -88,7 +90,8 @@ impl Store for S3Store {
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
         match condition {
             Condition::None => self.delete_any(key).await,
-            Condition::Absent => Ok(()),
+            // Nothing is there that could be deleted.
+            Condition::Absent => Err(StoreError::Precondition),
             Condition::Unchanged(etag) => self.delete_version(key, etag).await,
         }
     }
@@ -98,7 +101,7 @@ impl Store for S3Store {
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
-        self.list_objects(request).await
+        look_until_answered("ListObjectsV2", || self.list_objects(request.clone())).await
     }
 
     async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
@@ -113,7 +116,7 @@ impl Store for S3Store {
         body: Bytes,
     ) -> Result<Part> {
         let send = || self.send_part(key, upload_id, number, body.clone());
-        send_until_answered(Duration::ZERO, send).await
+        change_until_answered("UploadPart", Duration::ZERO, send).await
     }
 
     async fn copy_part(
@@ -123,7 +126,9 @@ impl Store for S3Store {
         number: u32,
         from: PartSource<'_>,
     ) -> Result<Part> {
-        self.upload_part_copy(key, upload_id, number, from).await
+        let in_advance = copy_time(from.range.end - from.range.start);
+        let send = || self.upload_part_copy(key, upload_id, number, from.clone());
+        change_until_answered("UploadPartCopy", in_advance, send).await
     }
 
     async fn complete(
@@ -154,6 +159,8 @@ impl Store for S3Store {
 
 impl doubts::Requests for S3Store {
     async fn head(&self, key: &Key) -> Result<Object> {
+        // It has its own time, after that of the request in doubt.
+        SignsOfLife::current().give();
         self.head_object(key).await
     }
 
@@ -165,7 +172,7 @@ impl doubts::Requests for S3Store {
         condition: &Condition,
     ) -> Result<String> {
         let send = || self.put_object(key, body.clone(), attributes, condition);
-        send_until_answered(Duration::ZERO, send).await
+        change_until_answered("PutObject", Duration::ZERO, send).await
     }
 
     async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
@@ -180,11 +187,13 @@ impl doubts::Requests for S3Store {
         condition: &Condition,
     ) -> Result<String> {
         let send = || self.complete_multipart_upload(key, upload_id, parts, condition);
-        send_until_answered(TIME_PER_PART * parts.len() as u32, send).await
+        let in_advance = TIME_PER_PART * parts.len() as u32;
+        change_until_answered("CompleteMultipartUpload", in_advance, send).await
     }
 
     async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
-        self.copy_object(from, to, condition).await
+        let send = || self.copy_object(from, to, condition);
+        change_until_answered("CopyObject", copy_time(from.version.size), send).await
     }
 
     async fn have_equal_checksums(&self, keys: [&Key; 2], versions: [&str; 2]) -> bool {

@@ -1,5 +1,6 @@
 //! Whole objects: HEAD, PUT and copy.
 
+use super::super::patience::SignsOfLife;
 use super::super::{
     Attributes, Condition, CopySource, Entry, Key, ListRequest, Object, Result, Store, StoreError,
 };
@@ -151,6 +152,8 @@ impl S3Store {
             .bucket(&self.bucket)
             .key(key.as_str())
             .checksum_mode(ChecksumMode::Enabled);
+        // It has its own time, after that of the request in doubt.
+        SignsOfLife::current().give();
         let out = request.send().await.ok()?;
         if etag(out.e_tag).ok()? != version || out.checksum_type == Some(ChecksumType::Composite) {
             return None;

@@ -1,8 +1,7 @@
 //! Signs of life of a request: a part that leaves slowly, or an answer that arrives slowly. S3 sends
 //! white space while a long CompleteMultipartUpload or CopyObject is at work.
 
-use super::super::Result as Stored;
-use super::super::patience::{SignsOfLife, wait};
+use super::super::patience::SignsOfLife;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::{
@@ -15,32 +14,17 @@ use http_body::{Body, Frame, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// A body is handed to the connection in pieces of at most this size, in bytes: one takes 9 seconds
-/// at 30 kB/s.
+/// A body is handed to the connection in pieces of at most this size, in bytes: one takes 16 seconds
+/// at [`SLOWEST`].
 const MAX_PIECE: usize = 256 * 1024;
 
-/// Limit on the silence of a connection on which a body is sent or an object is made of parts: less
-/// than what the server allows by default, so that another connection can be tried.
-const MAX_SILENCE: Duration = Duration::from_secs(20);
-/// How often a request is sent whose connection falls silent.
-const TRIES: u32 = 3;
-
-/// Sends a request again on another connection if its own is silent, as one is that a firewall has
-/// forgotten. The request must be one that can be repeated. `in_advance` is what S3 is given before
-/// the first sign.
-pub async fn send_until_answered<T, F>(in_advance: Duration, send: impl Fn() -> F) -> Stored<T>
-where
-    F: Future<Output = Stored<T>>,
-{
-    for _ in 1..TRIES {
-        if let Some(answered) = wait(send(), MAX_SILENCE, in_advance).await {
-            return answered;
-        }
-        SignsOfLife::current().give();
-    }
-    send().await
-}
+/// Bytes of a body that have been handed to the connection and may not have left yet: hyper takes
+/// more while it holds less than 408 KiB, and the system's socket buffer holds some too.
+const MAX_UNSENT: u64 = 1024 * 1024;
+/// How fast the last bytes of a body leave at least, in bytes a second.
+const SLOWEST: u64 = 16 * 1024;
 
 /// Gives signs of life while a body is sent. It must be the last interceptor that sees the request,
 /// as the SDK treats a body in memory in another way than the one that this makes of it: so it is
@@ -60,7 +44,7 @@ impl Intercept for WatchRequest {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        watch(context.request_mut().body_mut());
+        watch(context.request_mut().body_mut(), Way::There);
         Ok(())
     }
 }
@@ -82,20 +66,30 @@ impl Intercept for WatchAnswer {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         SignsOfLife::current().give();
-        watch(context.response_mut().body_mut());
+        watch(context.response_mut().body_mut(), Way::Back);
         Ok(())
     }
 }
 
+/// Which way a body goes.
+enum Way {
+    /// To the store, so that its end leaves later than it is taken.
+    There,
+    Back,
+}
+
 /// Has a body give signs of life. It is polled by the connection's task, so the signs are taken
 /// along.
-fn watch(body: &mut SdkBody) {
+fn watch(body: &mut SdkBody, way: Way) {
     if body.content_length() == Some(0) {
         return;
     }
     let watched = WatchedBody {
         body: std::mem::replace(body, SdkBody::taken()),
         rest: Bytes::new(),
+        way,
+        taken: 0,
+        begun: Instant::now(),
         signs: SignsOfLife::current(),
     };
     *body = SdkBody::from_body_1_x(watched);
@@ -106,7 +100,34 @@ struct WatchedBody {
     body: SdkBody,
     /// What is left of a frame.
     rest: Bytes,
+    way: Way,
+    /// Bytes taken so far.
+    taken: u64,
+    begun: Instant,
     signs: SignsOfLife,
+}
+
+impl WatchedBody {
+    fn give_sign(&self) {
+        match self.way {
+            Way::There if self.is_end_stream() => {
+                let time = time_to_leave(self.taken, self.begun.elapsed());
+                self.signs.give_in_advance(time);
+            }
+            Way::There | Way::Back => self.signs.give(),
+        }
+    }
+}
+
+/// How long the end of a body may need to leave, whose bytes were taken in this time: twice as long
+/// as at the speed so far.
+fn time_to_leave(taken: u64, elapsed: Duration) -> Duration {
+    let unsent = taken.min(MAX_UNSENT);
+    let at_slowest = Duration::from_secs(unsent / SLOWEST);
+    match taken - unsent {
+        0 => at_slowest,
+        sent => at_slowest.min(elapsed.mul_f64(2.0 * unsent as f64 / sent as f64)),
+    }
 }
 
 impl Body for WatchedBody {
@@ -128,9 +149,10 @@ impl Body for WatchedBody {
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
             }
         }
-        self.signs.give();
         let len = self.rest.len().min(MAX_PIECE);
         let piece = self.rest.split_to(len);
+        self.taken += len as u64;
+        self.give_sign();
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
@@ -148,32 +170,23 @@ impl Body for WatchedBody {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::StoreError;
     use super::*;
-    use std::cell::Cell;
-    use std::future::pending;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_connection_costs_one_try() {
-        let sent = Cell::new(0);
-        let send = || async {
-            sent.set(sent.get() + 1);
-            match sent.get() {
-                1 => pending().await,
-                _ => Ok("answer"),
-            }
+    const MIB: u64 = 1024 * 1024;
+
+    #[test]
+    fn the_end_of_a_body_has_time_to_leave() {
+        let seconds = |taken, elapsed| {
+            let time = time_to_leave(taken, Duration::from_secs(elapsed));
+            time.as_secs()
         };
-        // As the server waits: it hears of the second try.
-        let limit = MAX_SILENCE + Duration::from_secs(1);
-        let answered = wait(
-            send_until_answered(Duration::ZERO, send),
-            limit,
-            Duration::ZERO,
-        );
-        assert_eq!(answered.await, Some(Ok("answer")));
-        assert_eq!(sent.get(), 2);
-        let refuse = || async { Err::<(), _>(StoreError::Precondition) };
-        let refused = send_until_answered(Duration::ZERO, refuse).await;
-        assert_eq!(refused, Err(StoreError::Precondition));
+        // Taken at once, so nothing is known of the speed.
+        assert_eq!(seconds(0, 0), 0);
+        assert_eq!(seconds(16 * 1024, 0), 1);
+        assert_eq!(seconds(MIB, 0), 64);
+        // Fast, slow, and slower than the slowest.
+        assert_eq!(seconds(5 * MIB, 1), 0);
+        assert_eq!(seconds(5 * MIB, 40), 20);
+        assert_eq!(seconds(5 * MIB, 400), 64);
     }
 }

@@ -1,0 +1,180 @@
+//! Requests to S3 that are not answered: sent again on another connection, and what they have done
+//! is found out before the server's timeouts end.
+
+// A panic is how a test fails.
+#![allow(clippy::restriction)]
+
+mod support;
+
+use bytes::Bytes;
+use sftpd::store::{
+    Attributes, Condition, CopySource, Key, ListRequest, Object, Part, PartSource, PatientStore,
+    Store, StoreError, Timeouts,
+};
+use std::time::Duration;
+use support::s3::{FakeS3, Fault, When};
+use support::*;
+
+/// Of the server; a twentieth of the defaults, so that the tests are quick.
+const TIMEOUT: Duration = Duration::from_millis(1500);
+const OLD: &[u8] = b"old content";
+const NEW: Bytes = Bytes::from_static(b"new content");
+
+/// S3 with an object `old`, as the server uses it.
+async fn start() -> (FakeS3, PatientStore) {
+    let s3 = FakeS3::start().await;
+    s3.put("old", OLD);
+    s3.set_min_part(1);
+    let timeouts = Timeouts {
+        open: TIMEOUT,
+        close: TIMEOUT,
+    };
+    let store = PatientStore::new(s3_store(&s3), timeouts);
+    (s3, store)
+}
+
+fn key(name: &str) -> Key {
+    Key::new(name).unwrap()
+}
+
+async fn put(store: &dyn Store, name: &str) -> Result<Object, StoreError> {
+    let attributes = Attributes::default();
+    store
+        .put(&key(name), NEW, &attributes, &Condition::None)
+        .await
+}
+
+async fn copy(store: &dyn Store, condition: &Condition) -> Result<(), StoreError> {
+    let version = store.head(&key("old")).await.unwrap();
+    let from = CopySource {
+        key: &key("old"),
+        version: &version,
+    };
+    store.copy(from, &key("new"), condition).await?;
+    Ok(())
+}
+
+/// Begins an upload of this many parts to `new`.
+async fn upload(store: &dyn Store, count: u32) -> (String, Vec<Part>) {
+    let attributes = Attributes::default();
+    let id = store.create_upload(&key("new"), &attributes).await.unwrap();
+    let mut parts = Vec::new();
+    for number in 1..=count {
+        let part = store.upload_part(&key("new"), &id, number, NEW).await;
+        parts.push(part.unwrap());
+    }
+    (id, parts)
+}
+
+async fn complete(store: &dyn Store, count: u32) -> Result<Object, StoreError> {
+    let (id, parts) = upload(store, count).await;
+    store
+        .complete(&key("new"), &id, &parts, &Condition::None)
+        .await
+}
+
+/// S3 has done what it was asked for, but each answer is lost without a sign.
+#[tokio::test]
+async fn what_was_done_is_found_out_although_no_answer_comes() {
+    let (s3, store) = start().await;
+    for (op, is_conditional) in [("PutObject", false), ("CopyObject", true)] {
+        s3.fault(op, When::Every, Fault::HangAfter);
+        match is_conditional {
+            false => drop(put(&store, "new").await.unwrap()),
+            true => copy(&store, &Condition::Absent).await.unwrap(),
+        }
+        s3.clear_faults();
+        assert_eq!(s3.objects(), ["new", "old"], "{op}");
+        s3.remove("new");
+    }
+    s3.fault("CompleteMultipartUpload", When::Every, Fault::HangAfter);
+    let made = complete(&store, 2).await.unwrap();
+    assert_eq!(made.size, 2 * NEW.len() as u64);
+    s3.clear_faults();
+    assert_eq!(s3.objects(), ["new", "old"]);
+    s3.fault("DeleteObject", When::Every, Fault::HangAfter);
+    let condition = Condition::Unchanged(made.etag);
+    store.delete(&key("new"), &condition).await.unwrap();
+    store.delete(&key("old"), &Condition::None).await.unwrap();
+    assert_eq!(s3.objects(), [""; 0]);
+    s3.assert_no_uploads();
+}
+
+/// One connection is dead, as after a firewall has forgotten it.
+#[tokio::test]
+async fn a_connection_that_is_silent_costs_one_try() {
+    let (s3, store) = start().await;
+    let hang = |op: &str| s3.fault(op, When::Nth(1), Fault::Hang);
+    let old = store.head(&key("old")).await.unwrap();
+    hang("ListObjectsV2");
+    let request = ListRequest {
+        prefix: &key("o"),
+        folded: false,
+        after: None,
+        limit: 10,
+    };
+    assert_eq!(store.list(request).await.unwrap().entries.len(), 1);
+    hang("PutObject");
+    put(&store, "put").await.unwrap();
+    hang("CopyObject");
+    copy(&store, &Condition::None).await.unwrap();
+    hang("UploadPart");
+    hang("CompleteMultipartUpload");
+    complete(&store, 2).await.unwrap();
+    let (id, _) = upload(&store, 1).await;
+    hang("UploadPartCopy");
+    let from = PartSource {
+        key: &key("old"),
+        etag: &old.etag,
+        range: 0..3,
+    };
+    s3.set_min_part(0);
+    store.copy_part(&key("new"), &id, 2, from).await.unwrap();
+    store.abort(&key("new"), &id).await.unwrap();
+    hang("DeleteObject");
+    store.delete(&key("put"), &Condition::None).await.unwrap();
+    hang("DeleteObject");
+    let condition = Condition::Unchanged(old.etag);
+    store.delete(&key("old"), &condition).await.unwrap();
+    assert_eq!(s3.objects(), ["new"]);
+    s3.assert_no_uploads();
+}
+
+/// S3 is given time for each part of a Complete. It must not be taken from the next try.
+#[tokio::test]
+async fn a_complete_of_many_parts_has_its_time_in_each_try() {
+    let (s3, store) = start().await;
+    // Four seconds in advance.
+    let (id, parts) = upload(&store, 200).await;
+    s3.fault("CompleteMultipartUpload", When::Nth(1), Fault::Hang);
+    let slow = Fault::Stall(Duration::from_secs(5));
+    s3.fault("CompleteMultipartUpload", When::Nth(2), slow);
+    store
+        .complete(&key("new"), &id, &parts, &Condition::None)
+        .await
+        .unwrap();
+    s3.assert_no_uploads();
+}
+
+#[tokio::test]
+async fn a_store_that_never_answers_leaves_it_open() {
+    let (s3, store) = start().await;
+    s3.fault("PutObject", When::Every, Fault::Hang);
+    s3.fault("DeleteObject", When::Every, Fault::Hang);
+    let kept = put(&store, "old").await;
+    assert!(matches!(kept, Err(StoreError::Unknown(_))), "{kept:?}");
+    let kept = store.delete(&key("old"), &Condition::None).await;
+    assert!(matches!(kept, Err(StoreError::Unknown(_))), "{kept:?}");
+    assert_eq!(s3.object("old").unwrap(), OLD);
+}
+
+/// The refusal may be due to the first try, which S3 has carried out or still does.
+#[tokio::test]
+async fn a_refusal_after_a_silent_try_is_no_clear_answer() {
+    let (s3, store) = start().await;
+    s3.fault("PutObject", When::Nth(1), Fault::HangAfter);
+    let conflict = Fault::Status(409, "OperationAborted");
+    s3.fault("PutObject", When::From(2), conflict);
+    put(&store, "new").await.unwrap();
+    assert_eq!(s3.object("new").unwrap(), NEW);
+}
