@@ -24,7 +24,7 @@ use std::io::Write as _;
 use std::ops::Range;
 use std::time::Instant;
 
-/// Histories of one `cargo test`: as many as take about a minute.
+/// Histories of one `cargo test`: as many as take about half a minute.
 const HISTORIES: u64 = 8000;
 /// Seeds that are printed for each broken promise.
 const SEEDS_SHOWN: usize = 10;

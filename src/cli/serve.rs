@@ -63,8 +63,8 @@ pub struct ServeArgs {
     /// All part and read-ahead buffers together, at least four parts.
     #[arg(long, env = "SFTPD_BUFFER_MEMORY", default_value = "256MiB", value_parser = parse_size, value_name = "SIZE")]
     buffer_memory: ByteSize,
-    /// First part size: 5MiB to 5GiB. Doubles every 1,000 parts, up to a quarter of the buffer
-    /// memory.
+    /// First part size: 5MiB to 5GiB. Doubles every 1,000 parts, up to 64MiB or a quarter of the
+    /// buffer memory, whichever is less.
     #[arg(long, env = "SFTPD_PART_SIZE", default_value = "5MiB", value_parser = parse_part_size, value_name = "SIZE")]
     part_size: ByteSize,
     /// All parts but the last have --part-size, as Cloudflare R2 demands.
@@ -87,11 +87,12 @@ pub struct ServeArgs {
     /// A session ends after this time without a request or an answer.
     #[arg(long, env = "SFTPD_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_time_above_zero, value_name = "TIME")]
     idle_timeout: Duration,
-    /// The store may be silent for this time over a request that opens, looks, reads or lists.
+    /// The store may be silent for this time over a request that opens, looks, reads, lists or
+    /// deletes.
     #[arg(long, env = "SFTPD_OPEN_TIMEOUT", default_value = "30s", value_parser = parse_store_timeout, value_name = "TIME")]
     open_timeout: Duration,
-    /// The store may be silent for this time over a request that sends content or makes a file of
-    /// it. A long one that shows signs of life is not cut.
+    /// The store may be silent for this time over a request that sends content, copies it or makes
+    /// a file of it. A long one that shows signs of life is not cut.
     #[arg(long, env = "SFTPD_CLOSE_TIMEOUT", default_value = "30s", value_parser = parse_store_timeout, value_name = "TIME")]
     close_timeout: Duration,
     /// Open transfers may finish for this time after SIGTERM, SIGINT or SIGHUP; a second signal
