@@ -98,7 +98,7 @@ impl SimulatedStore {
 }
 
 impl Requests for SimulatedStore {
-    async fn head(&self, key: &Key) -> Result<Object> {
+    async fn send_head(&self, key: &Key) -> Result<Object> {
         let name = key.to_string();
         let effect = move |bucket: &mut Bucket, _| bucket.head(&name);
         match self.remote.request(Kind::Head, key.as_str(), effect).await {
@@ -107,7 +107,7 @@ impl Requests for SimulatedStore {
         }
     }
 
-    async fn put(
+    async fn send_put(
         &self,
         key: &Key,
         body: Bytes,
@@ -130,7 +130,7 @@ impl Requests for SimulatedStore {
     }
 
     /// An upload whose id never arrives can't be ended by anybody.
-    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
+    async fn send_create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
         let name = key.to_string();
         let attributes = attributes.clone();
         let made: Arc<Mutex<Option<String>>> = Arc::default();
@@ -152,7 +152,7 @@ impl Requests for SimulatedStore {
     }
 
     /// As the real one: a repeated request that finds no upload may have met its own success.
-    async fn complete(
+    async fn send_complete(
         &self,
         key: &Key,
         upload_id: &str,
@@ -180,7 +180,12 @@ impl Requests for SimulatedStore {
         }
     }
 
-    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
+    async fn send_copy(
+        &self,
+        from: CopySource<'_>,
+        to: &Key,
+        condition: &Condition,
+    ) -> Result<String> {
         let (source, target) = (from.key.to_string(), to.to_string());
         let source_etag = self.keeps_conditions().then(|| from.version.etag.clone());
         let copy = Copy {
@@ -215,7 +220,7 @@ impl Store for SimulatedStore {
     }
 
     async fn head(&self, key: &Key) -> Result<Object> {
-        Requests::head(self, key).await
+        self.send_head(key).await
     }
 
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
@@ -272,9 +277,7 @@ impl Store for SimulatedStore {
         };
         match deleted {
             Ok(()) | Err(Trouble::Refused(Refusal::NotFound)) => Ok(()),
-            Err(Trouble::Unclear)
-                if Requests::head(self, key).await == Err(StoreError::NotFound) =>
-            {
+            Err(Trouble::Unclear) if self.send_head(key).await == Err(StoreError::NotFound) => {
                 Ok(())
             }
             Err(trouble) => Err(error_of(trouble)),

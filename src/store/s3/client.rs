@@ -146,6 +146,12 @@ impl S3Store {
         }
     }
 
+    /// Do requests carry checksums? With AWS they do unless its settings say otherwise.
+    pub fn checksums(&self) -> bool {
+        let setting = self.client.config().request_checksum_calculation();
+        setting.is_none_or(|setting| *setting == RequestChecksumCalculation::WhenSupported)
+    }
+
     /// The id of the access key that the SDK finds, which is no secret.
     pub async fn access_key() -> Result<String, StartError> {
         let credentials = find_credentials(&load_settings().await?).await?;

@@ -22,10 +22,10 @@ pub const WRITE_ID: &str = "sftpd-write-id";
 /// lost, or if it leaves open what was done.
 pub trait Requests: Sync {
     /// HeadObject.
-    fn head(&self, key: &Key) -> impl Future<Output = Result<Object>> + Send;
+    fn send_head(&self, key: &Key) -> impl Future<Output = Result<Object>> + Send;
 
     /// PutObject. Returns the ETag.
-    fn put(
+    fn send_put(
         &self,
         key: &Key,
         body: Bytes,
@@ -34,14 +34,14 @@ pub trait Requests: Sync {
     ) -> impl Future<Output = Result<String>> + Send;
 
     /// CreateMultipartUpload. Returns the upload id.
-    fn create_upload(
+    fn send_create_upload(
         &self,
         key: &Key,
         attributes: &Attributes,
     ) -> impl Future<Output = Result<String>> + Send;
 
     /// CompleteMultipartUpload. Returns the ETag.
-    fn complete(
+    fn send_complete(
         &self,
         key: &Key,
         upload_id: &str,
@@ -50,7 +50,7 @@ pub trait Requests: Sync {
     ) -> impl Future<Output = Result<String>> + Send;
 
     /// CopyObject. Returns the ETag of the copy.
-    fn copy(
+    fn send_copy(
         &self,
         from: CopySource<'_>,
         to: &Key,
@@ -86,7 +86,7 @@ impl Doubts {
     ) -> Result<Object> {
         let size = body.len() as u64;
         let (attributes, write_id) = with_new_write_id(attributes);
-        let made = requests.put(key, body, &attributes, condition).await;
+        let made = requests.send_put(key, body, &attributes, condition).await;
         settle_write(requests, key, made, size, Some(write_id)).await
     }
 
@@ -98,7 +98,7 @@ impl Doubts {
         attributes: &Attributes,
     ) -> Result<String> {
         let (attributes, write_id) = with_new_write_id(attributes);
-        let upload_id = requests.create_upload(key, &attributes).await?;
+        let upload_id = requests.send_create_upload(key, &attributes).await?;
         self.write_ids().insert(upload_id.clone(), write_id);
         Ok(upload_id)
     }
@@ -114,7 +114,9 @@ impl Doubts {
     ) -> Result<Object> {
         let size = parts.iter().map(|part| part.size).sum();
         let write_id = self.write_ids().get(upload_id).cloned();
-        let made = requests.complete(key, upload_id, parts, condition).await;
+        let made = requests
+            .send_complete(key, upload_id, parts, condition)
+            .await;
         let settled = settle_write(requests, key, made, size, write_id).await;
         if settled.is_ok() {
             self.forget(upload_id);
@@ -135,7 +137,7 @@ impl Doubts {
         to: &Key,
         condition: &Condition,
     ) -> Result<Copied> {
-        let doubt = match requests.copy(from, to, condition).await {
+        let doubt = match requests.send_copy(from, to, condition).await {
             Ok(etag) => {
                 return Ok(Copied {
                     etag,
@@ -188,7 +190,7 @@ async fn settle_write(
         Err(doubt @ (StoreError::Unknown(_) | StoreError::Precondition)) => doubt,
         Err(error) => return Err(error),
     };
-    match requests.head(key).await {
+    match requests.send_head(key).await {
         Ok(object) if write_id.is_some() && object.write_id == write_id => Ok(object),
         Ok(_) | Err(_) => Err(doubt),
     }
@@ -196,11 +198,11 @@ async fn settle_write(
 
 /// The object at `to`, if it is a copy of this version.
 async fn find_copy(requests: &impl Requests, from: CopySource<'_>, to: &Key) -> Option<Object> {
-    let found = requests.head(to).await.ok()?;
+    let found = requests.send_head(to).await.ok()?;
     let version = match &from.version.attributes {
         Some(_) => from.version.clone(),
         // From a listing, which has no write id.
-        None => requests.head(from.key).await.ok()?,
+        None => requests.send_head(from.key).await.ok()?,
     };
     if version.etag != from.version.etag {
         return None;

@@ -3,7 +3,6 @@
 use super::super::{Key, Result, StoreError};
 use super::S3Store;
 use super::errors::{failed, status};
-use aws_sdk_s3::config::RequestChecksumCalculation;
 use aws_sdk_s3::types::ExpirationStatus;
 
 impl S3Store {
@@ -60,11 +59,5 @@ impl S3Store {
             }
         }
         Ok(false)
-    }
-
-    /// Do requests carry checksums? With AWS they do unless its settings say otherwise.
-    pub fn checksums(&self) -> bool {
-        let setting = self.client.config().request_checksum_calculation();
-        setting.is_none_or(|setting| *setting == RequestChecksumCalculation::WhenSupported)
     }
 }

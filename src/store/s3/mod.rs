@@ -158,13 +158,13 @@ impl Store for S3Store {
 }
 
 impl doubts::Requests for S3Store {
-    async fn head(&self, key: &Key) -> Result<Object> {
+    async fn send_head(&self, key: &Key) -> Result<Object> {
         // It has its own time, after that of the request in doubt.
         SignsOfLife::current().give();
         self.head_object(key).await
     }
 
-    async fn put(
+    async fn send_put(
         &self,
         key: &Key,
         body: Bytes,
@@ -175,11 +175,11 @@ impl doubts::Requests for S3Store {
         change_until_answered("PutObject", Duration::ZERO, send).await
     }
 
-    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
+    async fn send_create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
         self.create_multipart_upload(key, attributes).await
     }
 
-    async fn complete(
+    async fn send_complete(
         &self,
         key: &Key,
         upload_id: &str,
@@ -191,7 +191,12 @@ impl doubts::Requests for S3Store {
         change_until_answered("CompleteMultipartUpload", in_advance, send).await
     }
 
-    async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<String> {
+    async fn send_copy(
+        &self,
+        from: CopySource<'_>,
+        to: &Key,
+        condition: &Condition,
+    ) -> Result<String> {
         let send = || self.copy_object(from, to, condition);
         change_until_answered("CopyObject", copy_time(from.version.size), send).await
     }

@@ -686,14 +686,14 @@ impl Bucket {
 }
 
 impl Requests for Bucket {
-    async fn head(&self, _key: &Key) -> Stored<Object> {
+    async fn send_head(&self, _key: &Key) -> Stored<Object> {
         self.simple().await?;
         self.object()
             .map(|(_, object)| object)
             .ok_or(StoreError::NotFound)
     }
 
-    async fn put(
+    async fn send_put(
         &self,
         _key: &Key,
         body: Bytes,
@@ -704,7 +704,7 @@ impl Requests for Bucket {
         self.store(body, etag, attributes, condition).await
     }
 
-    async fn create_upload(&self, _key: &Key, attributes: &Attributes) -> Stored<String> {
+    async fn send_create_upload(&self, _key: &Key, attributes: &Attributes) -> Stored<String> {
         self.simple().await?;
         let mut state = self.state();
         state.attributes = attributes.clone();
@@ -716,7 +716,7 @@ impl Requests for Bucket {
         Ok("id".to_owned())
     }
 
-    async fn complete(
+    async fn send_complete(
         &self,
         _key: &Key,
         _id: &str,
@@ -761,7 +761,7 @@ impl Requests for Bucket {
             .await
     }
 
-    async fn copy(
+    async fn send_copy(
         &self,
         _from: CopySource<'_>,
         _to: &Key,
@@ -784,7 +784,7 @@ impl Store for Bucket {
     }
 
     async fn head(&self, key: &Key) -> Stored<Object> {
-        Requests::head(self, key).await
+        self.send_head(key).await
     }
 
     async fn get(&self, _key: &Key, range: Range<u64>, etag: &str) -> Stored<Vec<Bytes>> {
