@@ -61,9 +61,13 @@ struct Client {
 impl Client {
     /// Connects through memory.
     async fn connect(server: &Server) -> Client {
+        Client::connect_with(server, russh::client::Config::default()).await
+    }
+
+    async fn connect_with(server: &Server, config: russh::client::Config) -> Client {
         let (ours, theirs) = duplex(64 * 1024);
         let serving = serve_stream(server, theirs);
-        let config = Arc::new(russh::client::Config::default());
+        let config = Arc::new(config);
         let connected = russh::client::connect_stream(config, ours, AnyHost).await;
         Client {
             ssh: connected.unwrap(),
@@ -385,6 +389,24 @@ async fn the_limit_on_connections_holds_for_streams() {
     within("the end", refused).await.unwrap();
     drop(first.ssh);
     within("the first one's end", first.serving).await.unwrap();
+    Client::login(&server, "alice").await;
+}
+
+/// The server's answer to a command waits for room in a window that never opens.
+#[tokio::test]
+async fn a_command_without_a_window_keeps_no_place() {
+    let server = builder().max_sessions(1).build().unwrap();
+    let config = russh::client::Config {
+        window_size: 0,
+        ..russh::client::Config::default()
+    };
+    let mut first = Client::connect_with(&server, config).await;
+    assert!(first.try_password("alice", PASSWORD).await);
+    let channel = first.ssh.channel_open_session().await.unwrap();
+    channel.exec(true, "x").await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    drop((channel, first.ssh));
+    within("the end", first.serving).await.unwrap();
     Client::login(&server, "alice").await;
 }
 

@@ -36,7 +36,7 @@ use tokio_util::task::TaskTracker;
 
 /// Limit on SFTP sessions of one connection, as OpenSSH's MaxSessions.
 const MAX_CHANNELS: usize = 10;
-/// For the disconnect message to reach the client before the socket is closed.
+/// For the last message to reach the client before the channel or the socket is closed.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// The only subsystem.
 const SUBSYSTEM: &str = "sftp";
@@ -430,7 +430,11 @@ impl Connection {
     ) -> u32 {
         let events = self.events.logged_in(account);
         events.tell(Event::CommandRefused { command });
-        let _ = write.extended_data_bytes(STDERR, NO_SHELL).await;
+        let answer = write.extended_data_bytes(STDERR, NO_SHELL);
+        // The client need not open the channel's window, and the end of the connection wakes nothing
+        // that waits for it.
+        let answer = self.closed.run_until_cancelled(answer);
+        let _ = timeout(GOODBYE_TIME, answer).await;
         1
     }
 
