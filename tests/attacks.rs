@@ -469,6 +469,46 @@ async fn replies_that_are_not_read_stay_inside_the_formula() {
     assert!(peak <= promise, "{peak} MiB, of {promise}");
 }
 
+/// Channels that are opened and given up, one after the other. russh keeps something of each that
+/// the server closes first.
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_that_the_server_has_closed_stay_inside_the_formula() {
+    let s3 = FakeS3::start().await;
+    let process = Process::start(&s3, &["--buffer-memory", "32MiB"]);
+    let mut client = SshClient::connect(process.address).await;
+    assert!(client.login("alice", PASSWORD).await);
+    let before = process.resident();
+    let mut opened = 0;
+    while opened < 20_000 && !client.is_closed() {
+        // Refused while ten are open.
+        if let Ok(channel) = client.channel().await {
+            channel.eof().await.unwrap();
+            opened += 1;
+        }
+    }
+    let grown = process.resident() - before;
+    assert!(grown <= 6, "{grown} MiB for {opened} channels");
+    assert_eq!(opened, 1000);
+    let line = process.said("disconnected: too many channels");
+    assert!(line.is_some(), "{}", process.log());
+}
+
+/// Nothing is kept of channels that the client closes: a connection may have any number of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_that_the_client_has_closed_are_not_counted() {
+    let s3 = FakeS3::start().await;
+    let server = Server::start(s3_store(&s3)).await;
+    let client = server.client().await;
+    let mut opened = 0;
+    while opened < 3000 {
+        if let Ok(channel) = client.ssh.channel().await {
+            channel.close().await.unwrap();
+            opened += 1;
+        }
+    }
+    client.put("/f", b"content").await.unwrap();
+}
+
 /// The memory for the names in a directory that is renamed comes out of the pool.
 #[tokio::test]
 async fn a_rename_of_more_names_than_the_pool_holds_fails() {

@@ -306,6 +306,8 @@ pub enum ConnectionEnd {
     Rejected,
     /// paramiko tries another credential, which it would wait for in vain.
     SecondCredential,
+    /// Its client has opened too many channels, one after the other.
+    ManyChannels,
     /// It had no session for too long.
     Unused,
     /// The server shuts down.
@@ -325,6 +327,9 @@ impl Display for ConnectionEnd {
             ConnectionEnd::SecondCredential => {
                 "this server checks one credential a connection for paramiko: connect with look_for_keys=False and \
                  allow_agent=False, or only the right key"
+            }
+            ConnectionEnd::ManyChannels => {
+                "too many channels were opened on this connection: connect again"
             }
             ConnectionEnd::Unused => "no session for too long",
             ConnectionEnd::Shutdown => SHUTTING_DOWN,
@@ -508,6 +513,7 @@ impl ConnectionEnd {
             ConnectionEnd::Closed | ConnectionEnd::NoSsh => Level::Debug,
             ConnectionEnd::LoginTimeout
             | ConnectionEnd::Dropped
+            | ConnectionEnd::ManyChannels
             | ConnectionEnd::Unused
             | ConnectionEnd::Shutdown => Level::Info,
             ConnectionEnd::Rejected | ConnectionEnd::SecondCredential | ConnectionEnd::Evicted => {

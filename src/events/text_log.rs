@@ -99,6 +99,7 @@ fn write_connection_end(f: &mut Formatter<'_>, reason: ConnectionEnd) -> fmt::Re
         | ConnectionEnd::Dropped
         | ConnectionEnd::Rejected
         | ConnectionEnd::SecondCredential
+        | ConnectionEnd::ManyChannels
         | ConnectionEnd::Unused
         | ConnectionEnd::Shutdown => write!(f, "disconnected: {reason}"),
     }

@@ -15,6 +15,7 @@ use crate::path::Home;
 use crate::sftp::{self, End, Received, SessionParams, Sink, Source};
 use crate::users::{Account, Attempt, Certificate, Login, Proof, PublicKey};
 use crate::vfs::Vfs;
+use crate::{Panicked, catch_panic};
 use bytes::Bytes;
 use russh::keys::{self, Algorithm};
 use russh::server::{
@@ -25,6 +26,7 @@ use russh::{
     Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf,
 };
 use russh::{Disconnect, Error, Pty};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +38,10 @@ use tokio_util::task::TaskTracker;
 
 /// Limit on SFTP sessions of one connection, as OpenSSH's MaxSessions.
 const MAX_CHANNELS: usize = 10;
+/// Limit on the channels of one connection that russh remembers: those that are open, and about 3.4
+/// KiB of each that the server has closed first. russh forgets only those that the client closes
+/// first. With a limit they take no more than the memory of one session, 4 MiB.
+const MAX_REMEMBERED_CHANNELS: usize = 1000;
 /// For the last message to reach the client before the channel or the socket is closed.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// The only subsystem.
@@ -69,6 +75,12 @@ struct Connection {
     window: Arc<Mutex<Window>>,
     /// How many channels were opened so far.
     opened: Arc<AtomicUsize>,
+    /// The channels that russh remembers.
+    // A std lock: never held across an await.
+    remembered: Arc<Mutex<HashSet<ChannelId>>>,
+    /// Cancelled when these are [`MAX_REMEMBERED_CHANNELS`]: the connection ends with its last
+    /// channel.
+    used_up: CancellationToken,
     /// Cancelled when the connection has ended. Cancelling it closes the socket.
     closed: CancellationToken,
 }
@@ -110,6 +122,8 @@ pub(super) async fn serve(
         rejected: CancellationToken::new(),
         window: Arc::new(Mutex::new(window)),
         opened: Arc::default(),
+        remembered: Arc::default(),
+        used_up: CancellationToken::new(),
         closed,
     };
     let start = run_stream(config, socket, connection.clone());
@@ -230,6 +244,7 @@ async fn disconnect(running: RunningSession<Connection>, reason: ConnectionEnd) 
         | ConnectionEnd::LoginTimeout
         | ConnectionEnd::Evicted
         | ConnectionEnd::Dropped
+        | ConnectionEnd::ManyChannels
         | ConnectionEnd::Unused
         | ConnectionEnd::Shutdown => Disconnect::ByApplication,
     };
@@ -278,18 +293,19 @@ impl Connection {
             () = sleep_until(deadline) => return ConnectionEnd::LoginTimeout,
         }
         drop(slot);
-        tokio::select! {
+        let reason = tokio::select! {
             biased;
-            () = drain.cancelled() => {}
+            () = drain.cancelled() => ConnectionEnd::Shutdown,
+            () = self.used_up.cancelled() => ConnectionEnd::ManyChannels,
             () = self.wait_until_unused() => return ConnectionEnd::Unused,
-        }
+        };
         // A tracker can be waited for once it is closed. Sessions that are open may go on.
         self.channels.close();
         tokio::select! {
             () = self.channels.wait() => {}
             () = self.shared.stop.cancelled() => {}
         }
-        ConnectionEnd::Shutdown
+        reason
     }
 
     /// Resolves when no channel was open, or opened, for the idle timeout. russh's own timeout
@@ -382,43 +398,82 @@ impl Connection {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a channel until nothing more is wanted of it.
+    fn remembered(&self) -> MutexGuard<'_, HashSet<ChannelId>> {
+        self.remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a channel that was opened and is served.
+    fn remember(&self, channel: ChannelId) {
+        let mut remembered = self.remembered();
+        remembered.insert(channel);
+        if remembered.len() >= MAX_REMEMBERED_CHANNELS {
+            self.used_up.cancel();
+        }
+    }
+
+    /// Whether one more channel may be opened.
+    fn has_room(&self) -> bool {
+        self.channels.len() < MAX_CHANNELS
+            && !self.shared.drain.is_cancelled()
+            && !self.used_up.is_cancelled()
+    }
+
+    /// Serves a channel until nothing more is wanted of it, and closes it.
     async fn serve_channel(self, channel: Channel<Msg>, account: Arc<Account>) {
         let id = channel.id();
-        self.clone().serve_first_request(channel, account).await;
+        let (read, write) = channel.split();
+        let write = Arc::new(write);
+        let serving = self
+            .clone()
+            .serve_first_request(read, write.clone(), account);
+        match catch_panic(serving).await {
+            Ok(Some(status)) => {
+                // restic and scp look at the status.
+                let _ = write.exit_status(status).await;
+                let _ = write.eof().await;
+            }
+            Ok(None) => {}
+            // The channel ends, and others go on.
+            Err(Panicked) => log::error!("{}: a session ended with a panic", self.peer),
+        }
+        // Has no effect if the client has closed it already. Otherwise russh keeps the channel until
+        // the end of the connection.
+        let _ = write.close().await;
         self.window().close(id);
     }
 
-    /// Waits for what the client wants of the channel, and does it. The [`Handler`] answers the
-    /// requests themselves, in the order in which they arrive.
-    async fn serve_first_request(self, channel: Channel<Msg>, account: Arc<Account>) {
-        let (mut read, write) = channel.split();
-        let write = Arc::new(write);
+    /// Waits for what the client wants of the channel, and does it. Returns the exit status; `None`
+    /// if the client wants nothing. The [`Handler`] answers the requests themselves, in the order
+    /// in which they arrive.
+    async fn serve_first_request(
+        self,
+        mut read: ChannelReadHalf,
+        write: Arc<ChannelWriteHalf<Msg>>,
+        account: Arc<Account>,
+    ) -> Option<u32> {
         let idle_timeout = self.shared.settings.idle_timeout;
-        let status = loop {
+        loop {
             let Ok(Some(message)) = timeout(idle_timeout, read.wait()).await else {
-                return;
+                return None;
             };
             match message {
                 ChannelMsg::RequestSubsystem { name, .. } if name == SUBSYSTEM => {
-                    break self.serve_sftp(read, write.clone(), account).await;
+                    return Some(self.serve_sftp(read, write, account).await);
                 }
                 ChannelMsg::Exec { command, .. } => {
                     let command = String::from_utf8_lossy(&command);
                     let shown = command.chars().take(MAX_SHOWN_COMMAND).collect();
-                    break self.refuse_program(&write, account, Some(shown)).await;
+                    return Some(self.refuse_program(&write, account, Some(shown)).await);
                 }
                 ChannelMsg::RequestShell { .. } => {
-                    break self.refuse_program(&write, account, None).await;
+                    return Some(self.refuse_program(&write, account, None).await);
                 }
-                ChannelMsg::Eof | ChannelMsg::Close => return,
+                ChannelMsg::Eof | ChannelMsg::Close => return None,
                 _ => {}
             }
-        };
-        // restic and scp look at the status.
-        let _ = write.exit_status(status).await;
-        let _ = write.eof().await;
-        let _ = write.close().await;
+        }
     }
 
     /// Tells the user why there is neither a shell nor a command. Returns the exit status.
@@ -643,20 +698,30 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Error> {
-        let is_draining = self.shared.drain.is_cancelled();
-        let has_room = self.channels.len() < MAX_CHANNELS && !is_draining;
         match self.account.get() {
-            Some(account) if has_room => {
+            Some(account) if self.has_room() => {
+                let id = channel.id();
                 self.opened.fetch_add(1, Ordering::Relaxed);
                 let limits = self.shared.user_limits(&account.name);
-                self.window().open(channel.id(), limits);
+                self.window().open(id, limits);
                 reply.accept().await;
                 let session = self.clone().serve_channel(channel, account.clone());
                 let stop = self.shared.stop.clone();
                 self.channels.spawn(stop.run_until_cancelled_owned(session));
+                self.remember(id);
             }
             Some(_) | None => reply.reject(ChannelOpenFailure::ResourceShortage).await,
         }
+        Ok(())
+    }
+
+    /// Called only if the client closes the channel first.
+    async fn channel_close(
+        &mut self,
+        channel: ChannelId,
+        _session: &mut Session,
+    ) -> Result<(), Error> {
+        self.remembered().remove(&channel);
         Ok(())
     }
 

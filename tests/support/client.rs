@@ -32,7 +32,12 @@ impl SshClient {
 
     /// `None` if the server refuses the connection.
     pub async fn try_connect(server: SocketAddr) -> Option<SshClient> {
-        SshClient::try_connect_with(server, russh::client::Config::default()).await
+        let config = russh::client::Config {
+            // As OpenSSH's client.
+            nodelay: true,
+            ..Default::default()
+        };
+        SshClient::try_connect_with(server, config).await
     }
 
     async fn try_connect_with(
