@@ -9,7 +9,7 @@ use russh::keys::{Algorithm, Certificate, PrivateKey, PrivateKeyWithHashAlg};
 use russh_sftp::client::RawSftpSession;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use sftpd::events::{Event, Who};
+use sftpd::events::{Event, Events, Who};
 use sftpd::server::{BuildError, Server, ServerBuilder};
 use sftpd::store::Store;
 use sftpd::store::memory::MemoryStore;
@@ -162,6 +162,49 @@ async fn get(sftp: &RawSftpSession, path: &str) -> Vec<u8> {
     }
     sftp.close(handle).await.unwrap();
     all
+}
+
+/// The events that were told, as in JSON.
+#[derive(Clone, Default)]
+struct Told(Arc<std::sync::Mutex<Vec<serde_json::Value>>>);
+
+impl Events for Told {
+    fn event(&self, _who: &Who, event: &Event) {
+        let event = serde_json::to_value(event).unwrap();
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+impl Told {
+    fn names(&self) -> Vec<String> {
+        let told = self.0.lock().unwrap();
+        let names = told.iter().map(|event| event["event"].as_str().unwrap());
+        names.map(str::to_owned).collect()
+    }
+
+    /// Method and reason of each login that was refused.
+    fn refusals(&self) -> Vec<String> {
+        let mut refusals = Vec::new();
+        for event in self.0.lock().unwrap().iter() {
+            if event["event"] == "login_refused" {
+                let method = event["method"].as_str().unwrap();
+                let reason = event["reason"].as_str().unwrap();
+                refusals.push(format!("{method} {reason}"));
+            }
+        }
+        refusals
+    }
+
+    /// Why each connection has ended.
+    fn ends(&self) -> Vec<String> {
+        let mut ends = Vec::new();
+        for event in self.0.lock().unwrap().iter() {
+            if event["event"] == "connection_ended" {
+                ends.push(event["reason"].as_str().unwrap().to_owned());
+            }
+        }
+        ends
+    }
 }
 
 /// Every user with the right password, in a home of the same name.
@@ -677,6 +720,88 @@ async fn a_login_that_panics_ends_its_own_connection() {
     assert!(!bad.try_password("broken", PASSWORD).await);
     within("the end", bad.serving).await.unwrap();
     put(&good.sftp().await, "/f", b"untouched").await;
+}
+
+/// A login that never ends costs its client the connection, once the login timeout is over.
+#[tokio::test]
+async fn a_login_that_hangs_ends_at_the_login_timeout() {
+    let (asked, hanging) = (Arc::new(()), Arc::new(AtomicUsize::new(0)));
+    let (guard, count) = (asked.clone(), hanging.clone());
+    let auth = move |_: Attempt| {
+        let guard = guard.clone();
+        count.fetch_add(1, Ordering::Relaxed);
+        async move {
+            pending::<()>().await;
+            drop(guard);
+            Login::Refuse
+        }
+    };
+    let told = Told::default();
+    let server = Server::builder(Arc::new(MemoryStore::default()), auth)
+        .events(told.clone())
+        .login_timeout(Duration::from_secs(1))
+        .build()
+        .unwrap();
+    let mut clients = Vec::new();
+    // Further passwords wait for the outcome of the first ones.
+    for _ in 0..9 {
+        let mut client = Client::connect(&server).await;
+        let serving = client.serving;
+        clients.push(serving);
+        tokio::spawn(async move {
+            let password = client.ssh.authenticate_password("alice", PASSWORD);
+            password.await.is_ok()
+        });
+    }
+    for serving in clients {
+        within("the end", serving).await.unwrap();
+    }
+    within("the server's end", server.shut_down()).await;
+    assert!(hanging.load(Ordering::Relaxed) > 1);
+    assert_eq!(Arc::strong_count(&asked), 2, "no login is left");
+    for refusal in told.refusals() {
+        assert_eq!(refusal, "password user_penalty", "that of one that waited");
+    }
+    let ends = told.ends();
+    assert_eq!(ends.len(), 9);
+    assert_eq!(ends[..7], ["login_timeout"; 7]);
+}
+
+/// The answer of a login that comes too late lets nobody in.
+#[tokio::test]
+async fn a_login_that_is_late_is_not_told() {
+    let auth = async |attempt: Attempt| {
+        sleep(Duration::from_secs(3)).await;
+        any_user(attempt).await
+    };
+    let told = Told::default();
+    let server = Server::builder(Arc::new(MemoryStore::default()), auth)
+        .events(told.clone())
+        .login_timeout(Duration::from_secs(1))
+        .build()
+        .unwrap();
+    let mut client = Client::connect(&server).await;
+    assert!(!client.try_password("alice", PASSWORD).await);
+    within("the end", client.serving).await.unwrap();
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(
+        told.names(),
+        ["server_started", "connection_opened", "connection_ended"]
+    );
+    assert_eq!(told.ends(), ["login_timeout"]);
+}
+
+/// A server that shuts down waits for no login.
+#[tokio::test]
+async fn a_login_that_hangs_does_not_keep_a_server_from_its_end() {
+    let auth = async |_: Attempt| pending().await;
+    let server = Server::builder(Arc::new(MemoryStore::default()), auth);
+    let server = server.build().unwrap();
+    let mut client = Client::connect(&server).await;
+    tokio::spawn(async move { client.try_password("alice", PASSWORD).await });
+    sleep(Duration::from_millis(300)).await;
+    let ended = timeout(Duration::from_secs(5), server.shut_down()).await;
+    assert!(ended.is_ok(), "it waits for the login");
 }
 
 /// Each tenant has a store, the same home and the same names.

@@ -70,6 +70,9 @@ struct Connection {
     signals: Arc<Signals>,
     /// Cancelled when the connection has to end instead of a login.
     rejected: CancellationToken,
+    /// Cancelled when the server ends the connection, and with [`closed`](Self::closed): no login
+    /// is waited for any more.
+    ending: CancellationToken,
     /// How much the client may send before it is allowed more.
     // A std lock: never held across an await.
     window: Arc<Mutex<Window>>,
@@ -120,6 +123,7 @@ pub(super) async fn serve(
         client,
         signals,
         rejected: CancellationToken::new(),
+        ending: closed.child_token(),
         window: Arc::new(Mutex::new(window)),
         opened: Arc::default(),
         remembered: Arc::default(),
@@ -175,14 +179,25 @@ impl OpenConnection {
         deadline: Instant,
         slot: PreAuthSlot,
     ) {
-        tokio::select! {
+        let must_end = connection.must_end(deadline, slot);
+        let reason = tokio::select! {
             ended = &mut running => {
                 log::debug!("{}: connection ended: {ended:?}", connection.peer);
                 self.end(ConnectionEnd::Closed, &connection.closed);
+                None
             }
-            reason = connection.must_end(deadline, slot) => {
-                self.end(reason, &connection.closed);
-                let _ = timeout(GOODBYE_TIME, disconnect(running, reason)).await;
+            reason = must_end => Some(reason),
+        };
+        if let Some(reason) = reason {
+            self.end(reason, &connection.closed);
+            connection.ending.cancel();
+            let goodbye = disconnect(&mut running, reason);
+            let is_over = timeout(GOODBYE_TIME, goodbye).await.is_ok();
+            connection.closed.cancel();
+            if !is_over {
+                // Nothing that russh waits for outlasts the token, except a login that blocks its
+                // thread. It could tell of a login after the end of the connection.
+                let _ = running.await;
             }
         }
         connection.closed.cancel();
@@ -234,7 +249,7 @@ async fn identify_client(
 }
 
 /// Sends the client a disconnect message, and waits for the end of the connection.
-async fn disconnect(running: RunningSession<Connection>, reason: ConnectionEnd) {
+async fn disconnect(running: &mut RunningSession<Connection>, reason: ConnectionEnd) {
     let code = match reason {
         ConnectionEnd::Rejected | ConnectionEnd::SecondCredential => {
             Disconnect::NoMoreAuthMethodsAvailable
@@ -252,6 +267,20 @@ async fn disconnect(running: RunningSession<Connection>, reason: ConnectionEnd) 
     let text = reason.to_string();
     let _ = handle.disconnect(code, text, String::new()).await;
     let _ = running.await;
+}
+
+/// The answer to a credential.
+enum Answer {
+    Accept(Arc<Account>),
+    Refuse,
+    /// The connection ends before there is one, and no login is told any more.
+    TooLate,
+}
+
+impl Answer {
+    fn is_accepted(&self) -> bool {
+        matches!(self, Answer::Accept(_))
+    }
 }
 
 fn password_credential() -> Credential {
@@ -320,26 +349,30 @@ impl Connection {
         }
     }
 
-    /// The account of a client that shows this, or `None` if it may not log in with it.
-    async fn ask(&self, user: &str, proof: Proof) -> Option<Account> {
+    /// Asks the application whether the client may log in with this.
+    async fn ask(&self, user: &str, proof: Proof) -> Answer {
         if self.rejected.is_cancelled() {
-            return None;
+            return Answer::Refuse;
         }
         let attempt = Attempt::new(user, self.peer, proof);
-        match self.shared.auth.login(attempt).await {
-            Login::Accept(account) if account.has_valid_name() => Some(account),
-            Login::Accept(account) => {
+        let login = self.shared.auth.login(attempt);
+        match self.ending.run_until_cancelled(login).await {
+            None => Answer::TooLate,
+            Some(Login::Accept(account)) if account.has_valid_name() => {
+                Answer::Accept(Arc::new(account))
+            }
+            Some(Login::Accept(account)) => {
                 log::error!(
                     "{}: login failed: user {user:?}: the account's name {:?} is empty or holds control characters",
                     self.peer,
                     account.name
                 );
-                None
+                Answer::Refuse
             }
-            Login::Refuse => None,
-            Login::Disconnect => {
+            Some(Login::Refuse) => Answer::Refuse,
+            Some(Login::Disconnect) => {
                 self.rejected.cancel();
-                None
+                Answer::Refuse
             }
         }
     }
@@ -353,16 +386,16 @@ impl Connection {
     }
 
     /// Tells of an attempt to log in, and answers it.
-    fn finish_login(&self, user: &str, credential: Credential, account: Option<Account>) -> Auth {
-        match account {
-            Some(account) => {
-                let account = Arc::new(account);
+    fn finish_login(&self, user: &str, credential: Credential, answer: Answer) -> Auth {
+        match answer {
+            Answer::Accept(account) => {
                 let events = self.events.logged_in(account.clone());
                 events.tell(Event::LoginAccepted { credential });
                 let _ = self.account.set(account);
                 Auth::Accept
             }
-            None => self.refuse_login(user, credential, LoginRefusal::Wrong),
+            Answer::Refuse => self.refuse_login(user, credential, LoginRefusal::Wrong),
+            Answer::TooLate => Auth::reject(),
         }
     }
 
@@ -620,16 +653,18 @@ impl Handler for Connection {
     type Error = Error;
 
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Error> {
-        let attempt = match self.shared.penalties.begin(self.peer.ip(), user).await {
-            Ok(attempt) => attempt,
-            Err(why) => return Ok(self.refuse_unchecked(user, why)),
+        let attempt = self.shared.penalties.begin(self.peer.ip(), user);
+        let attempt = match self.ending.run_until_cancelled(attempt).await {
+            Some(Ok(attempt)) => attempt,
+            Some(Err(why)) => return Ok(self.refuse_unchecked(user, why)),
+            None => return Ok(Auth::reject()),
         };
         let proof = Proof::Password(password.to_owned());
-        let account = self.ask(user, proof).await;
-        if account.is_some() {
+        let answer = self.ask(user, proof).await;
+        if answer.is_accepted() {
             attempt.succeed();
         }
-        Ok(self.finish_login(user, password_credential(), account))
+        Ok(self.finish_login(user, password_credential(), answer))
     }
 
     async fn auth_publickey_offered(
@@ -638,14 +673,14 @@ impl Handler for Connection {
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Error> {
         let key = PublicKey::from_client(offer.public_key.clone());
-        let owner = match offer.algorithm {
-            SHA1_SIGNATURE => None,
+        let answer = match offer.algorithm {
+            SHA1_SIGNATURE => Answer::Refuse,
             _ => self.ask(user, Proof::OfferedKey(key)).await,
         };
-        match owner {
-            Some(_) => Ok(Auth::Accept),
-            // Not logged: clients offer every key that they have.
-            None => {
+        match answer {
+            Answer::Accept(_) => Ok(Auth::Accept),
+            // Not told: clients offer every key that they have.
+            Answer::Refuse | Answer::TooLate => {
                 // paramiko signs without an offer, and russh calls this first all the same.
                 self.note_refusal();
                 Ok(Auth::reject())
@@ -660,15 +695,15 @@ impl Handler for Connection {
     ) -> Result<Auth, Error> {
         let algorithm = key.algorithm;
         let key = PublicKey::from_client(key.public_key.clone());
-        let account = match algorithm {
-            SHA1_SIGNATURE => None,
+        let answer = match algorithm {
+            SHA1_SIGNATURE => Answer::Refuse,
             _ => self.ask(user, Proof::ProvedKey(key.clone())).await,
         };
         // Keys can't be guessed, and clients try all that they have: no penalty for refused ones.
-        if account.is_some() {
+        if answer.is_accepted() {
             self.shared.penalties.forgive(self.peer.ip(), user);
         }
-        Ok(self.finish_login(user, key_credential(&key), account))
+        Ok(self.finish_login(user, key_credential(&key), answer))
     }
 
     async fn auth_openssh_certificate(
@@ -679,8 +714,8 @@ impl Handler for Connection {
         // Signed with SHA-1 it was refused when it was offered: russh asks about that before.
         let certificate = Certificate::from_client(certificate.clone());
         let proof = Proof::Certificate(Box::new(certificate.clone()));
-        let account = self.ask(user, proof).await;
-        if account.is_none() {
+        let answer = self.ask(user, proof).await;
+        if !answer.is_accepted() {
             // Neither counted nor a failed login: until now the client knew only that its key may
             // be used, and it tries the key without the certificate next.
             let certificate = certificate.describe();
@@ -689,7 +724,7 @@ impl Handler for Connection {
             return Ok(Auth::reject());
         }
         self.shared.penalties.forgive(self.peer.ip(), user);
-        Ok(self.finish_login(user, certificate_credential(&certificate), account))
+        Ok(self.finish_login(user, certificate_credential(&certificate), answer))
     }
 
     async fn channel_open_session(
