@@ -197,7 +197,7 @@ pub struct Socket {
     stream: Box<dyn Stream>,
     /// How many of [`QUICK_READS`] are left.
     quick_reads: u32,
-    /// Once it resolves, every read and write fails.
+    /// Once it resolves, everything fails.
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Read from the stream, but not by russh yet.
     ahead: BytesMut,
@@ -507,12 +507,14 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_open(context)?;
         // What is stuck leaves while russh reads: it must not wait for that here.
         let _ = self.poll_write_outgoing(context)?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_open(context)?;
         ready!(self.poll_write_outgoing(context))?;
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
@@ -542,6 +544,22 @@ mod tests {
             ),
             client,
         )
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_closed_waits_for_no_client() {
+        let (_client, stream) = tokio::io::duplex(16);
+        let closed = CancellationToken::new();
+        let waiting = closed.clone().cancelled_owned();
+        let mut socket = Socket::new(Box::new(stream), waiting, Arc::default());
+        // Taken over, and more than the client has room for.
+        socket.hold_newkeys();
+        socket.write_all(&[0; 100]).await.unwrap();
+        let end = tokio::spawn(async move { socket.shutdown().await });
+        tokio::task::yield_now().await;
+        assert!(!end.is_finished());
+        closed.cancel();
+        assert!(end.await.unwrap().is_err());
     }
 
     /// A socket that holds NEWKEYS back, and its client.
