@@ -706,20 +706,21 @@ async fn names_that_the_log_cannot_show_cannot_log_in() {
     }
 }
 
-/// A login that panics costs its own connection only.
+/// A login that panics is refused, and the client may try again.
 #[tokio::test]
-async fn a_login_that_panics_ends_its_own_connection() {
+async fn a_login_that_panics_is_refused() {
     let auth = async |attempt: Attempt| match attempt.user.as_str() {
         "broken" => panic!("a bug of the application"),
         _ => any_user(attempt).await,
     };
+    let told = Told::default();
     let server = Server::builder(Arc::new(MemoryStore::default()), auth);
-    let server = server.build().unwrap();
-    let good = Client::login(&server, "alice").await;
-    let mut bad = Client::connect(&server).await;
-    assert!(!bad.try_password("broken", PASSWORD).await);
-    within("the end", bad.serving).await.unwrap();
-    put(&good.sftp().await, "/f", b"untouched").await;
+    let server = server.events(told.clone()).build().unwrap();
+    let mut client = Client::connect(&server).await;
+    assert!(!client.try_password("broken", PASSWORD).await);
+    assert!(!client.try_key("broken", &new_key()).await);
+    assert!(client.try_password("alice", PASSWORD).await);
+    assert_eq!(told.refusals(), ["password panicked"]);
 }
 
 /// A login that never ends costs its client the connection, once the login timeout is over.

@@ -372,6 +372,8 @@ pub enum LoginRefusal {
     UserPenalty,
     /// The password was not checked: too many failed logins from this address.
     AddressPenalty,
+    /// The application's `Auth` panicked.
+    Panicked,
 }
 
 /// Why a session has ended.

@@ -28,7 +28,9 @@ impl Events for Metrics {
             Event::LoginRefused {
                 credential, reason, ..
             } => match reason {
-                LoginRefusal::Wrong => count_login(credential, "refused"),
+                LoginRefusal::Wrong | LoginRefusal::Panicked => {
+                    count_login(credential, "refused");
+                }
                 LoginRefusal::UserPenalty | LoginRefusal::AddressPenalty => {
                     count_login(credential, "unheard");
                 }

@@ -122,12 +122,19 @@ fn write_login_refusal(
     credential: &Credential,
     reason: LoginRefusal,
 ) -> fmt::Result {
-    let why = match reason {
+    let (what, why) = match reason {
         LoginRefusal::Wrong => return write!(f, "login failed: user {name:?}, {credential}"),
-        LoginRefusal::UserPenalty => "too many failed logins of this user from this address",
-        LoginRefusal::AddressPenalty => "too many failed logins from this address",
+        LoginRefusal::UserPenalty => (
+            "login not looked at",
+            "too many failed logins of this user from this address",
+        ),
+        LoginRefusal::AddressPenalty => (
+            "login not looked at",
+            "too many failed logins from this address",
+        ),
+        LoginRefusal::Panicked => ("login failed", "the application's login panicked"),
     };
-    write!(f, "login not looked at: user {name:?}, {credential}: {why}")
+    write!(f, "{what}: user {name:?}, {credential}: {why}")
 }
 
 fn write_session_end(

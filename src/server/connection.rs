@@ -272,7 +272,7 @@ async fn disconnect(running: &mut RunningSession<Connection>, reason: Connection
 /// The answer to a credential.
 enum Answer {
     Accept(Arc<Account>),
-    Refuse,
+    Refuse(LoginRefusal),
     /// The connection ends before there is one, and no login is told any more.
     TooLate,
 }
@@ -352,27 +352,35 @@ impl Connection {
     /// Asks the application whether the client may log in with this.
     async fn ask(&self, user: &str, proof: Proof) -> Answer {
         if self.rejected.is_cancelled() {
-            return Answer::Refuse;
+            return Answer::Refuse(LoginRefusal::Wrong);
         }
         let attempt = Attempt::new(user, self.peer, proof);
-        let login = self.shared.auth.login(attempt);
-        match self.ending.run_until_cancelled(login).await {
-            None => Answer::TooLate,
-            Some(Login::Accept(account)) if account.has_valid_name() => {
-                Answer::Accept(Arc::new(account))
+        let login = catch_panic(async { self.shared.auth.login(attempt).await });
+        let login = match self.ending.run_until_cancelled(login).await {
+            Some(Ok(login)) => login,
+            Some(Err(Panicked)) => {
+                log::error!(
+                    "{}: login failed: user {user:?}: the application's login panicked",
+                    self.peer
+                );
+                return Answer::Refuse(LoginRefusal::Panicked);
             }
-            Some(Login::Accept(account)) => {
+            None => return Answer::TooLate,
+        };
+        match login {
+            Login::Accept(account) if account.has_valid_name() => Answer::Accept(Arc::new(account)),
+            Login::Accept(account) => {
                 log::error!(
                     "{}: login failed: user {user:?}: the account's name {:?} is empty or holds control characters",
                     self.peer,
                     account.name
                 );
-                Answer::Refuse
+                Answer::Refuse(LoginRefusal::Wrong)
             }
-            Some(Login::Refuse) => Answer::Refuse,
-            Some(Login::Disconnect) => {
+            Login::Refuse => Answer::Refuse(LoginRefusal::Wrong),
+            Login::Disconnect => {
                 self.rejected.cancel();
-                Answer::Refuse
+                Answer::Refuse(LoginRefusal::Wrong)
             }
         }
     }
@@ -394,7 +402,7 @@ impl Connection {
                 let _ = self.account.set(account);
                 Auth::Accept
             }
-            Answer::Refuse => self.refuse_login(user, credential, LoginRefusal::Wrong),
+            Answer::Refuse(reason) => self.refuse_login(user, credential, reason),
             Answer::TooLate => Auth::reject(),
         }
     }
@@ -674,13 +682,13 @@ impl Handler for Connection {
     ) -> Result<Auth, Error> {
         let key = PublicKey::from_client(offer.public_key.clone());
         let answer = match offer.algorithm {
-            SHA1_SIGNATURE => Answer::Refuse,
+            SHA1_SIGNATURE => Answer::Refuse(LoginRefusal::Wrong),
             _ => self.ask(user, Proof::OfferedKey(key)).await,
         };
         match answer {
             Answer::Accept(_) => Ok(Auth::Accept),
             // Not told: clients offer every key that they have.
-            Answer::Refuse | Answer::TooLate => {
+            Answer::Refuse(_) | Answer::TooLate => {
                 // paramiko signs without an offer, and russh calls this first all the same.
                 self.note_refusal();
                 Ok(Auth::reject())
@@ -696,7 +704,7 @@ impl Handler for Connection {
         let algorithm = key.algorithm;
         let key = PublicKey::from_client(key.public_key.clone());
         let answer = match algorithm {
-            SHA1_SIGNATURE => Answer::Refuse,
+            SHA1_SIGNATURE => Answer::Refuse(LoginRefusal::Wrong),
             _ => self.ask(user, Proof::ProvedKey(key.clone())).await,
         };
         // Keys can't be guessed, and clients try all that they have: no penalty for refused ones.
