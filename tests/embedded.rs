@@ -805,6 +805,37 @@ async fn a_login_that_hangs_does_not_keep_a_server_from_its_end() {
     assert!(ended.is_ok(), "it waits for the login");
 }
 
+#[tokio::test]
+async fn every_login_that_fails_is_told_with_its_reason() {
+    let auth = async |attempt: Attempt| match (attempt.user.as_str(), &attempt.proof) {
+        // Leads to a signature.
+        (_, Proof::OfferedKey(_)) => Login::Accept(Account::new("offered")),
+        ("banned", _) => Login::Disconnect,
+        ("nameless", _) => Login::Accept(Account::new("")),
+        _ => Login::Refuse,
+    };
+    let told = Told::default();
+    let server = Server::builder(Arc::new(MemoryStore::default()), auth);
+    let server = server.events(told.clone()).build().unwrap();
+    let key = new_key();
+    let mut client = Client::connect(&server).await;
+    let certificate = certify(&new_key(), &key);
+    assert!(!client.try_certificate("alice", &key, certificate).await);
+    assert!(!client.try_key("alice", &key).await);
+    assert!(!client.try_password("alice", PASSWORD).await);
+    assert!(!client.try_password("nameless", PASSWORD).await);
+    assert!(!client.try_password("banned", PASSWORD).await);
+    within("the end", client.serving).await.unwrap();
+    let expected = [
+        "certificate wrong",
+        "key wrong",
+        "password wrong",
+        "password invalid_account",
+        "password disconnected",
+    ];
+    assert_eq!(told.refusals(), expected);
+}
+
 /// Each tenant has a store, the same home and the same names.
 struct Tenants(BTreeMap<&'static str, Arc<MemoryStore>>);
 

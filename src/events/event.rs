@@ -359,6 +359,14 @@ impl LoginMethod {
             LoginMethod::Certificate => "certificate",
         }
     }
+
+    fn refusal_level(self) -> Level {
+        match self {
+            LoginMethod::Password | LoginMethod::Key => Level::Warn,
+            // Many clients have one, and log in with the key alone next.
+            LoginMethod::Certificate => Level::Info,
+        }
+    }
 }
 
 /// Why a login is refused.
@@ -372,6 +380,11 @@ pub enum LoginRefusal {
     UserPenalty,
     /// The password was not checked: too many failed logins from this address.
     AddressPenalty,
+    /// The application's `Auth` wants no login of the client, and the connection ends.
+    Disconnected,
+    /// The application's `Auth` has accepted it with an account that can't be used. The log says
+    /// why.
+    InvalidAccount,
     /// The application's `Auth` panicked.
     Panicked,
 }
@@ -484,9 +497,8 @@ impl Event {
             | Event::Opened { .. }
             | Event::Listed { .. }
             | Event::UploadAborted { .. } => Level::Debug,
-            Event::LoginRefused { .. }
-            | Event::CommandRefused { .. }
-            | Event::UploadLeft { .. } => Level::Warn,
+            Event::CommandRefused { .. } | Event::UploadLeft { .. } => Level::Warn,
+            Event::LoginRefused { credential, .. } => credential.method.refusal_level(),
             Event::ConnectionRefused { reason, .. } => reason.level(),
             Event::ConnectionEnded { reason, .. } => reason.level(),
             Event::SessionEnded { reason, .. } => reason.level(),

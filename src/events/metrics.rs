@@ -28,7 +28,10 @@ impl Events for Metrics {
             Event::LoginRefused {
                 credential, reason, ..
             } => match reason {
-                LoginRefusal::Wrong | LoginRefusal::Panicked => {
+                LoginRefusal::Wrong
+                | LoginRefusal::Disconnected
+                | LoginRefusal::InvalidAccount
+                | LoginRefusal::Panicked => {
                     count_login(credential, "refused");
                 }
                 LoginRefusal::UserPenalty | LoginRefusal::AddressPenalty => {

@@ -132,6 +132,8 @@ fn write_login_refusal(
             "login not looked at",
             "too many failed logins from this address",
         ),
+        LoginRefusal::Disconnected => ("login failed", "no login is wanted of this client"),
+        LoginRefusal::InvalidAccount => ("login failed", "the account can't be used"),
         LoginRefusal::Panicked => ("login failed", "the application's login panicked"),
     };
     write!(f, "{what}: user {name:?}, {credential}: {why}")

@@ -352,7 +352,7 @@ impl Connection {
     /// Asks the application whether the client may log in with this.
     async fn ask(&self, user: &str, proof: Proof) -> Answer {
         if self.rejected.is_cancelled() {
-            return Answer::Refuse(LoginRefusal::Wrong);
+            return Answer::Refuse(LoginRefusal::Disconnected);
         }
         let attempt = Attempt::new(user, self.peer, proof);
         let login = catch_panic(async { self.shared.auth.login(attempt).await });
@@ -375,12 +375,12 @@ impl Connection {
                     self.peer,
                     account.name
                 );
-                Answer::Refuse(LoginRefusal::Wrong)
+                Answer::Refuse(LoginRefusal::InvalidAccount)
             }
             Login::Refuse => Answer::Refuse(LoginRefusal::Wrong),
             Login::Disconnect => {
                 self.rejected.cancel();
-                Answer::Refuse(LoginRefusal::Wrong)
+                Answer::Refuse(LoginRefusal::Disconnected)
             }
         }
     }
@@ -723,15 +723,11 @@ impl Handler for Connection {
         let certificate = Certificate::from_client(certificate.clone());
         let proof = Proof::Certificate(Box::new(certificate.clone()));
         let answer = self.ask(user, proof).await;
-        if !answer.is_accepted() {
-            // Neither counted nor a failed login: until now the client knew only that its key may
-            // be used, and it tries the key without the certificate next.
-            let certificate = certificate.describe();
-            log::info!("{}: refused {certificate} for user {user:?}", self.peer);
-            self.note_refusal();
-            return Ok(Auth::reject());
+        // As for keys, no penalty. Until now the client knew only that the key may be used, and it
+        // tries the key without the certificate next.
+        if answer.is_accepted() {
+            self.shared.penalties.forgive(self.peer.ip(), user);
         }
-        self.shared.penalties.forgive(self.peer.ip(), user);
         Ok(self.finish_login(user, certificate_credential(&certificate), answer))
     }
 

@@ -115,7 +115,7 @@ impl Certificate {
     }
 
     /// What identifies it in the log: its key ID and the key's fingerprint.
-    pub(crate) fn describe(&self) -> String {
+    fn describe(&self) -> String {
         let id: String = self.key_id().chars().take(MAX_SHOWN_CHARS).collect();
         format!("certificate {id:?} of key {}", self.key().fingerprint())
     }
