@@ -706,6 +706,64 @@ async fn names_that_the_log_cannot_show_cannot_log_in() {
     }
 }
 
+/// A user who chooses the own name must not choose a home by it.
+#[tokio::test]
+async fn names_that_are_no_directory_have_no_home_by_themselves() {
+    let told = Told::default();
+    let store = Arc::new(MemoryStore::default());
+    let server = Server::builder(store.clone(), any_user);
+    let server = server.events(told.clone()).build().unwrap();
+    let long = "x".repeat(600);
+    let refused = [
+        "/", "//", ".", "..", "bob/x", "/bob", "bob/", "../bob", "a\0b", &long,
+    ];
+    for name in refused {
+        let mut client = Client::connect(&server).await;
+        assert!(!client.try_password(name, PASSWORD).await, "{name:?}");
+    }
+    let expected = ["password invalid_account"; 10];
+    assert_eq!(told.refusals(), expected);
+    for name in [
+        "bob",
+        "...",
+        ".bob",
+        "a b",
+        "DOMAIN\\bob",
+        "bob@example.com",
+        "Zoë",
+    ] {
+        let client = Client::login(&server, name).await;
+        put(&client.sftp().await, "/f", b"x").await;
+        let key = sftpd::store::Key::new(format!("{name}/f")).unwrap();
+        assert!(store.head(&key).await.is_ok(), "{name:?}");
+    }
+}
+
+/// With a home of its own, a name is only shown.
+#[tokio::test]
+async fn a_home_that_is_given_is_used_whatever_the_name() {
+    let homes = [
+        ("", "f"),
+        ("/", "f"),
+        ("/a//b/", "a/b/f"),
+        ("bob/x", "bob/x/f"),
+    ];
+    for (home, key) in homes {
+        let auth = move |attempt: Attempt| async move {
+            match any_user(attempt).await {
+                Login::Accept(account) => Login::Accept(account.home(home)),
+                refused => refused,
+            }
+        };
+        let store = Arc::new(MemoryStore::default());
+        let server = Server::builder(store.clone(), auth).build().unwrap();
+        let client = Client::login(&server, "bob/x").await;
+        put(&client.sftp().await, "/f", b"x").await;
+        let key = sftpd::store::Key::new(key).unwrap();
+        assert!(store.head(&key).await.is_ok(), "{home:?}");
+    }
+}
+
 /// A login that panics is refused, and the client may try again.
 #[tokio::test]
 async fn a_login_that_panics_is_refused() {

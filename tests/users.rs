@@ -605,7 +605,7 @@ async fn a_change_applies_to_the_next_login_and_a_broken_file_locks_no_user_out(
     let (first, second) = (key(ED25519), key(OTHER));
     let auth = FileAuth::open(folder.file()).unwrap();
     let account = log_in_with_key(&auth, "alice", &first).await.unwrap();
-    assert_eq!(account.home, "alice/");
+    assert_eq!(account.home_prefix().as_deref(), Some("alice/"));
     assert!(log_in_with_key(&auth, "alice", &second).await.is_none());
     folder.ok(&["add", "alice", OTHER]);
     assert!(log_in_with_key(&auth, "alice", &second).await.is_some());

@@ -368,20 +368,46 @@ impl Connection {
             None => return Answer::TooLate,
         };
         match login {
-            Login::Accept(account) if account.has_valid_name() => Answer::Accept(Arc::new(account)),
-            Login::Accept(account) => {
-                log::error!(
-                    "{}: login failed: user {user:?}: the account's name {:?} is empty or holds control characters",
-                    self.peer,
-                    account.name
-                );
-                Answer::Refuse(LoginRefusal::InvalidAccount)
-            }
+            Login::Accept(account) => match self.check_account(&account) {
+                Ok(()) => Answer::Accept(Arc::new(account)),
+                Err(why) => {
+                    log::error!("{}: login failed: user {user:?}: {why}", self.peer);
+                    Answer::Refuse(LoginRefusal::InvalidAccount)
+                }
+            },
             Login::Refuse => Answer::Refuse(LoginRefusal::Wrong),
             Login::Disconnect => {
                 self.rejected.cancel();
                 Answer::Refuse(LoginRefusal::Disconnected)
             }
+        }
+    }
+
+    /// Fails, with the reason, if the application's account can't be used.
+    fn check_account(&self, account: &Account) -> Result<(), String> {
+        let name = &account.name;
+        if !account.has_valid_name() {
+            return Err(format!(
+                "the account's name {name:?} is empty or holds control characters"
+            ));
+        }
+        self.find_home(account)?;
+        Ok(())
+    }
+
+    /// Fails, with the reason, if the account has no home that can be used.
+    fn find_home(&self, account: &Account) -> Result<Home, String> {
+        let Some(home) = account.home_prefix() else {
+            return Err(format!(
+                "the account's name {:?} can't be a directory: give the account a home",
+                account.name
+            ));
+        };
+        match Home::new(&self.shared.settings.prefix, &home) {
+            Ok(home) => Ok(home),
+            Err(error) => Err(format!(
+                "the account's home {home:?} can't be used: {error}"
+            )),
         }
     }
 
@@ -542,11 +568,11 @@ impl Connection {
         account: Arc<Account>,
     ) -> u32 {
         let events = self.events.logged_in(account.clone());
-        let home = match Home::new(&self.shared.settings.prefix, &account.home) {
+        let home = match self.find_home(&account) {
             Ok(home) => home,
+            // The login has found one.
             Err(error) => {
-                let who = events.who();
-                log::error!("{who}: home {:?} can't be used: {error}", account.home);
+                log::error!("{}: {error}", events.who());
                 return 1;
             }
         };

@@ -56,7 +56,7 @@ pub struct UnknownAccess(pub String);
 /// use sftpd::users::{Access, Account};
 ///
 /// let account = Account::new("alice").home("customers/42").access(Access::ReadOnly);
-/// assert_eq!(account.home, "customers/42/");
+/// assert_eq!(account.home_prefix().as_deref(), Some("customers/42/"));
 /// ```
 #[derive(Clone)]
 #[non_exhaustive]
@@ -64,8 +64,9 @@ pub struct Account {
     /// Names the user in logs and listings, and has limits of its own. Empty names and control
     /// characters are refused at the login.
     pub name: String,
-    /// Prefix below the server's, `/` at its end; may be empty.
-    pub home: String,
+    /// Prefix below the server's, `/` at its end; empty for the whole store. `None` for the
+    /// directory of the account's name: a login with a name that can't be one is refused.
+    pub home: Option<String>,
     /// What the user may do.
     pub access: Access,
     /// Where the files are kept, if not in the server's own store.
@@ -80,11 +81,13 @@ pub struct Account {
 
 impl Account {
     /// An account that may do everything in the home `NAME/`.
+    ///
+    /// A name like `..` or `bob/x`, which users may choose for themselves, is no home: without
+    /// [`home`](Self::home) the login is refused.
     pub fn new(name: impl Into<String>) -> Account {
-        let name = name.into();
         Account {
-            home: format!("{name}/"),
-            name,
+            name: name.into(),
+            home: None,
             access: Access::ReadWrite,
             store: None,
             session: None,
@@ -94,7 +97,7 @@ impl Account {
     /// Sets the home, with or without slashes around it; empty for the whole store.
     #[must_use]
     pub fn home(mut self, home: impl AsRef<str>) -> Account {
-        self.home = normalize_home(home.as_ref());
+        self.home = Some(normalize_home(home.as_ref()));
         self
     }
 
@@ -124,17 +127,31 @@ impl Account {
         self.session.as_deref()?.downcast_ref()
     }
 
+    /// The prefix of the account's files below that of the server; `None` if it would be the name,
+    /// and the name can't be one directory.
+    pub fn home_prefix(&self) -> Option<String> {
+        match &self.home {
+            Some(home) => Some(home.clone()),
+            None if is_directory_name(&self.name) => Some(format!("{}/", self.name)),
+            None => None,
+        }
+    }
+
     /// Whether log lines can show the name.
     pub(crate) fn has_valid_name(&self) -> bool {
         !self.name.is_empty() && !self.name.contains(char::is_control)
     }
 }
 
+fn is_directory_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
+}
+
 impl Debug for Account {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("Account")
             .field("name", &self.name)
-            .field("home", &self.home)
+            .field("home", &self.home_prefix())
             .field("access", &self.access)
             .field("has_store", &self.store.is_some())
             .field("has_session", &self.session.is_some())
@@ -152,6 +169,23 @@ mod tests {
         assert_eq!(account.session_as::<u32>(), Some(&42));
         assert_eq!(account.session_as::<u64>(), None);
         assert_eq!(Account::new("alice").session_as::<u32>(), None);
+    }
+
+    #[test]
+    fn only_a_name_that_is_one_directory_is_a_home() {
+        for name in ["alice", "...", ".bob", "a b", "DOMAIN\\alice", "Zoë"] {
+            let home = Account::new(name).home_prefix();
+            assert_eq!(home, Some(format!("{name}/")));
+        }
+        for name in [
+            "", ".", "..", "/", "//", "bob/x", "/bob", "bob/", "../bob", "a\0b",
+        ] {
+            assert_eq!(Account::new(name).home_prefix(), None, "{name:?}");
+            for (home, prefix) in [("", ""), ("/", ""), ("/a//b/", "a/b/")] {
+                let home = Account::new(name).home(home).home_prefix();
+                assert_eq!(home.as_deref(), Some(prefix), "{name:?}");
+            }
+        }
     }
 
     #[test]

@@ -280,7 +280,9 @@ fn check_user(name: &str, user: &User) -> anyhow::Result<()> {
     for line in &user.keys {
         line.parse::<PublicKey>()?;
     }
-    Home::new("", &user.account(name).home)?;
+    let home = user.account(name).home_prefix();
+    let home = home.context("the name can't be a directory: set a home")?;
+    Home::new("", &home)?;
     if let Some(password) = &user.password {
         check_hash(password)?;
     }

@@ -126,7 +126,8 @@ mod tests {
             .with_password(Account::new("alice").home("a"), "right")
             .unwrap()
             .with_key(Account::new("bob"), OTHER.parse().unwrap());
-        assert_eq!(users.users["alice"].account.home, "a/");
+        let home = users.users["alice"].account.home_prefix();
+        assert_eq!(home.as_deref(), Some("a/"));
         let password = |password: &str| Proof::Password(password.to_owned());
         assert!(may_log_in(&users, "alice", password("right")).await);
         assert!(!may_log_in(&users, "alice", password("wrong")).await);

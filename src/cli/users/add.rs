@@ -169,7 +169,7 @@ impl Additions {
         let name = &self.name;
         let now = user.account(name);
         if let Some(home) = &self.home
-            && *home != now.home
+            && now.home_prefix().as_ref() != Some(home)
         {
             changes.push(match home.as_str() {
                 "" => format!("{name}'s home is now the whole store"),

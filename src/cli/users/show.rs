@@ -78,7 +78,7 @@ pub(super) fn show_user_as_json(name: &str, path: &Path) -> anyhow::Result<Strin
 fn json_user<'a>(name: &'a str, user: &'a User) -> JsonUser<'a> {
     JsonUser {
         name,
-        home: user.account(name).home,
+        home: home_of(name, user),
         access: user.access.as_str(),
         disabled: user.disabled,
         password: user.password.is_some(),
@@ -91,9 +91,14 @@ fn status(user: &User) -> &'static str {
     if user.disabled { "disabled" } else { "enabled" }
 }
 
+fn home_of(name: &str, user: &User) -> String {
+    // Every name that the file can have is a directory.
+    user.account(name).home_prefix().unwrap_or_default()
+}
+
 /// The home in one word: `""` for the whole store, as for `--home`.
 fn shown_home(name: &str, user: &User) -> String {
-    match user.account(name).home.as_str() {
+    match home_of(name, user).as_str() {
         "" => "\"\"".to_owned(),
         home => printable(home),
     }

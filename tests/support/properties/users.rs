@@ -40,7 +40,7 @@ pub fn users(data: &[u8]) {
         check_name(name).unwrap();
         assert_eq!(user.parsed_keys().count(), user.keys.len());
         assert!(!user.keys.is_empty() || user.password.is_some());
-        let home = user.account(name).home;
+        let home = user.account(name).home_prefix().unwrap();
         Home::new("", &home).unwrap();
         // Together they can be too long, which only a login detects.
         let Ok(home) = Home::new("prefix", &home) else {
