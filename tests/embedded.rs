@@ -435,6 +435,14 @@ async fn the_limit_on_connections_holds_for_streams() {
     Client::login(&server, "alice").await;
 }
 
+#[tokio::test]
+async fn limits_may_be_as_large_as_numbers_are() {
+    let server = builder().max_sessions(usize::MAX).max_uploads(usize::MAX);
+    let server = server.build().unwrap();
+    let client = Client::login(&server, "alice").await;
+    put(&client.sftp().await, "/f", b"x").await;
+}
+
 /// The server's answer to a command waits for room in a window that never opens.
 #[tokio::test]
 async fn a_command_without_a_window_keeps_no_place() {

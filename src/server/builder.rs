@@ -9,6 +9,7 @@ use crate::users::Auth;
 use ipnet::IpNet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// The pool has room for this many parts at least.
 const MIN_PARTS_IN_MEMORY: u64 = 4;
@@ -375,8 +376,8 @@ impl ServerBuilder {
             buffer_memory: self.buffer_memory,
             part_sizes,
             dir_markers: self.dir_markers,
-            max_sessions: self.max_sessions,
-            max_uploads: self.max_uploads,
+            max_sessions: self.max_sessions.min(Semaphore::MAX_PERMITS),
+            max_uploads: self.max_uploads.min(Semaphore::MAX_PERMITS),
             login_timeout: self.login_timeout,
             idle_timeout: self.idle_timeout,
             drain_timeout: self.drain_timeout,

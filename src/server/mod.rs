@@ -78,14 +78,12 @@ impl Shared {
         let settings = Arc::new(settings);
         let events = Teller::new(settings.listeners.clone());
         let mounts = Mounts::new(store, settings.clone(), events.clone());
-        let max_sessions = settings.max_sessions.min(Semaphore::MAX_PERMITS);
-        let max_uploads = settings.max_uploads.min(Semaphore::MAX_PERMITS);
         Shared {
             auth,
-            admission: Arc::new(Admission::new(max_sessions)),
+            admission: Arc::new(Admission::new(settings.max_sessions)),
             penalties: Arc::default(),
-            places: Arc::new(Semaphore::new(max_sessions)),
-            uploads: Arc::new(Semaphore::new(max_uploads)),
+            places: Arc::new(Semaphore::new(settings.max_sessions)),
+            uploads: Arc::new(Semaphore::new(settings.max_uploads)),
             windows: WindowBudget::new(mounts.pool.size()),
             users: Mutex::default(),
             events,

@@ -30,7 +30,7 @@ impl UserLimits {
     /// One user may take three quarters of the server's uploads, of its read-ahead, and of what SSH
     /// windows may grow by.
     pub fn new(max_uploads: usize, pool: &BufferPool) -> UserLimits {
-        let share = |all: usize| Arc::new(Semaphore::new((all * 3 / 4).max(1)));
+        let share = |all: usize| Arc::new(Semaphore::new((all - all.div_ceil(4)).max(1)));
         let in_units = |bytes: u64| usize::try_from(bytes / UNIT).unwrap_or(Semaphore::MAX_PERMITS);
         UserLimits {
             handles: Arc::new(Semaphore::new(MAX_USER_HANDLES)),
