@@ -463,6 +463,15 @@ async fn a_command_without_a_window_keeps_no_place() {
 
 #[tokio::test]
 async fn a_stream_of_a_load_balancer_names_its_client() {
+    let mapped = "PROXY TCP6 ::ffff:198.51.100.9 2001:db8::7 1234 22\r\n";
+    for header in ["PROXY TCP4 198.51.100.9 192.0.2.7 1234 22\r\n", mapped] {
+        check_client_of_load_balancer(header, "198.51.100.9:1234").await;
+    }
+    let other = "PROXY TCP6 2001:db8::9 2001:db8::7 1234 22\r\n";
+    check_client_of_load_balancer(other, "[2001:db8::9]:1234").await;
+}
+
+async fn check_client_of_load_balancer(header: &str, client: &str) {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let peers = seen.clone();
     let auth = move |attempt: Attempt| {
@@ -475,15 +484,13 @@ async fn a_stream_of_a_load_balancer_names_its_client() {
         .unwrap();
     let (mut ours, theirs) = duplex(64 * 1024);
     serve_stream(&server, theirs);
-    ours.write_all(b"PROXY TCP4 198.51.100.9 192.0.2.7 1234 22\r\n")
-        .await
-        .unwrap();
+    ours.write_all(header.as_bytes()).await.unwrap();
     let config = Arc::new(russh::client::Config::default());
     let mut ssh = russh::client::connect_stream(config, ours, AnyHost)
         .await
         .unwrap();
     let _ = ssh.authenticate_password("alice", PASSWORD).await;
-    let client: SocketAddr = "198.51.100.9:1234".parse().unwrap();
+    let client: SocketAddr = client.parse().unwrap();
     assert_eq!(*seen.lock().unwrap(), [client]);
 }
 

@@ -129,8 +129,8 @@ fn take_place(shared: &Shared) -> Option<OwnedSemaphorePermit> {
     shared.places.clone().try_acquire_owned().ok()
 }
 
-/// A socket for all addresses shows an IPv4 client as `::ffff:192.0.2.7`. Log and limits use
-/// `192.0.2.7`.
+/// A socket for all addresses, here or at the load balancer, shows an IPv4 client as
+/// `::ffff:192.0.2.7`. Log and limits use `192.0.2.7`.
 fn show_ipv4(peer: SocketAddr) -> SocketAddr {
     match peer.ip().to_canonical() {
         IpAddr::V4(address) => SocketAddr::from((address, peer.port())),
@@ -149,8 +149,10 @@ async fn find_client(
     if !proxies.iter().any(|network| network.contains(&address)) {
         return Ok(peer);
     }
-    let named = timeout(PROXY_TIME, read_proxy_header(stream)).await??;
-    Ok(named.unwrap_or(peer))
+    match timeout(PROXY_TIME, read_proxy_header(stream)).await?? {
+        Some(client) => Ok(show_ipv4(client)),
+        None => Ok(peer),
+    }
 }
 
 /// Tells the client to try again later.
