@@ -3,6 +3,7 @@
 // A panic is how a test fails.
 #![allow(clippy::restriction)]
 
+use bytes::Bytes;
 use russh::client::{AuthResult, Handle};
 use russh::keys::ssh_key::certificate::{Builder, CertType};
 use russh::keys::{Algorithm, Certificate, PrivateKey, PrivateKeyWithHashAlg};
@@ -11,12 +12,15 @@ use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::events::{Event, Events, Who};
 use sftpd::server::{BuildError, Server, ServerBuilder};
-use sftpd::store::Store;
 use sftpd::store::memory::MemoryStore;
+use sftpd::store::{
+    self, Attributes, Condition, Key, Limits, ListRequest, Object, Page, Part, Store,
+};
 use sftpd::users::{Access, Account, Attempt, Auth, Login, Proof, PublicKey, UserList};
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,7 +28,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a test waits for what should happen at once.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -325,6 +329,120 @@ async fn serve_returns_once_uploads_are_aborted() {
     within("a late start", server.serve(late, pending())).await;
     within("a second end", server.shut_down()).await;
     within("a late stream", Client::try_to_connect(&server)).await;
+}
+
+/// A memory that takes this long for the abort of an upload.
+struct SlowAbort {
+    store: MemoryStore,
+    time: Duration,
+}
+
+#[async_trait::async_trait]
+impl Store for SlowAbort {
+    async fn abort(&self, key: &Key, id: &str) -> store::Result<()> {
+        sleep(self.time).await;
+        self.store.abort(key, id).await
+    }
+
+    fn limits(&self) -> Limits {
+        self.store.limits()
+    }
+
+    async fn head(&self, key: &Key) -> store::Result<Object> {
+        self.store.head(key).await
+    }
+
+    async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> store::Result<Vec<Bytes>> {
+        self.store.get(key, range, etag).await
+    }
+
+    async fn list(&self, request: ListRequest<'_>) -> store::Result<Page> {
+        self.store.list(request).await
+    }
+
+    async fn delete(&self, key: &Key, condition: &Condition) -> store::Result<()> {
+        self.store.delete(key, condition).await
+    }
+
+    async fn put(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> store::Result<Object> {
+        self.store.put(key, body, attributes, condition).await
+    }
+
+    async fn create_upload(&self, key: &Key, attributes: &Attributes) -> store::Result<String> {
+        self.store.create_upload(key, attributes).await
+    }
+
+    async fn upload_part(
+        &self,
+        key: &Key,
+        id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> store::Result<Part> {
+        self.store.upload_part(key, id, number, body).await
+    }
+
+    async fn complete(
+        &self,
+        key: &Key,
+        id: &str,
+        parts: &[Part],
+        condition: &Condition,
+    ) -> store::Result<Object> {
+        self.store.complete(key, id, parts, condition).await
+    }
+}
+
+/// Shuts a server down during an upload. Returns what it has told, and for how long it has waited.
+async fn shut_down_with_slow_abort(time: Duration) -> (Told, Duration) {
+    let store = Arc::new(SlowAbort {
+        store: MemoryStore::default(),
+        time,
+    });
+    let told = Told::default();
+    let server = Server::builder(store.clone(), any_user)
+        .events(told.clone())
+        .drain_timeout(Duration::ZERO)
+        .build()
+        .unwrap();
+    let client = Client::login(&server, "alice").await;
+    let sftp = client.sftp().await;
+    let handle = open(&sftp, "/f").await;
+    write(&sftp, &handle, &vec![1; LARGE]).await;
+    eventually("a part is sent", || store.store.uploads() == 1).await;
+    let begun = Instant::now();
+    server.shut_down().await;
+    (told, begun.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_stops_once_a_slow_store_has_aborted_the_uploads() {
+    let (told, took) = shut_down_with_slow_abort(Duration::from_secs(29)).await;
+    assert_eq!(took.as_secs(), 29);
+    let names = told.names();
+    assert!(names.ends_with(&[
+        "upload_aborted".into(),
+        "written".into(),
+        "server_stopped".into()
+    ]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_stops_without_a_store_that_does_not_abort_uploads() {
+    let (told, took) = shut_down_with_slow_abort(Duration::MAX).await;
+    assert_eq!(took.as_secs(), 30);
+    let names = told.names();
+    assert!(names.ends_with(&[
+        "upload_left".into(),
+        "written".into(),
+        "server_stopped".into()
+    ]));
 }
 
 #[tokio::test]
@@ -749,7 +867,7 @@ async fn names_that_are_no_directory_have_no_home_by_themselves() {
     ] {
         let client = Client::login(&server, name).await;
         put(&client.sftp().await, "/f", b"x").await;
-        let key = sftpd::store::Key::new(format!("{name}/f")).unwrap();
+        let key = Key::new(format!("{name}/f")).unwrap();
         assert!(store.head(&key).await.is_ok(), "{name:?}");
     }
 }
@@ -774,7 +892,7 @@ async fn a_home_that_is_given_is_used_whatever_the_name() {
         let server = Server::builder(store.clone(), auth).build().unwrap();
         let client = Client::login(&server, "bob/x").await;
         put(&client.sftp().await, "/f", b"x").await;
-        let key = sftpd::store::Key::new(key).unwrap();
+        let key = Key::new(key).unwrap();
         assert!(store.head(&key).await.is_ok(), "{home:?}");
     }
 }

@@ -20,7 +20,8 @@ pub enum Event {
         /// Where it listens, with the real port; `None` for streams.
         address: Option<SocketAddr>,
     },
-    /// Every session has ended, and no transfer is left.
+    /// The server has shut down: every session has ended, and no transfer is left, unless a store
+    /// does not answer. The log then says how many are.
     ServerStopped,
     /// A client has connected, and was admitted.
     ConnectionOpened,

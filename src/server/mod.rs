@@ -42,8 +42,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use window::WindowBudget;
 
-/// For multipart uploads to be aborted, once every session has ended.
-const ABORT_TIME: Duration = Duration::from_secs(20);
+/// For transfers to end once every session has ended, besides the `open_timeout` that the store has
+/// for aborting a multipart upload: 10 s for parts under way, 5 s for renames, and some to spare.
+const LAST_REQUESTS_TIME: Duration = Duration::from_secs(15);
 /// How often gauges that are not updated on change are refreshed, and unused stores dropped.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -110,16 +111,18 @@ impl Shared {
         limits
     }
 
-    /// Ends every session now. Uploads are still aborted.
-    fn stop_sessions(&self) {
+    /// Ends every session and all other work now. Uploads are still aborted.
+    fn stop_all(&self) {
         self.drain.cancel();
         self.stop.cancel();
+        self.mounts.stop.cancel();
     }
 }
 
 /// An SFTP server.
 ///
-/// Its clones are the same server. Several servers in one process share nothing, except that the
+/// Its clones are the same server. Keep one while it serves: dropping the last one ends every
+/// session, and aborts the uploads. Several servers in one process share nothing, except that the
 /// facades `log` and `metrics` are global.
 ///
 /// ```no_run
@@ -151,8 +154,7 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.stop_sessions();
-        self.shared.mounts.stop.cancel();
+        self.shared.stop_all();
     }
 }
 
@@ -179,8 +181,8 @@ impl Server {
     /// does: it shuts down the whole server, not only this listener. Must be called in a tokio
     /// runtime with I/O and time.
     ///
-    /// Returns once every session has ended and every unfinished upload is aborted. Dropped before,
-    /// it accepts no more connections, and those that it has accepted go on.
+    /// Returns as `shut_down` does, at once if the server has ended before. Dropped before, it
+    /// accepts no more connections, and those that it has accepted go on.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         self.start(listener.local_addr().ok());
         tokio::select! {
@@ -213,18 +215,22 @@ impl Server {
     }
 
     /// Accepts no more connections, lets open transfers finish for the drain timeout, and ends all
-    /// sessions. Returns once every session has ended and every unfinished upload is aborted. It
-    /// can't be undone.
+    /// sessions. It can't be undone.
+    ///
+    /// Returns once every session has ended and every unfinished upload is aborted. A store that
+    /// does not answer is waited for until 15 seconds and the `open_timeout` after the end of the
+    /// sessions: then the log says how many transfers are left.
     pub async fn shut_down(&self) {
         let shared = &self.0.shared;
         self.0.ended.get_or_init(|| shut_down(shared)).await;
     }
 
     /// Ends every session now: cuts the drain timeout short if the server is shutting down, and
-    /// shuts it down otherwise. [`serve`](Self::serve) returns once every unfinished upload is
-    /// aborted.
+    /// shuts it down otherwise. It does not wait: [`serve`](Self::serve) returns once every
+    /// unfinished upload is aborted, and so does [`shut_down`](Self::shut_down), which a server
+    /// that is only given streams has to call.
     pub fn stop(&self) {
-        self.0.shared.stop_sessions();
+        self.0.shared.stop_all();
     }
 
     /// Tells of a listener, or of the first stream, and starts the tasks beside the connections,
@@ -253,17 +259,18 @@ async fn shut_down(shared: &Shared) {
     shared.drain.cancel();
     shared.connections.close();
     drain_connections(shared).await;
-    shared.stop.cancel();
-    shared.mounts.stop.cancel();
+    shared.stop_all();
     let tasks = &shared.mounts.tasks;
     tasks.close();
     let ended = async {
         shared.connections.wait().await;
         tasks.wait().await;
     };
-    if timeout(ABORT_TIME, ended).await.is_err() {
+    let limit = LAST_REQUESTS_TIME + shared.settings.timeouts.open;
+    if timeout(limit, ended).await.is_err() {
         log::error!(
-            "{} transfers did not end: multipart uploads may be left in the bucket",
+            "{} connections and {} transfers did not end within {limit:?}: multipart uploads may be left in the bucket",
+            shared.connections.len(),
             tasks.len()
         );
     }
