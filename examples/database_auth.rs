@@ -4,21 +4,17 @@
 //! `cargo run --example database_auth users.db` serves. Then `sftp -P 2222 alice@127.0.0.1`.
 
 use anyhow::{Context, bail};
-use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
 use async_trait::async_trait;
 use ipnet::IpNet;
 use rusqlite::{Connection, OptionalExtension};
 use sftpd::server::Server;
 use sftpd::store::memory::MemoryStore;
-use sftpd::users::{Account, Attempt, Auth, Login, Proof};
+use sftpd::users::{Account, Attempt, Auth, Login, PasswordCheck, Proof, hash_password};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS users (
     name TEXT PRIMARY KEY, hash TEXT NOT NULL, network TEXT NOT NULL, home TEXT NOT NULL)";
-/// Passwords that are checked at once: each takes 19 MiB.
-const MAX_CHECKS: usize = 4;
 
 /// A row of the table.
 struct User {
@@ -29,9 +25,6 @@ struct User {
 
 struct Database {
     connection: Mutex<Connection>,
-    /// Of a password that nobody has: a name that does not exist takes as long as any other.
-    hash_of_nobody: String,
-    checks: Semaphore,
 }
 
 impl Database {
@@ -40,8 +33,6 @@ impl Database {
         connection.execute(SCHEMA, [])?;
         Ok(Database {
             connection: Mutex::new(connection),
-            hash_of_nobody: hash(&sftpd::users::random())?,
-            checks: Semaphore::new(MAX_CHECKS),
         })
     }
 
@@ -49,7 +40,7 @@ impl Database {
         let network: IpNet = network.parse().context("no network")?;
         let row = (
             name,
-            hash(password)?,
+            hash_password(password)?,
             network.to_string(),
             format!("{name}/"),
         );
@@ -70,49 +61,10 @@ impl Database {
         found.optional()
     }
 
-    /// Waits for the disk and the hash: not for a thread that serves connections.
-    fn log_in(&self, attempt: &Attempt) -> Login {
-        let Proof::Password(password) = &attempt.proof else {
-            return Login::Refuse;
-        };
-        let found = match self.find(&attempt.user) {
-            Ok(found) => found,
-            Err(error) => {
-                eprintln!("the database fails: {error}");
-                return Login::Refuse;
-            }
-        };
-        let hash = match &found {
-            Some(user) => &user.hash,
-            None => &self.hash_of_nobody,
-        };
-        let is_right = is_password(hash, password);
-        match found {
-            Some(user) if is_right && comes_from(attempt, &user.network) => {
-                Login::Accept(Account::new(&attempt.user).home(user.home))
-            }
-            Some(_) | None => Login::Refuse,
-        }
-    }
-
     fn connection(&self) -> std::sync::MutexGuard<'_, Connection> {
         self.connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn hash(password: &str) -> anyhow::Result<String> {
-    let hash = Argon2::default().hash_password(password.as_bytes())?;
-    Ok(hash.to_string())
-}
-
-fn is_password(hash: &str, password: &str) -> bool {
-    match PasswordHash::new(hash) {
-        Ok(hash) => Argon2::default()
-            .verify_password(password.as_bytes(), &hash)
-            .is_ok(),
-        Err(_no_hash) => false,
     }
 }
 
@@ -125,17 +77,43 @@ fn comes_from(attempt: &Attempt, network: &str) -> bool {
 }
 
 /// The database as an [`Auth`].
-struct DatabaseAuth(Arc<Database>);
+struct DatabaseAuth {
+    database: Arc<Database>,
+    passwords: PasswordCheck,
+}
+
+impl DatabaseAuth {
+    /// The user of this name, if there is one. Waits for the disk on a thread that may block.
+    async fn find(&self, name: &str) -> anyhow::Result<Option<User>> {
+        let database = self.database.clone();
+        let name = name.to_owned();
+        let found = tokio::task::spawn_blocking(move || database.find(&name));
+        Ok(found.await??)
+    }
+}
 
 #[async_trait]
 impl Auth for DatabaseAuth {
     async fn login(&self, attempt: Attempt) -> Login {
-        let Ok(_place) = self.0.checks.acquire().await else {
+        let Proof::Password(password) = &attempt.proof else {
             return Login::Refuse;
         };
-        let database = self.0.clone();
-        let checking = tokio::task::spawn_blocking(move || database.log_in(&attempt));
-        checking.await.unwrap_or(Login::Refuse)
+        let found = match self.find(&attempt.user).await {
+            Ok(found) => found,
+            Err(error) => {
+                eprintln!("the database fails: {error}");
+                return Login::Refuse;
+            }
+        };
+        // A user that does not exist has no hash, and takes as long as any other.
+        let hash = found.as_ref().map(|user| user.hash.clone());
+        let is_right = self.passwords.is_right(hash, password).await;
+        match found {
+            Some(user) if is_right && comes_from(&attempt, &user.network) => {
+                Login::Accept(Account::new(&attempt.user).home(user.home))
+            }
+            Some(_) | None => Login::Refuse,
+        }
     }
 }
 
@@ -151,7 +129,10 @@ async fn main() -> anyhow::Result<()> {
         [file, address] => (file, *address),
         _ => bail!("give a file, or a file, `add`, name, password and network"),
     };
-    let auth = DatabaseAuth(Arc::new(Database::open(file)?));
+    let auth = DatabaseAuth {
+        database: Arc::new(Database::open(file)?),
+        passwords: PasswordCheck::default(),
+    };
     let server = Server::builder(Arc::new(MemoryStore::default()), auth).build()?;
     let listener = TcpListener::bind(address).await?;
     println!("listening on {}", listener.local_addr()?);

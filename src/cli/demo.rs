@@ -7,13 +7,13 @@ use super::signals::watch_signals;
 use anyhow::Context;
 use sftpd::server::{self, Server};
 use sftpd::store::memory::MemoryStore;
-use sftpd::users::{Account, UserList, random};
+use sftpd::users::{Account, UserList, random_password};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Serves until a signal ends it.
 pub async fn run(listen: &ListenAddress, log_format: LogFormat) -> anyhow::Result<()> {
-    let password = random();
+    let password = random_password();
     let auth = UserList::default().with_password(Account::new("demo"), &password)?;
     let server = Server::builder(Arc::new(MemoryStore::default()), auth)
         .host_keys(server::generate()?)

@@ -12,7 +12,7 @@ use sftpd::server;
 use sftpd::store::s3::{Listing, S3Store, StartError};
 use sftpd::store::{Attributes, Condition, CopySource, Key, Object, PartSource, Store, StoreError};
 use sftpd::transfer::MultipartUpload;
-use sftpd::users::{UsersFile, random};
+use sftpd::users::{UsersFile, random_password};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -163,7 +163,7 @@ pub async fn run(settings: &ServeArgs, json: bool) -> anyhow::Result<()> {
                     report: &mut report,
                     store: Arc::new(store),
                     base,
-                    name: random(),
+                    name: random_password(),
                 };
                 checkup.run(settings.equal_parts).await;
             }

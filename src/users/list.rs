@@ -1,6 +1,6 @@
 //! Users that the program itself lists.
 
-use super::password::{PasswordCheck, hash};
+use super::password::{PasswordCheck, hash_password};
 use super::{Account, Attempt, Auth, Login, Proof, PublicKey};
 use async_trait::async_trait;
 use std::collections::HashMap;
@@ -35,7 +35,7 @@ impl UserList {
     /// Lists a user with a password, or gives one that is listed this account and password. Takes
     /// the time of a login, for the hash.
     pub fn with_password(mut self, account: Account, password: &str) -> anyhow::Result<UserList> {
-        let hash = hash(password)?;
+        let hash = hash_password(password)?;
         self.list(account).password = Some(hash);
         Ok(self)
     }

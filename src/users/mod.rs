@@ -25,4 +25,4 @@ pub use keys::{InvalidKey, PublicKey};
 pub use keys::{PRIVATE_KEY, is_private_key};
 pub use list::UserList;
 pub use login::{Attempt, Auth, Login, Proof};
-pub use password::{hash, random};
+pub use password::{PasswordCheck, hash_password, random_password};

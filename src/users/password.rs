@@ -7,6 +7,7 @@
 use anyhow::{Context, ensure};
 use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, PasswordHasher, Version};
 use rand::distr::{Alphanumeric, SampleString};
+use std::fmt::{self, Debug, Formatter};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Semaphore;
 
@@ -28,12 +29,12 @@ fn argon2() -> Argon2<'static> {
 }
 
 /// Makes a password that is easy to paste: 20 letters and digits, 119 bits.
-pub fn random() -> String {
+pub fn random_password() -> String {
     Alphanumeric.sample_string(&mut rand::rng(), 20)
 }
 
 /// Hashes a password with argon2id and a new salt. The hash is in PHC string format.
-pub fn hash(password: &str) -> anyhow::Result<String> {
+pub fn hash_password(password: &str) -> anyhow::Result<String> {
     let hash = argon2()
         .hash_password(password.as_bytes())
         .context("argon2")?;
@@ -42,6 +43,12 @@ pub fn hash(password: &str) -> anyhow::Result<String> {
 
 /// Fails unless the text is an argon2id hash in PHC string format and within the limits.
 pub(super) fn check_hash(text: &str) -> anyhow::Result<()> {
+    parse_hash(text)?;
+    Ok(())
+}
+
+/// Parses a hash as [`check_hash`] accepts it.
+fn parse_hash(text: &str) -> anyhow::Result<KnownHash> {
     const NO_HASH: &str = "the password is not an argon2id hash";
     ensure!(text.starts_with("$argon2id$"), NO_HASH);
     let hash = KnownHash::parse(text).context(NO_HASH)?;
@@ -54,7 +61,7 @@ pub(super) fn check_hash(text: &str) -> anyhow::Result<()> {
         params.m_cost(),
         params.t_cost()
     );
-    Ok(())
+    Ok(hash)
 }
 
 /// A parsed hash.
@@ -84,7 +91,8 @@ impl KnownHash {
         })
     }
 
-    /// A hash that no password matches, and that takes as much work as those that [`hash`] makes.
+    /// A hash that no password matches, and that takes as much work as those that [`hash_password`]
+    /// makes.
     fn of_nobody() -> KnownHash {
         KnownHash {
             argon2: argon2(),
@@ -129,8 +137,25 @@ fn is_equal(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && std::hint::black_box(difference) == 0
 }
 
-/// Checks passwords against hashes, a few at once, and on threads that may block.
-pub(super) struct PasswordCheck {
+/// Checks passwords against argon2id hashes, two at once, and on threads that may block. Others
+/// wait.
+///
+/// A hash of [`hash_password`] takes 7 MiB to check; those of other programs may ask for 64 MiB and
+/// about a second. The memory is kept for the next check.
+///
+/// ```
+/// use sftpd::users::{PasswordCheck, hash_password};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let hash = hash_password("open sesame").unwrap();
+/// let check = PasswordCheck::default();
+/// assert!(check.is_right(Some(hash.clone()), "open sesame").await);
+/// assert!(!check.is_right(Some(hash), "guess").await);
+/// // A user that does not exist takes as long.
+/// assert!(!check.is_right(None, "guess").await);
+/// # });
+/// ```
+pub struct PasswordCheck {
     free: Arc<Semaphore>,
     buffers: Arc<IdleBuffers>,
 }
@@ -149,9 +174,13 @@ impl Default for PasswordCheck {
 }
 
 impl PasswordCheck {
-    /// Whether the password matches the hash. Without a hash, as for a user that doesn't exist, it
-    /// does the same work and returns false.
-    pub(super) async fn is_right(&self, hash: Option<String>, password: &str) -> bool {
+    /// Whether the password matches the hash, a text in PHC string format. Without a hash, as for a
+    /// user that doesn't exist, it does the work of one that [`hash_password`] makes, and returns
+    /// false.
+    ///
+    /// A text that is no argon2id hash, or asks for more memory or work than allowed, matches no
+    /// password; the log says so.
+    pub async fn is_right(&self, hash: Option<String>, password: &str) -> bool {
         let Ok(permit) = Arc::clone(&self.free).acquire_owned().await else {
             return false;
         };
@@ -169,12 +198,24 @@ impl PasswordCheck {
     }
 }
 
+impl Debug for PasswordCheck {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PasswordCheck").finish_non_exhaustive()
+    }
+}
+
 fn matches(hash: Option<String>, password: &str, buffer: &mut Vec<Block>) -> bool {
     let known = match &hash {
-        Some(hash) => KnownHash::parse(hash),
+        Some(hash) => parse_hash(hash),
         None => Ok(KnownHash::of_nobody()),
     };
-    known.is_ok_and(|known| known.matches(password, buffer))
+    match known {
+        Ok(known) => known.matches(password, buffer),
+        Err(error) => {
+            log::error!("a password can't be checked: {error:#}");
+            false
+        }
+    }
 }
 
 impl IdleBuffers {
@@ -215,6 +256,19 @@ mod tests {
         let known = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc";
         assert!(check.is_right(Some(known.to_owned()), "password").await);
         assert!(!check.is_right(None, "").await);
+    }
+
+    #[tokio::test]
+    async fn a_text_that_is_no_hash_within_the_limits_matches_no_password() {
+        let check = PasswordCheck::default();
+        for hash in [
+            "",
+            "open sesame",
+            "$argon2i$v=19$m=8,t=1,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc",
+            "$argon2id$v=19$m=4294967295,t=1,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc",
+        ] {
+            assert!(!check.is_right(Some(hash.to_owned()), "open sesame").await);
+        }
     }
 
     #[test]

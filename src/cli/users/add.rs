@@ -5,7 +5,7 @@ use super::{Usage, printable};
 use anyhow::{Context, anyhow, ensure};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use sftpd::path::Home;
-use sftpd::users::{Access, PublicKey, User, UsersFile, check_name, hash, normalize_home};
+use sftpd::users::{Access, PublicKey, User, UsersFile, check_name, hash_password, normalize_home};
 use std::io::{IsTerminal, stdin};
 use std::path::{Path, PathBuf};
 
@@ -68,7 +68,7 @@ pub(super) fn add_user(args: AddArgs, path: &Path) -> anyhow::Result<String> {
     let mut draft = UsersFile::read_or_empty(path)?;
     additions.check_credentials(&draft, ask)?;
     let password = if ask {
-        Some(hash(&ask_password()?)?)
+        Some(hash_password(&ask_password()?)?)
     } else {
         None
     };
