@@ -7,11 +7,12 @@
 mod support;
 
 use russh_sftp::protocol::{OpenFlags, StatusCode};
-use sftpd::store::StoreError;
+use sftpd::store::{Attributes, Condition, Key, Store, StoreError};
 use std::future::pending;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use support::s3::FakeS3;
 use support::stores::{Hooked, NineMethods};
 use support::*;
 
@@ -101,6 +102,41 @@ async fn the_server_copies_for_a_store_that_cannot() {
         client.sftp.remove("/new").await.unwrap();
         assert_eq!(store.0.uploads(), 0);
     }
+}
+
+/// A listing does not have the attributes: they are looked up.
+#[tokio::test]
+async fn a_directory_whose_files_are_copied_in_parts_keeps_their_attributes() {
+    let store = Arc::new(NineMethods::default());
+    let mut attributes = Attributes::default();
+    attributes.content_type = Some("video/mp4".to_owned());
+    attributes
+        .metadata
+        .insert("owner".to_owned(), "alice".to_owned());
+    attributes.storage_class = Some("STANDARD_IA".to_owned());
+    let video = Key::new("alice/d/video.mp4").unwrap();
+    let data = noise(6 * MIB, 1);
+    let put = store
+        .put(&video, data.clone(), &attributes, &Condition::None)
+        .await;
+    put.unwrap();
+    let server = Server::start(store.clone()).await;
+    let client = server.client().await;
+    client.sftp.rename("/d", "/e").await.unwrap();
+    assert!(client.get("/e/video.mp4").await.unwrap() == data);
+    let moved = Key::new("alice/e/video.mp4").unwrap();
+    let moved = store.head(&moved).await.unwrap();
+    assert_eq!(moved.attributes.as_deref(), Some(&attributes));
+
+    let s3 = FakeS3::start().await;
+    s3.set_copy_limit(MIB as u64);
+    s3.put_described("alice/d/f", data, "video/mp4", &[("owner", "alice")]);
+    let server = Server::start(s3_store(&s3)).await;
+    let client = server.client().await;
+    client.sftp.rename("/d", "/e").await.unwrap();
+    let (content_type, metadata) = s3.description("alice/e/f");
+    assert_eq!(content_type.as_deref(), Some("video/mp4"));
+    assert_eq!(metadata.get("owner").map(String::as_str), Some("alice"));
 }
 
 /// A store that hangs in the method of this name.

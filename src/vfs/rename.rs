@@ -9,8 +9,8 @@ use super::{BUSY, EXISTS, Result, Vfs, VfsError};
 use crate::INTERNAL_ERROR;
 use crate::path::{Key, Path, PathError};
 use crate::store::{
-    self, Condition, CopySource, Entry, MAX_PAGE, Object, Part, PartSource, Store, StoreError,
-    change,
+    self, Attributes, Condition, CopySource, Entry, MAX_PAGE, Object, Part, PartSource, Store,
+    StoreError, change,
 };
 use crate::transfer::{
     COPY_PART_SIZE, LockedName, MultipartUpload, OWN_BYTES, Reservation, Share, Transfers,
@@ -615,10 +615,7 @@ async fn copy_in_parts(
     to: &Key,
     condition: &Condition,
 ) -> Result<Copied> {
-    let attributes = match &version.attributes {
-        Some(attributes) => attributes.as_ref().clone(),
-        None => Default::default(),
-    };
+    let attributes = find_attributes(transfers.store.as_ref(), from, version).await?;
     let upload = MultipartUpload::create(transfers.store.clone(), to, &attributes).await?;
     let completed = match copy_parts(transfers, &upload, from, version).await {
         Ok(parts) => match upload.complete(&parts, condition).await {
@@ -638,6 +635,25 @@ async fn copy_in_parts(
             Err(error)
         }
     }
+}
+
+/// The attributes of this version of an object. A listing does not have them.
+async fn find_attributes(store: &dyn Store, key: &Key, version: &Object) -> Result<Attributes> {
+    let object = match &version.attributes {
+        Some(_) => version.clone(),
+        None => match store.head(key).await {
+            Ok(object) if object.etag == version.etag => object,
+            Ok(_replaced) => return Err(StoreError::Precondition.into()),
+            Err(StoreError::NotFound) => return Err(VfsError::NotFound),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    let mut attributes = match &object.attributes {
+        Some(attributes) => attributes.as_ref().clone(),
+        None => Attributes::default(),
+    };
+    attributes.storage_class = object.storage_class;
+    Ok(attributes)
 }
 
 /// UploadPartCopy of the whole object.
