@@ -171,16 +171,18 @@ async fn an_upload_whose_parts_hang_is_aborted_after_a_disconnect() {
     within("the server's end", &mut server.task).await.unwrap();
 }
 
-/// The second signal ends a rename of a directory, or one that copies by parts: nothing half-done
-/// is left.
+/// The second signal ends a rename of a directory, or one that copies by parts, or both: nothing
+/// half-done is left.
 #[tokio::test]
 async fn a_rename_that_is_aborted_leaves_nothing_behind() {
     for (source, target, operation) in [
         ("/large", "/moved", "UploadPartCopy"),
         ("/d", "/e", "CopyObject"),
+        ("/videos", "/films", "UploadPartCopy"),
     ] {
         let s3 = FakeS3::start().await;
         s3.put("alice/large", noise(7 * MIB, 1));
+        s3.put("alice/videos/large", noise(7 * MIB, 2));
         (0..40).for_each(|n| s3.put(&format!("alice/d/{n:02}"), "x"));
         let before = s3.objects();
         let mut server = Server::start(s3_store(&s3)).await;

@@ -92,7 +92,8 @@ impl Transfers {
     }
 
     /// Resolves to what the future returns, or to `None` if it has not ended soon after the server
-    /// has to stop.
+    /// has to stop. For one request to the store: work that has to be undone would be dropped with
+    /// what it has begun.
     pub async fn run_until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let stopped = async {
             self.stop.cancelled().await;

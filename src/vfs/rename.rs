@@ -263,11 +263,7 @@ impl DirectoryMove {
         let made = match store.rename(&from, &version, &to, &Condition::Absent).await {
             Ok(moved) => Made::Move(moved.etag.into()),
             Err(StoreError::Unsupported) => {
-                let copying = copy(&self.transfers, &from, &version, &to, None);
-                match self.transfers.run_until_stopped(copying).await {
-                    Some(copied) => Made::Copy(copied?),
-                    None => return Err(STOPPED),
-                }
+                Made::Copy(copy(&self.transfers, &from, &version, &to, None).await?)
             }
             Err(StoreError::NotFound) => return Err(VfsError::NotFound),
             Err(error) => return Err(error.into()),
@@ -547,15 +543,19 @@ async fn copy_once(
     }
     let _memory = take_copy_memory(transfers, version.size).await?;
     let source = CopySource { key: from, version };
-    match change::copy(transfers.store.as_ref(), source, to, condition).await {
-        Ok(store::Copied { etag, is_ours }) => Ok(Copied {
+    let copying = change::copy(transfers.store.as_ref(), source, to, condition);
+    match transfers.run_until_stopped(copying).await {
+        Some(Ok(store::Copied { etag, is_ours })) => Ok(Copied {
             etag: etag.into(),
             write_id: None,
             is_ours,
         }),
-        Err(StoreError::NotFound) => Err(VfsError::NotFound),
-        Err(StoreError::TooLarge) => copy_in_parts(transfers, from, version, to, condition).await,
-        Err(error) => Err(error.into()),
+        Some(Err(StoreError::NotFound)) => Err(VfsError::NotFound),
+        Some(Err(StoreError::TooLarge)) => {
+            copy_in_parts(transfers, from, version, to, condition).await
+        }
+        Some(Err(error)) => Err(error.into()),
+        None => Err(STOPPED),
     }
 }
 
