@@ -6,13 +6,17 @@
 
 mod support;
 
+use russh::ChannelMsg;
 use russh_sftp::protocol::{OpenFlags, StatusCode};
-use sftpd::store::{Attributes, Condition, Key, Store, StoreError};
+use sftpd::store::memory::MemoryStore;
+use sftpd::store::{Attributes, Condition, Key, Limits, Store, StoreError};
+use sftpd::users::{Access, Attempt, Login, UserList};
 use std::future::pending;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::s3::FakeS3;
+use support::server::{account, has_password};
 use support::stores::{Hooked, NineMethods};
 use support::*;
 
@@ -137,6 +141,67 @@ async fn a_directory_whose_files_are_copied_in_parts_keeps_their_attributes() {
     let (content_type, metadata) = s3.description("alice/e/f");
     assert_eq!(content_type.as_deref(), Some("video/mp4"));
     assert_eq!(metadata.get("owner").map(String::as_str), Some("alice"));
+}
+
+/// A server of accounts that all bring this store.
+async fn server_of_accounts_with(store: Arc<dyn Store>) -> Server {
+    let auth = move |attempt: Attempt| {
+        let account = account(&attempt.user, "home", Access::ReadWrite).store(store.clone());
+        async move {
+            match has_password(&attempt) {
+                true => Login::Accept(account),
+                false => Login::Refuse,
+            }
+        }
+    };
+    Server::with_auth(Arc::new(MemoryStore::default()), auth).await
+}
+
+#[tokio::test]
+async fn parts_are_as_large_as_the_store_of_an_account_demands() {
+    let mut limits = Limits::default();
+    limits.min_part = 8 << 20;
+    let store = Arc::new(MemoryStore::with_limits(limits));
+    let server = server_of_accounts_with(store.clone()).await;
+    let client = server.client().await;
+    let data = noise(20 * MIB, 1);
+    client.put("/f", &data).await.unwrap();
+    assert!(client.get("/f").await.unwrap() == data);
+    assert_eq!(store.uploads(), 0);
+}
+
+/// Of the default memory, 256 MiB.
+#[tokio::test]
+async fn a_store_whose_parts_do_not_fit_into_memory_is_refused() {
+    let mut limits = Limits::default();
+    limits.min_part = 65 << 20;
+    let store = Arc::new(MemoryStore::with_limits(limits));
+    let server = server_of_accounts_with(store).await;
+    let mut client = SshClient::connect(server.address).await;
+    assert!(client.login("alice", PASSWORD).await);
+    let mut channel = client.sftp_channel().await;
+    let status = within("the end of the session", async {
+        loop {
+            match channel.wait().await {
+                Some(ChannelMsg::ExitStatus { exit_status }) => return Some(exit_status),
+                Some(_) => {}
+                None => return None,
+            }
+        }
+    })
+    .await;
+    assert_eq!(status, Some(1));
+}
+
+/// A store may take empty parts. A file of them would have no end.
+#[test]
+fn empty_parts_are_refused() {
+    let mut limits = Limits::default();
+    limits.min_part = 0;
+    let store = Arc::new(MemoryStore::with_limits(limits));
+    let builder = sftpd::server::Server::builder(store, UserList::default());
+    let refused = builder.part_size(0).check().unwrap_err();
+    assert!(refused.to_string().starts_with("a part size of 0 bytes"));
 }
 
 /// A store that hangs in the method of this name.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// The pool has room for this many parts at least.
-const MIN_PARTS_IN_MEMORY: u64 = 4;
+pub(super) const MIN_PARTS_IN_MEMORY: u64 = 4;
 /// Longest time of a setting. Far longer ones would exceed the range of the clock.
 const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// A client with 12 kbit/s needs this time for a part of 5 MiB. S3 shows only complete parts, so
@@ -423,10 +423,12 @@ impl ServerBuilder {
             } => (part_size, are_equal),
         };
         let limits = self.store.limits();
-        if !(limits.min_part..=limits.max_part).contains(&part_size) {
+        // A store may take empty parts, but no file is made of them.
+        let min = limits.min_part.max(1);
+        if !(min..=limits.max_part).contains(&part_size) {
             return Err(BuildError::PartSize {
                 part_size,
-                min: limits.min_part,
+                min,
                 max: limits.max_part,
             });
         }

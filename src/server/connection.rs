@@ -576,7 +576,14 @@ impl Connection {
                 return 1;
             }
         };
-        let mount = self.shared.mounts.find(account.store.as_ref());
+        let mount = match self.shared.mounts.find(account.store.as_ref()) {
+            Ok(mount) => mount,
+            Err(error) => {
+                let who = events.who();
+                log::error!("{who}: the store of the account can't be used: {error}");
+                return 1;
+            }
+        };
         let settings = SessionParams {
             pool: self.shared.mounts.pool.clone(),
             limits: self.shared.user_limits(&account.name),

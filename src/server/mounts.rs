@@ -4,10 +4,10 @@
 //! store, which is the same `Arc`, share its locks of names and its overlay. All stores share the
 //! pool, the tasks that the server waits for, and its end.
 
-use super::builder::Settings;
+use super::builder::{MIN_PARTS_IN_MEMORY, Settings};
 use crate::events::Teller;
 use crate::store::Store;
-use crate::transfer::{BufferPool, Transfers};
+use crate::transfer::{BufferPool, PartSizes, Transfers};
 use crate::vfs::Overlay;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -42,6 +42,17 @@ impl Mount {
 struct OwnMount {
     mount: Mount,
     _reaper: AbortOnDropHandle<Option<()>>,
+}
+
+/// Why a store of an account can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "it demands parts of {part_size} bytes, and a buffer memory of {buffer_memory} bytes is less \
+     than four of them: raise it"
+)]
+pub struct PartsTooLarge {
+    part_size: u64,
+    buffer_memory: u64,
 }
 
 /// See the module.
@@ -94,15 +105,30 @@ impl Mounts {
     }
 
     /// The mount of a store that an account brings, or of the server's.
-    pub fn find(&self, own: Option<&Arc<dyn Store>>) -> Mount {
+    pub fn find(&self, own: Option<&Arc<dyn Store>>) -> Result<Mount, PartsTooLarge> {
         let store = match own {
             Some(store) if address_of(store) != address_of(&self.common.store) => store,
-            Some(_) | None => return self.common.clone(),
+            Some(_) | None => return Ok(self.common.clone()),
         };
+        let part_sizes = self.part_sizes(store.as_ref())?;
         let mut mounts = self.own();
         let entry = mounts.entry(address_of(store));
-        let own = entry.or_insert_with(|| self.mount(store.clone()));
-        own.mount.clone()
+        let own = entry.or_insert_with(|| self.mount(store.clone(), part_sizes));
+        Ok(own.mount.clone())
+    }
+
+    /// The sizes of parts that are sent to a store of an account. Those that the server's own store
+    /// takes were checked when the server was built.
+    fn part_sizes(&self, store: &dyn Store) -> Result<PartSizes, PartsTooLarge> {
+        let min_part = store.limits().min_part;
+        let buffer_memory = self.settings.buffer_memory;
+        if min_part > buffer_memory / MIN_PARTS_IN_MEMORY {
+            return Err(PartsTooLarge {
+                part_size: min_part,
+                buffer_memory,
+            });
+        }
+        Ok(self.settings.part_sizes.raised_to(min_part))
     }
 
     /// Drops the stores of accounts that are no longer used.
@@ -122,7 +148,7 @@ impl Mounts {
         self.spawn_reaper(&self.common.transfers);
     }
 
-    fn mount(&self, store: Arc<dyn Store>) -> OwnMount {
+    fn mount(&self, store: Arc<dyn Store>, part_sizes: PartSizes) -> OwnMount {
         let transfers = Transfers {
             events: self.events.clone(),
             tasks: self.tasks.clone(),
@@ -131,7 +157,7 @@ impl Mounts {
                 store.clone(),
                 self.settings.timeouts,
                 self.pool.clone(),
-                self.settings.part_sizes,
+                part_sizes,
             )
         };
         let mount = Mount {

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 /// See the module.
-#[derive(Default)]
 pub struct MemoryStore {
+    limits: Limits,
     // A std lock: never held across an await.
     state: Mutex<State>,
 }
@@ -34,7 +34,24 @@ struct Upload {
     parts: HashMap<u32, Bytes>,
 }
 
+impl Default for MemoryStore {
+    fn default() -> MemoryStore {
+        MemoryStore::with_limits(Limits {
+            copies_itself: true,
+            ..Limits::default()
+        })
+    }
+}
+
 impl MemoryStore {
+    /// A store that demands parts of these sizes, for tests.
+    pub fn with_limits(limits: Limits) -> MemoryStore {
+        MemoryStore {
+            limits,
+            state: Mutex::default(),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere can't leave the maps half-changed: every change is one insert or
         // remove.
@@ -91,10 +108,7 @@ fn no_such_upload() -> StoreError {
 #[async_trait]
 impl Store for MemoryStore {
     fn limits(&self) -> Limits {
-        Limits {
-            copies_itself: true,
-            ..Limits::default()
-        }
+        self.limits
     }
 
     async fn head(&self, key: &Key) -> Result<Object> {
@@ -249,7 +263,7 @@ impl Store for MemoryStore {
         parts: &[Part],
         condition: &Condition,
     ) -> Result<Object> {
-        let min_part = self.limits().min_part;
+        let min_part = self.limits.min_part;
         let mut state = self.state();
         let upload = state.uploads.get(upload_id).ok_or_else(no_such_upload)?;
         let attributes = upload.attributes.clone();

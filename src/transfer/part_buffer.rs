@@ -57,15 +57,23 @@ impl Default for PartSizes {
 }
 
 impl PartSizes {
+    /// These sizes, raised to what a store demands.
+    pub fn raised_to(self, min_part: u64) -> PartSizes {
+        PartSizes {
+            first: self.first.max(min_part),
+            ..self
+        }
+    }
+
     /// These sizes as far as a store allows them. The smallest size is checked when the server is
-    /// built.
+    /// built; [`PartSizes::raised_to`] is for the stores of accounts.
     pub fn within(self, limits: &Limits) -> PartSizes {
         let double_every = match limits.equal_parts {
             true => 0,
             false => self.double_every,
         };
         PartSizes {
-            first: self.first.min(limits.max_part),
+            first: self.first.min(limits.max_part).max(1),
             cap: self.cap.min(limits.max_part),
             double_every,
             max_parts: limits.max_parts,
