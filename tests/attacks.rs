@@ -8,10 +8,9 @@ mod support;
 
 use russh_sftp::protocol::{OpenFlags, StatusCode};
 use sftpd::events::Teller;
-use sftpd::store::Timeouts;
-use sftpd::store::{Condition, Key, memory::MemoryStore};
-use sftpd::transfer::BufferPool;
-use sftpd::transfer::{PartSizes, Target, Transfers, Upload, UploadError};
+use sftpd::store::memory::MemoryStore;
+use sftpd::store::{Condition, Key, Limits, Store, Timeouts};
+use sftpd::transfer::{BufferPool, PartSizes, Share, Target, Transfers, Upload, UploadError};
 use std::sync::Arc;
 use std::time::Duration;
 use support::process::Process;
@@ -99,60 +98,115 @@ async fn write(upload: &Upload, offset: u64, len: usize) -> Result<(), UploadErr
     answered.await.unwrap()
 }
 
-/// If parts can't be sent before they are full, an upload that gets no memory fails instead of
-/// hanging.
-#[tokio::test(start_paused = true)]
-async fn equal_parts_that_get_no_memory_fail_in_the_end() {
+/// Uploads without a server.
+fn transfers(store: Arc<MemoryStore>, pool: u64, first: u64, double_every: u32) -> Arc<Transfers> {
     let sizes = PartSizes {
-        first: 16 << 20,
-        cap: 16 << 20,
-        double_every: 0,
+        first,
+        cap: first,
+        double_every,
         ..PartSizes::default()
     };
-    let store = Arc::new(MemoryStore::default());
-    let context = Arc::new(Transfers::new(
-        store.clone(),
-        Timeouts::default(),
-        BufferPool::new(64 << 20),
+    let timeouts = Timeouts::default();
+    Arc::new(Transfers::new(
+        store,
+        timeouts,
+        BufferPool::new(pool),
         sizes,
-    ));
-    let open = |name: &str| {
-        let (key, on_end) = (Key::new(name).unwrap(), Box::new(drop));
-        Upload::open(
-            context.clone(),
-            Target {
-                key,
-                base: None,
-                condition: Condition::None,
-                events: Teller::default(),
-                on_end,
-            },
-        )
+    ))
+}
+
+fn open(transfers: &Arc<Transfers>, name: &str) -> Upload {
+    let target = Target {
+        key: Key::new(name).unwrap(),
+        base: None,
+        condition: Condition::None,
+        events: Teller::default(),
+        on_end: Box::new(drop),
     };
-    let first = open("first");
-    write(&first, 0, 6 * MIB).await.unwrap();
-    let second = open("second");
-    let refused = write(&second, 0, 6 * MIB).await;
-    assert!(
-        matches!(refused, Err(UploadError::NoMemory { .. })),
-        "{refused:?}"
-    );
-    // The upload that has the memory goes on, part by part.
-    for at in (6..50).step_by(2) {
-        write(&first, at << 20, 2 * MIB).await.unwrap();
-    }
-    let third = open("third");
-    drop(second);
+    Upload::open(transfers.clone(), target)
+}
+
+async fn close(upload: Upload) -> Result<(), UploadError> {
     let (answer, answered) = oneshot::channel();
-    first
+    upload
         .close(Box::new(move |result| drop(answer.send(result))))
         .await;
-    answered.await.unwrap().unwrap();
-    write(&third, 0, 20 * MIB).await.unwrap();
-    drop(third);
-    context.tasks.close();
-    context.tasks.wait().await;
-    assert_eq!((store.uploads(), context.pool.used()), (0, 0));
+    answered.await.unwrap()
+}
+
+fn store_with_min_part(min_part: u64) -> Arc<MemoryStore> {
+    let mut limits = Limits::default();
+    limits.min_part = min_part;
+    Arc::new(MemoryStore::with_limits(limits))
+}
+
+/// If parts can't be sent before they are full, an upload that gets no memory fails instead of
+/// hanging: if all parts must be equal, and if the smallest one is larger than an upload's own
+/// memory.
+#[tokio::test(start_paused = true)]
+async fn parts_that_cannot_leave_early_fail_without_memory_in_the_end() {
+    let equal = Arc::new(MemoryStore::default());
+    for (store, double_every) in [(equal, 0), (store_with_min_part(16 << 20), 1000)] {
+        let transfers = transfers(store.clone(), 64 << 20, 16 << 20, double_every);
+        let first = open(&transfers, "first");
+        write(&first, 0, 6 * MIB).await.unwrap();
+        let second = open(&transfers, "second");
+        let refused = write(&second, 0, 6 * MIB).await;
+        assert!(
+            matches!(refused, Err(UploadError::NoMemory { .. })),
+            "{refused:?}"
+        );
+        // The upload that has the memory goes on, part by part.
+        for at in (6..50).step_by(2) {
+            write(&first, at << 20, 2 * MIB).await.unwrap();
+        }
+        let third = open(&transfers, "third");
+        drop(second);
+        close(first).await.unwrap();
+        write(&third, 0, 20 * MIB).await.unwrap();
+        drop(third);
+        transfers.tasks.close();
+        transfers.tasks.wait().await;
+        assert_eq!((store.uploads(), transfers.pool.used()), (0, 0));
+    }
+}
+
+/// What an upload holds beyond its own 5 MiB is counted, also while others wait for memory. A part
+/// that could be larger is sent at the smallest size then.
+#[tokio::test(start_paused = true)]
+async fn parts_that_are_large_at_least_are_counted() {
+    let store = store_with_min_part(16 << 20);
+    let transfers = transfers(store.clone(), 128 << 20, 32 << 20, 1000);
+    let first = open(&transfers, "first");
+    write(&first, 0, 6 * MIB).await.unwrap();
+    assert_eq!(transfers.pool.used(), 32 << 20);
+    let others = tokio::spawn({
+        let pool = transfers.pool.clone();
+        async move { pool.take(128 << 20).await.map(drop) }
+    });
+    for at in (6..16).step_by(2) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!others.is_finished(), "{at} MiB are still held");
+        write(&first, at << 20, 2 * MIB).await.unwrap();
+    }
+    within("the others' turn", others).await.unwrap().unwrap();
+    write(&first, 16 << 20, 30 * MIB).await.unwrap();
+    close(first).await.unwrap();
+    let object = store.head(&Key::new("first").unwrap()).await.unwrap();
+    assert_eq!(object.size, 46 << 20);
+
+    // The share for such parts holds one of 32 MiB, and then one of 16.
+    let uploads = [open(&transfers, "a"), open(&transfers, "b")];
+    let held = transfers.pool.try_take_share(Share::GrownParts, 16 << 20);
+    write(&uploads[0], 0, 6 * MIB).await.unwrap();
+    assert_eq!(transfers.pool.used(), 32 << 20);
+    write(&uploads[0], 6 << 20, 20 * MIB).await.unwrap();
+    drop(held);
+    write(&uploads[1], 0, 6 * MIB).await.unwrap();
+    for upload in uploads {
+        close(upload).await.unwrap();
+    }
+    assert_eq!((store.uploads(), transfers.pool.used()), (0, 0));
 }
 
 /// Parts that never arrive do not keep the upload or its memory for ever.

@@ -28,7 +28,7 @@ pub enum Share {
     /// Requests that arrived and are not carried out yet: an eighth.
     Requests,
     /// Parts beyond their upload's own 5 MiB that can't leave early, because the store demands
-    /// equal parts: a quarter.
+    /// equal parts or larger ones: a quarter.
     GrownParts,
     /// Names in directories that are being renamed: an eighth. A rename waits for the store only.
     Renames,

@@ -214,7 +214,7 @@ impl UploadTask {
         let silent_until = Instant::now() + HOLD_TIME;
         loop {
             let pool = self.transfers.pool.clone();
-            let has_grown = self.part_memory.is_some() && self.may_send_early();
+            let has_grown = self.part_memory.is_some() && self.can_send_early();
             tokio::select! {
                 biased;
                 next = commands.recv() => return next,
@@ -419,22 +419,45 @@ impl UploadTask {
         !self.transfers.sizes.are_equal() && self.buffer.parts() < MAX_SHORT_PARTS
     }
 
+    /// Can the part leave, or do without its reservation, right now?
+    fn can_send_early(&self) -> bool {
+        let contiguous_len = self.buffer.contiguous_len();
+        let has_short_part = contiguous_len >= self.transfers.short_part_unit();
+        self.may_send_early() && (has_short_part || contiguous_len <= OWN_BYTES)
+    }
+
     /// Reserves memory for the whole part before it holds more than [`OWN_BYTES`].
     /// Nothing waits for a client with a reservation that others need: without memory, or when
-    /// others ask for it, the part leaves as it is.
+    /// others ask for it, the part leaves as it is. Where it can't, because all parts must be equal
+    /// or the smallest one is larger than an upload's own memory, reservations have a share.
     async fn reserve_part(&mut self, contiguous_len: u64) -> Result<()> {
         let size = self.buffer.part_size();
         if self.part_memory.is_some() || contiguous_len <= OWN_BYTES || size <= OWN_BYTES {
             return Ok(());
         }
-        if self.may_send_early() {
-            self.part_memory = self.transfers.pool.try_take(size);
+        let pool = &self.transfers.pool;
+        if !self.may_send_early() {
+            return self.wait_for_share().await;
+        }
+        let short = self.short_part_size(self.buffer.contiguous_len());
+        if self.transfers.short_part_unit() > OWN_BYTES {
+            self.part_memory = pool.try_take_share(Share::GrownParts, size);
             if self.part_memory.is_none() {
-                let short = self.short_part_size(self.buffer.contiguous_len());
                 self.buffer.shrink_part(short);
+                return self.wait_for_share().await;
             }
             return Ok(());
         }
+        self.part_memory = pool.try_take(size);
+        if self.part_memory.is_none() {
+            self.buffer.shrink_part(short);
+        }
+        Ok(())
+    }
+
+    /// Waits for memory that other parts hold which can't leave early.
+    async fn wait_for_share(&mut self) -> Result<()> {
+        let size = self.buffer.part_size();
         let taking = self.transfers.pool.take_share(Share::GrownParts, size);
         match timeout(GROWN_PART_WAIT, taking).await {
             Ok(Some(memory)) => {
@@ -456,6 +479,7 @@ impl UploadTask {
     async fn send_early(&mut self) -> Result<()> {
         let contiguous_len = self.buffer.contiguous_len();
         if contiguous_len < self.transfers.short_part_unit() {
+            // What is left of it is within the upload's own memory.
             self.part_memory = None;
             return Ok(());
         }
