@@ -10,7 +10,7 @@ use super::{
     REORDER_WINDOW, Reply, Reservation, Share, Target, Transfers, UploadError, UploadSummary,
 };
 use crate::catch_panic;
-use crate::store::{self, Attributes, Object, Part, PartSource, change};
+use crate::store::{self, Attributes, Limits, Object, Part, PartSource, change};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -614,12 +614,11 @@ impl UploadTask {
             }
             let start = self.buffer.end();
             let missing = to - start;
-            let copied_len = self.copied_len(missing);
-            // S3 copies ranges only of objects that are longer than the smallest part.
-            let limits = &self.transfers.limits;
-            let is_copied = limits.copies_itself && size > limits.min_part;
-            let can_copy = is_copied && self.buffer.contiguous_len() == 0;
-            if can_copy && missing >= copied_len {
+            let copied_len = match self.buffer.contiguous_len() {
+                0 => self.copied_len(size, missing),
+                _ => None,
+            };
+            if let Some(copied_len) = copied_len {
                 self.copy_part(start..start + copied_len, &etag).await?;
             } else {
                 let room = self.buffer.part_size() - self.buffer.contiguous_len();
@@ -631,18 +630,20 @@ impl UploadTask {
         Ok(())
     }
 
-    /// Length of the next part that the store may copy, in bytes. No remainder is left that is too
-    /// short to be a part.
-    fn copied_len(&self, missing: u64) -> u64 {
+    /// Length of the next part that the store copies from an object of `size` bytes, of which
+    /// `missing` are to be brought in. `None` if it can't.
+    fn copied_len(&self, size: u64, missing: u64) -> Option<u64> {
         let limits = &self.transfers.limits;
-        let range = COPY_RANGE.min(limits.max_copy).min(limits.max_part);
-        if self.transfers.sizes.are_equal() {
-            self.buffer.part_size()
-        } else if missing >= range + limits.min_part {
-            range
-        } else {
-            missing.max(limits.min_part)
+        // S3 copies ranges only of objects that are longer than the smallest part.
+        if !limits.copies_itself || size <= limits.min_part {
+            return None;
         }
+        if self.transfers.sizes.are_equal() {
+            let part_size = self.buffer.part_size();
+            let is_copied = part_size <= missing && part_size <= limits.max_copy;
+            return if is_copied { Some(part_size) } else { None };
+        }
+        copied_len(limits, missing)
     }
 
     /// Bytes of the old object.
@@ -781,6 +782,26 @@ impl UploadTask {
     }
 }
 
+/// Length in bytes of the next of the parts of any size that a store copies, of `missing` bytes.
+/// As far as possible no remainder is left that is too short to be a part. `None` if they are too
+/// few for a part.
+fn copied_len(limits: &Limits, missing: u64) -> Option<u64> {
+    let min_part = limits.min_part;
+    let range = COPY_RANGE.min(limits.max_copy).min(limits.max_part);
+    if missing < min_part || range < min_part {
+        return None;
+    }
+    if missing <= range {
+        return Some(missing);
+    }
+    // The rest is one smallest part, or more.
+    let shorter = range.min(missing - min_part);
+    if shorter < min_part {
+        return Some(range);
+    }
+    Some(shorter)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -791,6 +812,41 @@ mod tests {
     use crate::store::memory::MemoryStore;
     use crate::transfer::{BufferPool, PartSizes, Upload};
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn copied_parts_keep_the_limits_of_the_store() {
+        const MIB: u64 = 1024 * 1024;
+        let defaults = Limits::default();
+        for (max_copy, max_part) in [
+            (5 * 1024 * MIB, 5 * 1024 * MIB),
+            (100 * MIB, 5 * 1024 * MIB),
+            (5 * 1024 * MIB, 100 * MIB),
+            (7 * MIB, 7 * MIB),
+            (5 * MIB, 5 * MIB),
+            (4 * MIB, 5 * MIB),
+        ] {
+            let limits = Limits {
+                max_copy,
+                max_part,
+                ..defaults
+            };
+            let range = COPY_RANGE.min(max_copy).min(max_part);
+            let bounds = [limits.min_part, range, range + limits.min_part, 3 * range];
+            for bound in bounds {
+                for missing in bound - 1..=bound + 1 {
+                    let Some(len) = copied_len(&limits, missing) else {
+                        assert!(missing.min(range) < limits.min_part, "{missing}");
+                        continue;
+                    };
+                    let is_part = limits.min_part <= len && len <= range.min(missing);
+                    assert!(is_part, "{len} of {missing}, at most {range}");
+                    let rest = missing - len;
+                    let is_last = rest == 0 || rest >= limits.min_part;
+                    assert!(is_last || range < 2 * limits.min_part, "{rest} are left");
+                }
+            }
+        }
+    }
 
     /// The clock stands still as long as there is something to do, so no reply is sent because of
     /// the time.
