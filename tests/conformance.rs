@@ -62,7 +62,7 @@ async fn the_store_on_encrypted_s3_conforms() {
 
 #[tokio::test]
 async fn the_defaults_conform() {
-    let store = NineMethods::default();
+    let store = NineMethods::<MemoryStore>::default();
     store_conformance(Arc::new(store)).await.unwrap();
 }
 

@@ -6,6 +6,7 @@
 
 mod support;
 
+use bytes::Bytes;
 use russh::ChannelMsg;
 use russh_sftp::protocol::{OpenFlags, StatusCode};
 use sftpd::store::memory::MemoryStore;
@@ -13,7 +14,7 @@ use sftpd::store::{Attributes, Condition, Key, Limits, Store, StoreError};
 use sftpd::users::{Access, Attempt, Login, UserList};
 use std::future::pending;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use support::s3::FakeS3;
 use support::server::{account, has_password};
@@ -88,7 +89,7 @@ async fn files_that_were_moved_are_moved_back_if_their_directory_cannot_be() {
 /// Copies go through the server: small ones in one request, large ones in parts.
 #[tokio::test]
 async fn the_server_copies_for_a_store_that_cannot() {
-    let store = Arc::new(NineMethods::default());
+    let store = Arc::new(NineMethods::<MemoryStore>::default());
     let server = Server::start(store.clone()).await;
     let client = server.client().await;
     for size in [0, 1000, 12 * MIB] {
@@ -111,7 +112,7 @@ async fn the_server_copies_for_a_store_that_cannot() {
 /// A listing does not have the attributes: they are looked up.
 #[tokio::test]
 async fn a_directory_whose_files_are_copied_in_parts_keeps_their_attributes() {
-    let store = Arc::new(NineMethods::default());
+    let store = Arc::new(NineMethods::<MemoryStore>::default());
     let mut attributes = Attributes::default();
     attributes.content_type = Some("video/mp4".to_owned());
     attributes
@@ -141,6 +142,73 @@ async fn a_directory_whose_files_are_copied_in_parts_keeps_their_attributes() {
     let (content_type, metadata) = s3.description("alice/e/f");
     assert_eq!(content_type.as_deref(), Some("video/mp4"));
     assert_eq!(metadata.get("owner").map(String::as_str), Some("alice"));
+}
+
+/// A file that is replaced between the two requests of the default `open`, once and always.
+#[tokio::test]
+async fn a_file_that_is_replaced_while_it_is_opened_is_opened_again() {
+    let key = Key::new("f").unwrap();
+    for times in [2, usize::MAX] {
+        let this: Arc<OnceLock<Arc<NineMethods<Hooked>>>> = Arc::default();
+        let gets = Arc::new(AtomicUsize::new(0));
+        let store = Hooked::new({
+            let (this, gets, key) = (this.clone(), gets.clone(), key.clone());
+            move |method| {
+                let (this, gets, key) = (this.clone(), gets.clone(), key.clone());
+                Box::pin(async move {
+                    if method == "get" && gets.fetch_add(1, Ordering::Relaxed) < times {
+                        let store = &this.get().unwrap().0.store;
+                        let plain = Attributes::default();
+                        let body = Bytes::from_static(b"another");
+                        store.put(&key, body, &plain, &Condition::None).await?;
+                    }
+                    Ok(())
+                })
+            }
+        });
+        let store = this.get_or_init(|| Arc::new(NineMethods(store)));
+        let missing = store.open(&key, 100).await;
+        assert_eq!(missing, Err(StoreError::NotFound));
+        let plain = Attributes::default();
+        let body = Bytes::from_static(b"one");
+        let put = store.put(&key, body, &plain, &Condition::None).await;
+        put.unwrap();
+        let opened = store.open(&key, 100).await;
+        match times {
+            2 => assert_eq!(opened.unwrap().1, "another"),
+            _ => assert_eq!(opened, Err(StoreError::Precondition)),
+        }
+        assert_eq!(gets.load(Ordering::Relaxed), 3);
+    }
+}
+
+/// Each request of the defaults is within the timeout, and all together are not.
+#[tokio::test]
+async fn defaults_give_signs_of_life_between_their_requests() {
+    let store = Hooked::new(|method| {
+        let time = match method {
+            "head" | "get" | "put" | "upload_part" => Duration::from_millis(400),
+            _ => Duration::ZERO,
+        };
+        Box::pin(async move {
+            tokio::time::sleep(time).await;
+            Ok(())
+        })
+    });
+    let server = Server::with(Arc::new(NineMethods(store)), |server| {
+        let timeout = Duration::from_millis(700);
+        server.open_timeout(timeout).close_timeout(timeout)
+    })
+    .await;
+    let client = server.client().await;
+    for size in [1000, 6 * MIB] {
+        let data = noise(size, 1);
+        client.put("/old", &data).await.unwrap();
+        assert!(client.get("/old").await.unwrap() == data);
+        client.sftp.rename("/old", "/new").await.unwrap();
+        assert!(client.get("/new").await.unwrap() == data);
+        client.sftp.remove("/new").await.unwrap();
+    }
 }
 
 /// A server of accounts that all bring this store.

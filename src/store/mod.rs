@@ -26,6 +26,8 @@ use std::time::SystemTime;
 
 /// Maximum number of entries in one answer to a list request (ListObjectsV2).
 pub const MAX_PAGE: usize = 1000;
+/// How often the default [`Store::open`] looks for a version that it can read.
+const OPEN_TRIES: u32 = 3;
 
 /// The description of one version of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -270,24 +272,37 @@ pub trait Store: Send + Sync + 'static {
     /// AbortMultipartUpload. A missing upload is no error.
     async fn abort(&self, key: &Key, upload_id: &str) -> Result<()>;
 
-    /// GetObject of the first bytes, at most `limit`, of the version that is there. Returns its
-    /// description, and as many of these bytes as arrived. Errors: see [`Store::head`]. The default
-    /// sends a HEAD and a GET.
+    /// GetObject of the first bytes, at most `limit`, which is at least 1, of the version that is
+    /// there. Returns its description, and as many of these bytes as arrived. Errors: see
+    /// [`Store::head`]. The default sends a HEAD and a GET, and begins anew if the object is
+    /// replaced in between.
     async fn open(&self, key: &Key, limit: u64) -> Result<(Object, Bytes)> {
-        let object = self.head(key).await?;
-        let first = 0..object.size.min(limit);
-        if first.is_empty() {
-            return Ok((object, Bytes::new()));
+        let signs = SignsOfLife::current();
+        let mut tries_left = OPEN_TRIES;
+        loop {
+            tries_left -= 1;
+            let object = self.head(key).await?;
+            signs.give();
+            let first = 0..object.size.min(limit);
+            if first.is_empty() {
+                return Ok((object, Bytes::new()));
+            }
+            match self.get(key, first, &object.etag).await {
+                Ok(pieces) => return Ok((object, pieces.concat().into())),
+                Err(StoreError::Precondition | StoreError::NotFound) if tries_left > 0 => {}
+                Err(error) => return Err(error),
+            }
+            signs.give();
         }
-        let pieces = self.get(key, first, &object.etag).await?;
-        Ok((object, pieces.concat().into()))
     }
 
     /// CopyObject of at most [`Limits::max_copy`] bytes, with the attributes. Errors: `NotFound`,
     /// `Precondition` (for the source's version or the target), `TooLarge`. The default reads the
     /// object into memory and puts it, see [`Limits::copies_itself`].
     async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<Copied> {
+        let signs = SignsOfLife::current();
         let source = self.head(from.key).await?;
+        signs.give();
         if source.etag != from.version.etag {
             return Err(StoreError::Precondition);
         }
@@ -301,6 +316,7 @@ pub trait Store: Send + Sync + 'static {
                 .concat()
                 .into(),
         };
+        signs.give();
         let copy = self.put(to, body, &attributes, condition).await?;
         Ok(Copied {
             etag: copy.etag,
@@ -317,7 +333,9 @@ pub trait Store: Send + Sync + 'static {
         number: u32,
         from: PartSource<'_>,
     ) -> Result<Part> {
+        let signs = SignsOfLife::current();
         let pieces = self.get(from.key, from.range, from.etag).await?;
+        signs.give();
         let body = pieces.concat().into();
         self.upload_part(key, upload_id, number, body).await
     }

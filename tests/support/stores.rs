@@ -10,9 +10,9 @@ use sftpd::store::{
 };
 use std::ops::Range;
 
-/// The memory store by the nine methods that have no default.
+/// A store by the nine methods that have no default.
 #[derive(Default)]
-pub struct NineMethods(pub MemoryStore);
+pub struct NineMethods<S = MemoryStore>(pub S);
 
 type Hook = dyn Fn(&'static str) -> BoxFuture<'static, Result<()>> + Send + Sync;
 
@@ -40,7 +40,7 @@ impl Hooked {
 }
 
 #[async_trait]
-impl Store for NineMethods {
+impl<S: Store> Store for NineMethods<S> {
     async fn head(&self, key: &Key) -> Result<Object> {
         self.0.head(key).await
     }
