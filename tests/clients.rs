@@ -120,7 +120,8 @@ fn sftp_uses_unusual_names() {
         "{keys:?}"
     );
     assert!(!keys.contains(&"odd/two words".to_owned()), "{keys:?}");
-    if !gateway.has(Deviation::NoLongNames) {
+    let has_limit = [Deviation::NoLongNames, Deviation::NoLongKeys];
+    if !has_limit.into_iter().any(|limit| gateway.has(limit)) {
         let long = "n".repeat(900);
         gateway.write("file", "hello");
         gateway.run(&mut sftp(

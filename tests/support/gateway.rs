@@ -15,7 +15,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,6 +26,8 @@ use tokio::runtime::Runtime;
 
 /// Within this time after a client has ended, its uploads have.
 const MAX_CLOSE_TIME: Duration = Duration::from_secs(20);
+/// Bytes that are read of a [`greeting`].
+const MAX_GREETING: u64 = 64 * 1024;
 /// The part of the bucket that the server is given.
 const PREFIX: &str = "pre";
 /// The user most tests log in as: with the key `id_ed25519`, and with [`PASSWORD`].
@@ -35,7 +37,7 @@ pub const HOST: &str = "sftpd";
 /// The size of a file of several parts.
 pub const LARGE: usize = 12 * MIB + 345;
 
-/// How S3 servers are known to differ from S3, by their `Server` header; tests ask with
+/// How S3 servers are known to differ from S3, by a word of their [`greeting`]; tests ask with
 /// [`Gateway::has`].
 ///
 /// SeaweedFS keeps objects in a file system, with its rules for names and directories.
@@ -46,6 +48,8 @@ const DEVIATIONS: &[(&str, Deviation)] = &[
     ("SeaweedFS", Deviation::NoLongNames),
     // moto's.
     ("Werkzeug", Deviation::NoLineFeed),
+    // LMDB's, below it.
+    ("Garage", Deviation::NoLongKeys),
 ];
 
 /// See [`DEVIATIONS`].
@@ -59,6 +63,8 @@ pub enum Deviation {
     NoBackslash,
     /// Between two slashes of a key there is room for 255 bytes.
     NoLongNames,
+    /// A key has room for less than 511 bytes.
+    NoLongKeys,
     /// A key with a line feed is refused.
     NoLineFeed,
 }
@@ -100,7 +106,7 @@ pub struct Gateway {
     bucket: String,
     /// Of the S3 server.
     access: S3Access,
-    /// The `Server` header of the S3 server.
+    /// The [`greeting`] of the S3 server.
     kind: String,
     server: Process,
     /// Where clients connect to: the server, or what stands before it.
@@ -137,7 +143,7 @@ impl Gateway {
             Some(_) => (BUCKET.to_owned(), String::new()),
             None => (
                 runtime.block_on(new_bucket(&s3)),
-                server_header(&access.endpoint),
+                greeting(&access.endpoint),
             ),
         };
         let dir = tempfile::tempdir().unwrap();
@@ -594,8 +600,9 @@ pub async fn new_bucket(s3: &Client) -> String {
     name
 }
 
-/// The `Server` header, which alone tells which S3 server it is.
-fn server_header(endpoint: &str) -> String {
+/// The answer to a request that anybody could send. Its `Server` header tells which S3 server it is,
+/// or else its words.
+fn greeting(endpoint: &str) -> String {
     let address = endpoint.trim_start_matches("http://").trim_end_matches('/');
     let mut stream = TcpStream::connect(address).expect("SFTPD_TEST_S3 is an address that answers");
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -604,11 +611,10 @@ fn server_header(endpoint: &str) -> String {
         "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
     )
     .unwrap();
-    let lines = BufReader::new(stream).lines().map_while(Result::ok);
-    let found = lines
-        .take_while(|line| !line.is_empty())
-        .find(|line| line.to_lowercase().starts_with("server:"));
-    found.unwrap_or_default()
+    let mut answer = Vec::new();
+    // A server may keep the connection in spite of the request.
+    let _ = stream.take(MAX_GREETING).read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 /// The path of a client's source, or of a script.
