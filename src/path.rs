@@ -15,6 +15,7 @@ const MAX_HOME: usize = MAX_KEY / 2;
 
 /// Why a path, a prefix or a home cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PathError {
     /// It holds NUL, or U+FFFD, which the decoder puts in place of bytes that are not UTF-8.
     #[error("the path is not valid UTF-8 or holds a NUL")]

@@ -192,13 +192,13 @@ fn refused_check(error: &StartError) -> &'static str {
 fn check_users(report: &mut Report, settings: &ServeArgs) {
     let file = settings.users.display();
     match UsersFile::read(&settings.users) {
-        Ok(UsersFile { users }) if users.is_empty() => {
+        Ok(UsersFile { users, .. }) if users.is_empty() => {
             report.warning(
                 "users",
                 format!("{file} has no users: run sftpd users add NAME \"KEY\""),
             );
         }
-        Ok(UsersFile { users }) => report.ok("users", format!("{} in {file}", users.len())),
+        Ok(UsersFile { users, .. }) => report.ok("users", format!("{} in {file}", users.len())),
         Err(error) => report.failed("users", format!("{error:#}")),
     }
     check_modes(

@@ -242,13 +242,14 @@ fn name_flags(error: BuildError) -> Usage {
         BuildError::BufferMemory {
             buffer_memory,
             part_size,
+            ..
         } => Usage(anyhow!(
             "--buffer-memory {} is less than four parts of {}: raise --buffer-memory (SFTPD_BUFFER_MEMORY) or lower \
              --part-size (SFTPD_PART_SIZE)",
             ByteSize(buffer_memory),
             ByteSize(part_size)
         )),
-        BuildError::AbandonedAfter { given, least } => Usage(anyhow!(
+        BuildError::AbandonedAfter { given, least, .. } => Usage(anyhow!(
             "--abandoned-after {} is below {}: it must exceed the time that a client takes to send one part, or uploads \
              in progress are aborted",
             humantime::format_duration(given),
@@ -457,7 +458,7 @@ fn log_start(settings: &ServeArgs, changed: &[String]) {
     } = settings;
     let file = users.display();
     let users = match UsersFile::read(users) {
-        Ok(UsersFile { users }) => format!("{} in {file}", users.len()),
+        Ok(UsersFile { users, .. }) => format!("{} in {file}", users.len()),
         Err(_) => format!("unknown in {file}"),
     };
     let changed = match changed {

@@ -11,6 +11,7 @@ pub const JSON_TARGET: &str = "sftpd::events::json";
 /// Logs each event as one JSON object, with the target [`JSON_TARGET`], by which the process's
 /// logger knows that it must write the message as it is. Takes the place of
 /// [`TextLog`](super::TextLog).
+#[derive(Clone, Copy, Debug, Default)]
 pub struct JsonLog;
 
 /// See docs/events.md.

@@ -11,6 +11,7 @@ use crate::metrics::{
 use metrics::{counter, gauge};
 
 /// Records events as metrics, through the recorder that the process has installed.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Metrics;
 
 impl Events for Metrics {

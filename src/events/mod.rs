@@ -16,6 +16,9 @@ pub use event::{
 #[doc(hidden)]
 pub use json_log::record_as_json;
 pub use json_log::{JSON_TARGET, JsonLog};
+/// What [`Event::level`] returns.
+#[doc(inline)]
+pub use log::Level;
 pub use metrics::Metrics;
 pub use text_log::TextLog;
 
@@ -95,7 +98,9 @@ struct Listeners {
     last_connection: AtomicU64,
 }
 
-/// Tells the listeners what happens in the server or on one connection. A cheap clone.
+/// Tells the listeners what happens in the server or on one connection. A cheap clone. Not for
+/// applications, which listen.
+#[doc(hidden)]
 #[derive(Clone)]
 pub struct Teller {
     listeners: Arc<Listeners>,

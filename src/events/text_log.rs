@@ -12,6 +12,7 @@ use std::time::Duration;
 const LOG_TARGET: &str = "sftpd::events";
 
 /// Logs each event as a line of text, through the logger that the process has installed.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct TextLog;
 
 impl Events for TextLog {

@@ -7,6 +7,7 @@ use crate::store::{Store, Timeouts};
 use crate::transfer::PartSizes;
 use crate::users::Auth;
 use ipnet::IpNet;
+use std::fmt::{self, Debug, Formatter};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -25,6 +26,7 @@ const MIN_ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
 pub enum BuildError {
     /// No keys can begin with the prefix.
     #[error("the prefix {prefix:?} can't be used: {source}")]
+    #[non_exhaustive]
     Prefix {
         /// The setting.
         prefix: String,
@@ -33,6 +35,7 @@ pub enum BuildError {
     },
     /// The store takes no parts of this size.
     #[error("a part size of {part_size} bytes is not between {min} and {max}")]
+    #[non_exhaustive]
     PartSize {
         /// The setting.
         part_size: u64,
@@ -46,6 +49,7 @@ pub enum BuildError {
         "a buffer memory of {buffer_memory} bytes is less than four parts of {part_size} bytes: raise it, or lower the \
          part size"
     )]
+    #[non_exhaustive]
     BufferMemory {
         /// The setting.
         buffer_memory: u64,
@@ -54,18 +58,21 @@ pub enum BuildError {
     },
     /// Nothing would be allowed.
     #[error("{setting} is 0: use a number from 1")]
+    #[non_exhaustive]
     ZeroLimit {
         /// The setter's name.
         setting: &'static str,
     },
     /// Every session would end, or every request fail, at once.
     #[error("{setting} is 0: use a time like 30 seconds")]
+    #[non_exhaustive]
     ZeroTime {
         /// The setter's name.
         setting: &'static str,
     },
     /// The clock has no such times.
     #[error("{setting} is longer than 100 years: use a time like 30 seconds")]
+    #[non_exhaustive]
     LongTime {
         /// The setter's name.
         setting: &'static str,
@@ -75,6 +82,7 @@ pub enum BuildError {
         "abandoned_after is {given:?}, below {least:?}: it must exceed the time that a client takes to send one part, or \
          uploads in progress are aborted"
     )]
+    #[non_exhaustive]
     AbandonedAfter {
         /// The setting.
         given: Duration,
@@ -85,12 +93,14 @@ pub enum BuildError {
     #[error(
         "the load balancers' network {network} is the whole Internet: name the addresses or networks of the load balancers"
     )]
+    #[non_exhaustive]
     EveryProxy {
         /// The setting.
         network: IpNet,
     },
     /// No temporary host key can be made.
     #[error("can't make a host key")]
+    #[non_exhaustive]
     HostKey {
         /// The system's error.
         source: anyhow::Error,
@@ -165,6 +175,28 @@ pub struct ServerBuilder {
     proxies: Vec<IpNet>,
     timeouts: Timeouts,
     listeners: Vec<Arc<dyn Events>>,
+}
+
+/// Shows neither the store, the logins, keys nor listeners.
+impl Debug for ServerBuilder {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerBuilder")
+            .field("prefix", &self.prefix)
+            .field("buffer_memory", &self.buffer_memory)
+            .field("part_size", &self.first_part_size())
+            .field("equal_parts", &self.has_equal_parts())
+            .field("dir_markers", &self.dir_markers)
+            .field("max_sessions", &self.max_sessions)
+            .field("max_uploads", &self.max_uploads)
+            .field("login_timeout", &self.login_timeout)
+            .field("idle_timeout", &self.idle_timeout)
+            .field("drain_timeout", &self.drain_timeout)
+            .field("abandoned_after", &self.abandoned_after)
+            .field("algorithms", &self.algorithms)
+            .field("proxies", &self.proxies)
+            .field("timeouts", &self.timeouts)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ServerBuilder {
@@ -365,7 +397,12 @@ impl ServerBuilder {
         let mut host_keys = self.host_keys;
         if host_keys.is_empty() {
             match temporary() {
-                Ok(key) => host_keys.push(key),
+                Ok(key) => {
+                    log::warn!(
+                        "made a temporary host key ({key}): after the next start clients see another host"
+                    );
+                    host_keys.push(key);
+                }
                 Err(source) => return Err(BuildError::HostKey { source }),
             }
         }

@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use russh::keys::ssh_key::private::RsaKeypair;
 use russh::keys::ssh_key::{HashAlg, LineEnding};
 use russh::keys::{Algorithm, EcdsaCurve, PrivateKey, decode_secret_key};
-use std::fmt::{self, Display, Formatter};
+use std::fmt::{self, Debug, Display, Formatter};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -15,7 +15,7 @@ use std::path::Path;
 const RSA_BITS: usize = 3072;
 
 /// A private key of this host. `Display` is its type and fingerprint, as `ssh` shows them:
-/// `ED25519 SHA256:…`.
+/// `ED25519 SHA256:…`. `Debug` does not show the key either.
 #[derive(Clone)]
 pub struct HostKey(pub(super) PrivateKey);
 
@@ -25,7 +25,72 @@ impl Display for HostKey {
     }
 }
 
+impl Debug for HostKey {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "HostKey({self})")
+    }
+}
+
+/// Why a text is no host key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidHostKey {
+    /// It can't be parsed, or is encrypted.
+    #[error("not an unencrypted private key ({why})")]
+    #[non_exhaustive]
+    Malformed {
+        /// What the parser says.
+        why: String,
+    },
+    /// A key of a type that the server doesn't support.
+    #[error("host keys of type {algorithm} are not supported")]
+    #[non_exhaustive]
+    Unsupported {
+        /// Its type.
+        algorithm: String,
+    },
+}
+
 impl HostKey {
+    /// Reads a private key, for example from a vault: the text of a file that `ssh-keygen` writes,
+    /// not encrypted.
+    ///
+    /// ```
+    /// use sftpd::server::{self, HostKey};
+    ///
+    /// # fn main() -> anyhow::Result<()> {
+    /// let secret = server::temporary()?.to_openssh()?;
+    /// let key = HostKey::from_openssh(&secret)?;
+    /// # assert_eq!(*key.to_openssh()?, secret);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_openssh(secret: &str) -> Result<HostKey, InvalidHostKey> {
+        let key = match decode_secret_key(secret, None) {
+            Ok(key) => key,
+            Err(error) => {
+                return Err(InvalidHostKey::Malformed {
+                    why: error.to_string(),
+                });
+            }
+        };
+        match key.algorithm() {
+            Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. } => {
+                Ok(HostKey(key))
+            }
+            other => Err(InvalidHostKey::Unsupported {
+                algorithm: other.to_string(),
+            }),
+        }
+    }
+
+    /// The private key as a text that must be kept secret, for [`from_openssh`](Self::from_openssh)
+    /// or a file.
+    pub fn to_openssh(&self) -> anyhow::Result<String> {
+        let text = self.0.to_openssh(LineEnding::LF)?;
+        Ok(text.to_string())
+    }
+
     /// The type, as in the file name `ssh_host_ed25519_key` but in capitals.
     fn type_name(&self) -> &'static str {
         match self.0.algorithm() {
@@ -106,15 +171,12 @@ fn read(file: &Path) -> anyhow::Result<HostKey> {
     let shown = file.display();
     let text =
         fs::read_to_string(file).with_context(|| format!("can't read the host key {shown}"))?;
-    let key = match decode_secret_key(&text, None) {
-        Ok(key) => key,
-        Err(error) => bail!(
-            "{shown} is not an unencrypted private key ({error}): move it out of this directory"
-        ),
-    };
-    match key.algorithm() {
-        Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. } => Ok(HostKey(key)),
-        other => bail!("{shown}: host keys of type {other} are not supported"),
+    match HostKey::from_openssh(&text) {
+        Ok(key) => Ok(key),
+        Err(error @ InvalidHostKey::Malformed { .. }) => {
+            bail!("{shown} is {error}: move it out of this directory")
+        }
+        Err(error @ InvalidHostKey::Unsupported { .. }) => bail!("{shown}: {error}"),
     }
 }
 

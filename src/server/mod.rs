@@ -16,7 +16,8 @@ mod transport;
 mod window;
 
 pub use builder::{BuildError, ServerBuilder};
-pub use host_keys::{HostKey, generate, load, load_or_create, temporary};
+pub use host_keys::{HostKey, InvalidHostKey, generate, load, load_or_create, temporary};
+pub use ipnet::IpNet;
 pub use ssh::{Algorithms, UnknownAlgorithms};
 
 use crate::events::{Event, Teller};
@@ -31,6 +32,7 @@ use metrics::gauge;
 use mounts::Mounts;
 use penalties::Penalties;
 use std::collections::HashMap;
+use std::fmt::{self, Debug, Formatter};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 use std::time::Duration;
@@ -141,6 +143,17 @@ impl Shared {
 /// ```
 #[derive(Clone)]
 pub struct Server(Arc<Handle>);
+
+/// Shows its host keys, and whether it is shutting down.
+impl Debug for Server {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("host_keys", &self.host_keys())
+            .field("connections", &self.0.shared.connections.len())
+            .field("is_draining", &self.0.shared.drain.is_cancelled())
+            .finish_non_exhaustive()
+    }
+}
 
 /// What the clones of a [`Server`] share. Connections do not, so that it is dropped with the last
 /// clone, and ends them then.

@@ -25,6 +25,7 @@ pub const IDENTIFICATION: &str = concat!("SSH-2.0-sftpd_", env!("CARGO_PKG_VERSI
 
 /// Which algorithms are offered, of those that russh has and that are not broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Algorithms {
     /// Key exchange with ML-KEM and X25519 only: OpenSSH 9.9 and later, and little else as yet.
     PostQuantum,

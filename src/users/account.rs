@@ -9,11 +9,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 /// What a user may do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Access {
     /// Everything.
-    #[default]
     ReadWrite,
     /// List and download.
     ReadOnly,
@@ -122,7 +122,8 @@ impl Account {
         self
     }
 
-    /// The session data; `None` if there are none or they are of another type.
+    /// The session data; `None` if there are none or they are of another type. It must be the very
+    /// type that was given: after `session(Arc::new(customer))` ask for `Arc<Customer>`.
     pub fn session_as<T: Any>(&self) -> Option<&T> {
         self.session.as_deref()?.downcast_ref()
     }

@@ -11,6 +11,7 @@ use anyhow::{Context, ensure};
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
+use std::fmt::{self, Debug, Formatter};
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -32,6 +33,7 @@ const GROUP_MODE: u32 = 0o070;
 
 /// Why users.json can't be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum UsersFileError {
     /// The system refuses to read it.
     #[error("can't read {}", path.display())]
@@ -77,10 +79,11 @@ pub enum UsersFileError {
     },
 }
 
-/// One entry of users.json.
-#[derive(Clone, Default, Serialize, Deserialize)]
+/// One entry of users.json. `Debug` shows no password's hash.
+#[derive(Clone, Serialize, Deserialize)]
 // An unknown field is a typo, and "acess" must not mean full access.
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct User {
     /// Public keys as in OpenSSH's authorized_keys, without options.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -101,6 +104,31 @@ pub struct User {
 /// serde needs a function that takes a reference.
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+/// An entry as one without any field: no key and no password, and full access.
+impl Default for User {
+    fn default() -> User {
+        User {
+            keys: Vec::new(),
+            password: None,
+            home: None,
+            access: Access::ReadWrite,
+            disabled: false,
+        }
+    }
+}
+
+impl Debug for User {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("User")
+            .field("keys", &self.keys)
+            .field("has_password", &self.password.is_some())
+            .field("home", &self.home)
+            .field("access", &self.access)
+            .field("disabled", &self.disabled)
+            .finish()
+    }
 }
 
 impl User {
@@ -146,8 +174,9 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
 }
 
 /// All of users.json.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct UsersFile {
     /// By name.
     #[serde(deserialize_with = "unique_users")]
@@ -164,7 +193,7 @@ fn unique_users<'de, D: Deserializer<'de>>(
     impl<'de> Visitor<'de> for UniqueUsers {
         type Value = BTreeMap<String, User>;
 
-        fn expecting(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
+        fn expecting(&self, out: &mut Formatter) -> fmt::Result {
             out.write_str("users by name")
         }
 

@@ -4,6 +4,7 @@ use super::file_watch::{FileWatch, Poll};
 use super::password::PasswordCheck;
 use super::{Attempt, Auth, Login, Proof, PublicKey, User};
 use async_trait::async_trait;
+use std::fmt::{self, Debug, Formatter};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,6 +14,12 @@ pub struct FileAuth {
     passwords: PasswordCheck,
     /// So that the log tells of a broken file at once, not when someone logs in.
     _poll: Poll,
+}
+
+impl Debug for FileAuth {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileAuth").finish_non_exhaustive()
+    }
 }
 
 impl FileAuth {

@@ -4,6 +4,7 @@ use super::password::{PasswordCheck, hash_password};
 use super::{Account, Attempt, Auth, Login, Proof, PublicKey};
 use async_trait::async_trait;
 use std::collections::HashMap;
+use std::fmt::{self, Debug, Formatter};
 
 /// A list of users, by the names of their accounts. Passwords are kept as argon2id hashes.
 ///
@@ -18,7 +19,7 @@ use std::collections::HashMap;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct UserList {
     users: HashMap<String, ListedUser>,
     passwords: PasswordCheck,
@@ -29,6 +30,17 @@ struct ListedUser {
     keys: Vec<PublicKey>,
     /// argon2id hash.
     password: Option<String>,
+}
+
+/// Without the hash.
+impl Debug for ListedUser {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ListedUser")
+            .field("account", &self.account)
+            .field("keys", &self.keys)
+            .field("has_password", &self.password.is_some())
+            .finish()
+    }
 }
 
 impl UserList {

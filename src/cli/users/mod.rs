@@ -93,12 +93,8 @@ fn mark_usage(error: anyhow::Error) -> anyhow::Error {
         Some(UsersFileError::Invalid { .. } | UsersFileError::TooLarge { .. }) => {
             Usage(error).into()
         }
-        Some(
-            UsersFileError::Unreadable { .. }
-            | UsersFileError::TooSlow { .. }
-            | UsersFileError::Unwritable { .. },
-        )
-        | None => error,
+        // The system's errors.
+        Some(_) | None => error,
     }
 }
 

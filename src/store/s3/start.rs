@@ -12,6 +12,7 @@ use std::error::Error;
 /// Why a bucket can't be served.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // The sentences say it.
+#[non_exhaustive]
 pub enum StartError {
     #[error(
         "no AWS region is set: set AWS_REGION or the region of profile {profile:?}, \
