@@ -5,6 +5,7 @@
 
 mod support;
 
+use russh_sftp::protocol::FileAttributes;
 use sftpd::events::{Event, Events, TransferResult, Who};
 use sftpd::store::memory::MemoryStore;
 use sftpd::users::{Account, Attempt, Login};
@@ -293,4 +294,48 @@ async fn a_listener_that_panics_hurts_nobody() {
             .login("alice", PASSWORD)
             .await
     );
+}
+
+/// The listener knows the objects by their keys, wherever the home is.
+#[tokio::test]
+async fn events_have_the_keys_of_objects() {
+    let recorder = Arc::new(Recorder::default());
+    let auth = async |_: Attempt| Login::Accept(Account::new("alice").home("customers/42"));
+    let builder = sftpd::server::Server::builder(Arc::new(MemoryStore::default()), auth);
+    let builder = builder
+        .prefix("files")
+        .listeners(vec![recorder.clone() as Arc<dyn Events>]);
+    let server = Server::run(builder).await;
+    let client = server.client().await;
+    client.mkdir("/d").await.unwrap();
+    client.put("/d/f", b"hello").await.unwrap();
+    client.get("/d/f").await.unwrap();
+    client.sftp.rename("/d", "/e").await.unwrap();
+    let attributes = FileAttributes {
+        size: Some(0),
+        ..FileAttributes::empty()
+    };
+    client.sftp.setstat("/e/f", attributes).await.unwrap();
+    client.sftp.remove("/e/f").await.unwrap();
+    let mut keys = Vec::new();
+    for (_, event) in recorder.told() {
+        match event {
+            Event::Written(written) => keys.push(written.key),
+            Event::Read(read) => keys.push(read.key),
+            Event::Removed { key, .. } | Event::SizeSet { key, .. } => keys.push(key),
+            Event::Renamed {
+                from_key, to_key, ..
+            } => keys.extend([from_key, to_key]),
+            _ => {}
+        }
+    }
+    let expected = [
+        "files/customers/42/d/f",
+        "files/customers/42/d/f",
+        "files/customers/42/d",
+        "files/customers/42/e",
+        "files/customers/42/e/f",
+        "files/customers/42/e/f",
+    ];
+    assert_eq!(keys, expected);
 }

@@ -256,7 +256,7 @@ fn what_is_not_documented_is_found() {
     let line = |change: fn(&mut Value)| {
         let mut line = json!({
             "time": "2026-11-24T08:28:33.180Z", "level": "info", "event": "written", "sequence": 7,
-            "connection": 1, "peer": "192.0.2.7:32796", "user": "alice", "path": "/f", "bytes": 5,
+            "connection": 1, "peer": "192.0.2.7:32796", "user": "alice", "path": "/f", "key": "alice/f", "bytes": 5,
             "parts": 0, "duration": 0.008, "result": "ok", "error": null, "etag": "\"e\"",
             "declared_size": null
         });

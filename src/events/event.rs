@@ -116,6 +116,8 @@ pub enum Event {
     Removed {
         /// Path of the file.
         path: String,
+        /// Key of its object.
+        key: String,
     },
     /// A file or a directory was renamed.
     #[non_exhaustive]
@@ -124,6 +126,10 @@ pub enum Event {
         from: String,
         /// Path that it has now.
         to: String,
+        /// Key of the object of that path. The keys in a directory begin with it and a slash.
+        from_key: String,
+        /// Key of the object now.
+        to_key: String,
         /// Whether a file of that path was replaced (`posix-rename@openssh.com`).
         replaced: bool,
     },
@@ -144,6 +150,8 @@ pub enum Event {
     SizeSet {
         /// Path of the file.
         path: String,
+        /// Key of its object.
+        key: String,
         /// Its size now.
         size: u64,
     },
@@ -200,6 +208,8 @@ pub struct Credential {
 pub struct Read {
     /// Path of the file.
     pub path: String,
+    /// Key of its object.
+    pub key: String,
     /// Bytes sent. A client may stop in the middle of a file.
     pub bytes: u64,
     /// Size of the file.
@@ -223,6 +233,8 @@ pub struct Read {
 pub struct Written {
     /// Path of the file.
     pub path: String,
+    /// Key of its object.
+    pub key: String,
     /// Bytes received.
     pub bytes: u64,
     /// Parts of a multipart upload; 0 for a file that was stored with one request.

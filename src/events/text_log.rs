@@ -51,11 +51,11 @@ impl Display for Event {
             Event::Read(read) => write!(f, "{read}"),
             Event::Written(written) => write!(f, "{written}"),
             Event::Listed { path, entries } => write!(f, "list {path:?} {entries} entries"),
-            Event::Removed { path } => write!(f, "remove {path:?}"),
+            Event::Removed { path, .. } => write!(f, "remove {path:?}"),
             Event::Renamed { from, to, .. } => write!(f, "rename {from:?} to {to:?}"),
             Event::DirectoryMade { path } => write!(f, "mkdir {path:?}"),
             Event::DirectoryRemoved { path } => write!(f, "rmdir {path:?}"),
-            Event::SizeSet { path, size } => write!(f, "set size {size} of {path:?}"),
+            Event::SizeSet { path, size, .. } => write!(f, "set size {size} of {path:?}"),
             Event::RequestFailed(failed) => write!(f, "{failed}"),
             Event::UploadAborted { key, upload_id } => {
                 write!(f, "aborted the multipart upload {upload_id} of {key:?}")

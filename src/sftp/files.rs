@@ -31,7 +31,7 @@ impl Session {
         let vfs = &self.settings.vfs;
         let events = &self.settings.events;
         let file = vfs.open_read(path, &self.limits).await?;
-        let event = ReadEvent::new(events, path, file.object.object());
+        let event = ReadEvent::new(events, path, &file.key, file.object.object());
         tell_opened(events, path, open);
         let download = Download::open(
             vfs.transfers().clone(),
@@ -55,7 +55,7 @@ impl Session {
         let vfs = &self.settings.vfs;
         let events = &self.settings.events;
         let file = vfs.open_write(&path, mode).await?;
-        let event = WriteEvent::new(events, &path, open.attrs.size);
+        let event = WriteEvent::new(events, &path, &vfs.file_key(&path)?, open.attrs.size);
         tell_opened(events, &path, open);
         let upload = file.start(vfs.transfers().clone(), events.clone(), move |summary| {
             event.tell(summary);

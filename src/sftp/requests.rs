@@ -165,6 +165,15 @@ impl Session {
         self.settings.events.tell(event);
     }
 
+    /// The key of a path whose request was carried out, for its event.
+    fn key_of(&self, path: &Path) -> String {
+        match self.settings.vfs.file_key(path) {
+            Ok(key) => key.to_string(),
+            // No request succeeds for such a path.
+            Err(_no_key) => String::new(),
+        }
+    }
+
     async fn stat(&mut self, id: u32, path: &str) -> Outcome {
         let path = Path::parse(path)?;
         let stat = match self.find_recent(&path) {
@@ -198,8 +207,11 @@ impl Session {
         match set_stat.attrs.size {
             Some(size) => {
                 vfs.set_size(&path, size).await?;
-                let path = shorten(path.as_str());
-                self.tell(Event::SizeSet { path, size });
+                self.tell(Event::SizeSet {
+                    key: self.key_of(&path),
+                    path: shorten(path.as_str()),
+                    size,
+                });
             }
             None => {
                 vfs.stat(&path).await?;
@@ -263,8 +275,10 @@ impl Session {
     async fn remove(&mut self, id: u32, path: &str) -> Outcome {
         let path = Path::parse(path)?;
         self.settings.vfs.remove(&path).await?;
-        let path = shorten(path.as_str());
-        self.tell(Event::Removed { path });
+        self.tell(Event::Removed {
+            key: self.key_of(&path),
+            path: shorten(path.as_str()),
+        });
         Ok(Answer::ok(id))
     }
 
@@ -308,6 +322,8 @@ impl Session {
         self.tell(Event::Renamed {
             from: shorten(rename.from.as_str()),
             to: shorten(rename.to.as_str()),
+            from_key: self.key_of(&rename.from),
+            to_key: self.key_of(&rename.to),
             replaced,
         });
         Ok(Answer::ok(rename.id))

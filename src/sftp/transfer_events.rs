@@ -2,7 +2,7 @@
 
 use super::table::CHANGES;
 use crate::events::{Event, Read, Teller, TransferResult, Written, shorten};
-use crate::path::Path;
+use crate::path::{Key, Path};
 use crate::store::Object;
 use crate::transfer::{DownloadSummary, UploadSummary};
 use russh_sftp::protocol::{Open, OpenFlags};
@@ -28,14 +28,16 @@ pub fn tell_opened(events: &Teller, path: &Path, open: &Open) {
 pub struct ReadEvent {
     events: Teller,
     path: String,
+    key: Key,
     object: Object,
 }
 
 impl ReadEvent {
-    pub fn new(events: &Teller, path: &Path, object: &Object) -> ReadEvent {
+    pub fn new(events: &Teller, path: &Path, key: &Key, object: &Object) -> ReadEvent {
         ReadEvent {
             events: events.clone(),
             path: shorten(path.as_str()),
+            key: key.clone(),
             object: object.clone(),
         }
     }
@@ -48,6 +50,7 @@ impl ReadEvent {
         };
         self.events.tell(Event::Read(Read {
             path: self.path,
+            key: self.key.to_string(),
             bytes: summary.bytes,
             size: self.object.size,
             requests: summary.requests,
@@ -64,15 +67,17 @@ impl ReadEvent {
 pub struct WriteEvent {
     events: Teller,
     path: String,
+    key: Key,
     declared_size: Option<u64>,
     summary: Option<UploadSummary>,
 }
 
 impl WriteEvent {
-    pub fn new(events: &Teller, path: &Path, declared_size: Option<u64>) -> WriteEvent {
+    pub fn new(events: &Teller, path: &Path, key: &Key, declared_size: Option<u64>) -> WriteEvent {
         WriteEvent {
             events: events.clone(),
             path: shorten(path.as_str()),
+            key: key.clone(),
             declared_size,
             summary: None,
         }
@@ -100,6 +105,7 @@ impl Drop for WriteEvent {
         };
         self.events.tell(Event::Written(Written {
             path: std::mem::take(&mut self.path),
+            key: self.key.to_string(),
             bytes: summary.bytes,
             parts: summary.parts,
             duration: summary.took,

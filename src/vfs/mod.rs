@@ -146,6 +146,11 @@ impl Vfs {
         self.transfers.locks.count()
     }
 
+    /// The key of a file of this path. The keys in a directory begin with it and a slash.
+    pub fn file_key(&self, path: &Path) -> Result<Key> {
+        Ok(self.home.keys(path)?.file)
+    }
+
     /// Is an upload to this path in progress?
     pub fn is_being_uploaded(&self, path: &Path) -> bool {
         match self.home.keys(path) {
