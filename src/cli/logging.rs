@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use env_logger::fmt::Formatter;
 use log::{Level, LevelFilter, Record};
 use rustix::fs::fstat;
-use sftpd::events::{Events, JSON_TARGET, JsonLog, Metrics, TextLog, record_as_json};
+use sftpd::events::{Escaped, Events, JSON_TARGET, JsonLog, Metrics, TextLog, record_as_json};
 use std::io::{Write, stderr};
 use std::sync::Arc;
 use std::{env, io, panic};
@@ -173,7 +173,7 @@ fn write_line(
 ) -> io::Result<()> {
     let level = record.level();
     let module = record.target();
-    let text = escape_controls(&record.args().to_string());
+    let text = Escaped(record.args());
     match destination {
         Destination::Journal => writeln!(
             out,
@@ -200,18 +200,6 @@ fn write_json(
         JSON_TARGET => writeln!(out, "{}", record.args()),
         _ => writeln!(out, "{}", record_as_json(record)),
     }
-}
-
-fn escape_controls(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            escaped.extend(c.escape_default());
-        } else {
-            escaped.push(c);
-        }
-    }
-    escaped
 }
 
 /// The priority of syslog ([RFC 5424 §6.2.1](https://www.rfc-editor.org/rfc/rfc5424#section-6.2.1))
@@ -258,13 +246,5 @@ mod tests {
             assert_eq!(filter.directives, DEFAULT_FILTER);
             assert!(filter.warning.is_some());
         }
-    }
-
-    #[test]
-    fn control_characters_are_escaped() {
-        assert_eq!(
-            escape_controls("a\nb\u{1b}[31m\u{85}é"),
-            "a\\nb\\u{1b}[31m\\u{85}é"
-        );
     }
 }

@@ -20,6 +20,8 @@ pub use json_log::{JSON_TARGET, JsonLog};
 #[doc(inline)]
 pub use log::Level;
 pub use metrics::Metrics;
+#[doc(hidden)]
+pub use text_log::Escaped;
 pub use text_log::TextLog;
 
 use crate::path::MAX_KEY;

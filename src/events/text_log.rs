@@ -4,14 +4,15 @@ use super::{
     ConnectionEnd, ConnectionRefusal, Credential, Event, Events, FailedRequest, LoginRefusal, Read,
     RequestKind, SessionEnd, TransferResult, Who, Written,
 };
-use std::fmt::{self, Display, Formatter};
+use std::fmt::{self, Display, Formatter, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The target of the log's lines about events.
 const LOG_TARGET: &str = "sftpd::events";
 
-/// Logs each event as a line of text, through the logger that the process has installed.
+/// Logs each event as a line of text, through the logger that the process has installed. Control
+/// characters are escaped: those of a store's error, for example, can't forge a line.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TextLog;
 
@@ -19,8 +20,37 @@ impl Events for TextLog {
     fn event(&self, who: &Who, event: &Event) {
         let level = event.level();
         match who.connection {
-            0 => log::log!(target: LOG_TARGET, level, "{event}"),
-            _ => log::log!(target: LOG_TARGET, level, "{who}: {event}"),
+            0 => log::log!(target: LOG_TARGET, level, "{}", Escaped(event)),
+            _ => log::log!(target: LOG_TARGET, level, "{}: {}", Escaped(who), Escaped(event)),
+        }
+    }
+}
+
+/// Shows a text with its control characters escaped. Escaped twice it is the same.
+pub struct Escaped<T>(pub T);
+
+impl<T: Display> Display for Escaped<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(EscapeControls(f), "{}", self.0)
+    }
+}
+
+/// Escapes what is written through it.
+struct EscapeControls<'a, 'b>(&'a mut Formatter<'b>);
+
+impl Write for EscapeControls<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            self.write_char(c)?;
+        }
+        Ok(())
+    }
+
+    fn write_char(&mut self, c: char) -> fmt::Result {
+        if c.is_control() {
+            write!(self.0, "{}", c.escape_default())
+        } else {
+            self.0.write_char(c)
         }
     }
 }
@@ -253,4 +283,53 @@ fn write_abandoned(f: &mut Formatter<'_>, key: &str, upload_id: &str, parts: usi
         f,
         "aborted the abandoned multipart upload {upload_id} of {key:?}, {parts} parts"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::Teller;
+    use std::sync::{Arc, Mutex};
+
+    /// Keeps the lines about events.
+    static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    struct KeepLines;
+
+    impl log::Log for KeepLines {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.target() == LOG_TARGET
+        }
+
+        fn log(&self, record: &log::Record<'_>) {
+            if self.enabled(record.metadata()) {
+                LINES.lock().unwrap().push(record.args().to_string());
+            }
+        }
+
+        fn flush(&self) {}
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        let escaped = "a\\nb\\u{1b}[31m\\u{85}é";
+        assert_eq!(Escaped("a\nb\u{1b}[31m\u{85}é").to_string(), escaped);
+        assert_eq!(Escaped(escaped).to_string(), escaped);
+    }
+
+    #[test]
+    fn an_error_of_a_store_is_one_line_for_every_logger() {
+        log::set_logger(&KeepLines).unwrap();
+        log::set_max_level(log::LevelFilter::Trace);
+        let events = Teller::new(vec![Arc::new(TextLog)]);
+        events.tell(Event::UploadLeft {
+            key: "alice/f".to_owned(),
+            upload_id: "7\r".to_owned(),
+            error: "gone\n[INFO] alice: logged in".to_owned(),
+        });
+        let lines = LINES.lock().unwrap();
+        let expected = "multipart upload 7\\r of \"alice/f\" could not be aborted and stays: \
+            gone\\n[INFO] alice: logged in";
+        assert_eq!(*lines, [expected]);
+    }
 }
