@@ -101,7 +101,8 @@ pub enum Event {
     },
     /// A file that was open for reading is closed.
     Read(Read),
-    /// A file that was open for writing is closed, or its client is gone.
+    /// A file that was open for writing is closed, or its client is gone. Then it may be told after
+    /// `ConnectionEnded`: the upload is aborted first.
     Written(Written),
     /// A directory was listed to its end.
     #[non_exhaustive]

@@ -107,7 +107,7 @@ pub enum BuildError {
     },
 }
 
-/// What a server needs besides a store and an [`Auth`]. The defaults are those of `sftpd serve`.
+/// What a server needs besides a store and an [`Auth`].
 pub(super) struct Settings {
     /// Prefix of every key: a folder of the bucket, or empty.
     pub prefix: String,
@@ -154,7 +154,9 @@ enum Parts {
     Unchecked(PartSizes),
 }
 
-/// Makes a [`Server`]. Every setting has the default of `sftpd serve`.
+/// Makes a [`Server`]. Every setting has the default of `sftpd serve`, except for
+/// [`max_uploads`](Self::max_uploads), which `serve` computes from the machine's memory, and host
+/// keys, which it keeps in a directory.
 #[must_use]
 pub struct ServerBuilder {
     store: Arc<dyn Store>,
@@ -243,6 +245,9 @@ impl ServerBuilder {
 
     /// Size in bytes of the pool for the part and read-ahead buffers of all sessions: 256 MiB by
     /// default, at least four parts.
+    ///
+    /// The server's memory is bounded by 34 MiB, this, 5.25 MiB for each open upload and 4 MiB for
+    /// each session.
     pub fn buffer_memory(mut self, bytes: u64) -> ServerBuilder {
         self.buffer_memory = bytes;
         self
@@ -289,6 +294,9 @@ impl ServerBuilder {
 
     /// Limit on files that are open for writing: 256 by default. One user may have three quarters
     /// of it.
+    ///
+    /// With one upload in each session, `(memory - 34 MiB - buffer_memory) / 9.25 MiB` fit into the
+    /// memory of the machine or the container: the default needs 2.6 GiB.
     pub fn max_uploads(mut self, limit: usize) -> ServerBuilder {
         self.max_uploads = limit;
         self
@@ -333,7 +341,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Networks of load balancers, whose connections begin with a header of the PROXY protocol:
+    /// Networks ([`IpNet`]) of load balancers, whose connections begin with a header of the PROXY protocol:
     /// none by default.
     pub fn proxies(mut self, networks: impl IntoIterator<Item = IpNet>) -> ServerBuilder {
         self.proxies = networks.into_iter().collect();
@@ -362,7 +370,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Replaces all listeners.
+    /// Replaces all listeners, those that [`events`](Self::events) has added before too.
     pub fn listeners(mut self, listeners: Vec<Arc<dyn Events>>) -> ServerBuilder {
         self.listeners = listeners;
         self

@@ -125,7 +125,8 @@ impl Shared {
 ///
 /// Its clones are the same server. Keep one while it serves: dropping the last one ends every
 /// session, and aborts the uploads. Several servers in one process share nothing, except that the
-/// facades `log` and `metrics` are global.
+/// facades `log` and `metrics` are global: their counters add up, and the gauges that show limits
+/// and memory are those of the server that has set them last.
 ///
 /// ```no_run
 /// use sftpd::server::Server;
@@ -209,7 +210,12 @@ impl Server {
     /// All limits hold for it, and if `peer` is a load balancer of the server's, it begins with a
     /// PROXY header.
     ///
-    /// Returns when the connection has ended. Dropped before, it ends the connection.
+    /// Limits and penalties count by `peer`. For a stream without an address, such as one of a Unix
+    /// socket, an invented one does, but clients with the same one share what one address may have:
+    /// 20 wrong passwords, and before the login a quarter of `max_sessions`.
+    ///
+    /// Returns when the connection has ended, at once if the server is shutting down. Dropped
+    /// before, it ends the connection.
     pub async fn serve_stream(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,

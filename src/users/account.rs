@@ -61,8 +61,9 @@ pub struct UnknownAccess(pub String);
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Account {
-    /// Names the user in logs and listings, and has limits of its own. Empty names and control
-    /// characters are refused at the login.
+    /// Names the user in logs and listings. Sessions with the same name share the limits of one
+    /// user, whatever their stores: give the users of different tenants different names. Empty names
+    /// and control characters are refused at the login.
     pub name: String,
     /// Prefix below the server's, `/` at its end; empty for the whole store. `None` for the
     /// directory of the account's name: a login with a name that can't be one is refused.
