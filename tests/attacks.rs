@@ -9,12 +9,14 @@ mod support;
 use russh_sftp::protocol::{OpenFlags, StatusCode};
 use sftpd::events::Teller;
 use sftpd::store::memory::MemoryStore;
-use sftpd::store::{Condition, Key, Limits, Store, Timeouts};
+use sftpd::store::{Attributes, Condition, Key, Limits, Store, Timeouts};
 use sftpd::transfer::{BufferPool, PartSizes, Share, Target, Transfers, Upload, UploadError};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use support::process::Process;
 use support::s3::{FakeS3, Fault, When};
+use support::stores::Hooked;
 use support::*;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
@@ -207,6 +209,64 @@ async fn parts_that_are_large_at_least_are_counted() {
         close(upload).await.unwrap();
     }
     assert_eq!((store.uploads(), transfers.pool.used()), (0, 0));
+}
+
+/// Old bytes that are loaded are counted: in the pool, or as the one WRITE that an upload may hold.
+#[tokio::test]
+async fn old_bytes_that_are_loaded_are_counted() {
+    const POOL: u64 = 64 << 20;
+    const MIB_OF_POOL: u64 = 1 << 20;
+    for (held_by_others, first_part, size, expected_gets) in [
+        (0, 5 << 20, 5 * MIB - 1, Some(1)),
+        (POOL, 5 << 20, 5 * MIB - 1, Some(20)),
+        // Parts become as small as what they hold.
+        (POOL - 6 * MIB_OF_POOL, 10 << 20, 12 * MIB, None),
+    ] {
+        let pool = BufferPool::new(POOL);
+        let others = pool.try_take(held_by_others).unwrap();
+        let gets = Arc::new(AtomicUsize::new(0));
+        let mut store = Hooked::new({
+            let (gets, pool) = (gets.clone(), pool.clone());
+            move |method| {
+                if method == "get" {
+                    let number = gets.fetch_add(1, Ordering::Relaxed);
+                    assert!(number > 0 || pool.used() >= size.min(5 * MIB) as u64);
+                }
+                Box::pin(async { Ok(()) })
+            }
+        });
+        // It does not copy.
+        store.store = MemoryStore::with_limits(Limits::default());
+        let store = Arc::new(store);
+        let key = Key::new("f").unwrap();
+        let old = noise(size, 1);
+        let plain = Attributes::default();
+        let put = store.put(&key, old.clone(), &plain, &Condition::None).await;
+        let sizes = PartSizes {
+            first: first_part,
+            ..PartSizes::default()
+        };
+        let transfers = Transfers::new(store.clone(), Timeouts::default(), pool, sizes);
+        let target = Target {
+            key: key.clone(),
+            base: Some(put.unwrap()),
+            condition: Condition::None,
+            events: Teller::default(),
+            on_end: Box::new(drop),
+        };
+        let upload = Upload::open(Arc::new(transfers), target);
+        within("the append", write(&upload, size as u64, 1))
+            .await
+            .unwrap();
+        close(upload).await.unwrap();
+        if let Some(expected) = expected_gets {
+            assert_eq!(gets.load(Ordering::Relaxed), expected);
+        }
+        let now = store.head(&key).await.unwrap();
+        let content = store.store.get(&key, 0..now.size, &now.etag).await;
+        assert!(content.unwrap().concat() == [&old[..], &noise(1, 1)[..]].concat());
+        drop(others);
+    }
 }
 
 /// Parts that never arrive do not keep the upload or its memory for ever.

@@ -8,6 +8,7 @@ mod support;
 
 use futures_util::future::join_all;
 use russh_sftp::client::RawSftpSession;
+use russh_sftp::protocol::OpenFlags;
 use sftpd::transfer::MAX_USER_HANDLES;
 use sftpd::transfer::REORDER_WINDOW;
 use std::collections::HashSet;
@@ -93,6 +94,45 @@ async fn uploads_written_out_of_order_stay_inside_the_formula() {
         client.close(&handle).await.unwrap();
     }
     (0..UPLOADS).for_each(|n| assert!(s3.object(&format!("alice/{n}")).unwrap() == data, "{n}"));
+    s3.assert_no_uploads();
+}
+
+/// A byte is appended to each of many files, whose old bytes all arrive at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_stay_inside_the_formula() {
+    const UPLOADS: usize = 60;
+    const SIZE: usize = 5 * MIB - 64 * 1024;
+    let s3 = FakeS3::start().await;
+    let data = noise(SIZE, 1);
+    (0..UPLOADS).for_each(|n| s3.put(&format!("alice/{n}"), data.clone()));
+    s3.fault(
+        "GetObject",
+        When::Every,
+        Fault::Stall(Duration::from_millis(100)),
+    );
+    let process = Process::start(&s3, &["--buffer-memory", "32MiB"]);
+    let client = process.client().await;
+    let append = OpenFlags::WRITE | OpenFlags::APPEND;
+    let mut handles = Vec::new();
+    for n in 0..UPLOADS {
+        handles.push(client.open(&format!("/{n}"), append).await.unwrap());
+    }
+    let appends = handles.iter().map(async |handle| {
+        client.write(handle, 0, b"x").await.unwrap();
+    });
+    join_all(appends).await;
+    let peak = process.peak();
+    // As above, in one session.
+    let promise = 34 + 32 + UPLOADS * 21 / 4 + 4;
+    assert!(
+        (UPLOADS * 4..=promise).contains(&peak),
+        "{peak} MiB, of {promise}"
+    );
+    for handle in &handles {
+        client.close(handle).await.unwrap();
+    }
+    let longer = [&data[..], b"x"].concat();
+    (0..UPLOADS).for_each(|n| assert!(s3.object(&format!("alice/{n}")).unwrap() == longer, "{n}"));
     s3.assert_no_uploads();
 }
 

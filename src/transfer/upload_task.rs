@@ -10,7 +10,7 @@ use super::{
     REORDER_WINDOW, Reply, Reservation, Share, Target, Transfers, UploadError, UploadSummary,
 };
 use crate::catch_panic;
-use crate::store::{self, Attributes, Limits, Object, Part, PartSource, change};
+use crate::store::{self, Attributes, Limits, Object, Part, PartSource, StoreError, change};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -27,6 +27,10 @@ const PARTS_IN_FLIGHT: u64 = 8;
 const BYTES_IN_FLIGHT: u64 = 40 * 1024 * 1024;
 /// Old bytes are copied inside the store in ranges of this size in bytes, side by side.
 const COPY_RANGE: u64 = 512 * 1024 * 1024;
+/// Limit on old bytes that are loaded at once, in bytes.
+const MAX_LOAD: u64 = 5 * 1024 * 1024;
+/// The same if the pool has no memory for them: as much as one WRITE, which every upload may hold.
+const OWN_LOAD: u64 = 256 * 1024;
 /// Limit on held replies to early writes; beyond it the oldest is sent. A client keeps at most a
 /// few hundred requests under way.
 const MAX_HELD: usize = 1024;
@@ -383,6 +387,11 @@ impl UploadTask {
             offset += taken as u64;
             data = data.get(taken..).unwrap_or_default();
         }
+        self.send_overdue().await
+    }
+
+    /// Sends the parts that are complete and have early bytes behind them.
+    async fn send_overdue(&mut self) -> Result<()> {
         while self.buffer.is_overdue() {
             self.send_part().await?;
         }
@@ -404,8 +413,7 @@ impl UploadTask {
                 Some(gap_end) => gap_end.min(to),
                 None => to,
             };
-            let room = self.buffer.part_size() - self.buffer.contiguous_len();
-            let len = (gap_end - start).min(room).min(ZEROS.len() as u64);
+            let len = (gap_end - start).min(self.room()).min(ZEROS.len() as u64);
             let zeros = ZEROS.get(..len as usize).unwrap_or_default();
             self.zeros_stored += len;
             self.append(start, zeros).await?;
@@ -621,10 +629,7 @@ impl UploadTask {
             if let Some(copied_len) = copied_len {
                 self.copy_part(start..start + copied_len, &etag).await?;
             } else {
-                let room = self.buffer.part_size() - self.buffer.contiguous_len();
-                let end = start + missing.min(room).min(OWN_BYTES);
-                let loaded = self.load_base(start..end, &etag).await?;
-                self.append(start, &loaded).await?;
+                self.load_into_part(missing, &etag).await?;
             }
         }
         Ok(())
@@ -646,11 +651,48 @@ impl UploadTask {
         copied_len(limits, missing)
     }
 
-    /// Bytes of the old object.
-    async fn load_base(&mut self, range: Range<u64>, etag: &str) -> Result<Vec<u8>> {
+    /// Loads the next bytes of the old object into the part being filled: as many of `missing` as
+    /// it has room and the server has memory for.
+    async fn load_into_part(&mut self, missing: u64, etag: &str) -> Result<()> {
+        // This may wait, so it comes before the memory below, and may make the part smaller.
+        let wanted = missing.min(self.room()).min(MAX_LOAD);
+        self.reserve_part(self.buffer.contiguous_len() + wanted)
+            .await?;
+        let wanted = wanted.min(self.room());
+        if wanted == 0 {
+            // The part is now as small as what it holds, and is sent first.
+            return Ok(());
+        }
+        let memory = self.transfers.pool.try_take(wanted);
+        let len = match &memory {
+            Some(_) => wanted,
+            None => wanted.min(OWN_LOAD),
+        };
+        let start = self.buffer.end();
+        let pieces = self.load_base(start..start + len, etag).await?;
+        let mut offset = start;
+        for piece in pieces {
+            offset += self.buffer.write(offset, &piece)? as u64;
+        }
+        drop(memory);
+        if offset != start + len {
+            let error = format!("the store returned {} of {len} bytes", offset - start);
+            return Err(StoreError::Other(error).into());
+        }
+        // The bytes may have closed a gap.
+        self.reserve_part(self.buffer.contiguous_len()).await?;
+        self.send_overdue().await
+    }
+
+    /// How many more bytes the part being filled takes.
+    fn room(&self) -> u64 {
+        self.buffer.part_size() - self.buffer.contiguous_len()
+    }
+
+    /// Bytes of the old object, in pieces.
+    async fn load_base(&mut self, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
         let store = &self.transfers.store;
-        let pieces = store.get(&self.target.key, range, etag).await?;
-        Ok(pieces.concat())
+        Ok(store.get(&self.target.key, range, etag).await?)
     }
 
     /// Bytes from RAM, then from the old object, until there are `len` of them or the file ends.
@@ -670,8 +712,9 @@ impl UploadTask {
                     etag,
                     end: base_end,
                 } => {
-                    let piece = self.load_base(at..base_end.min(end), &etag).await?;
-                    found.extend_from_slice(&piece);
+                    for piece in self.load_base(at..base_end.min(end), &etag).await? {
+                        found.extend_from_slice(&piece);
+                    }
                 }
                 Location::Unreadable if at == offset => {
                     return Err(UploadError::OnItsWay { offset });
