@@ -86,6 +86,53 @@ async fn files_that_were_moved_are_moved_back_if_their_directory_cannot_be() {
     assert_eq!(client.list("/e").await.unwrap().len(), 5);
 }
 
+/// The answers to some renames are lost, and another one fails or none does: all files have their
+/// new names, or all their old ones.
+#[tokio::test]
+async fn a_rename_whose_answer_was_lost_counts_as_done_if_it_was() {
+    for fails in [None, Some(12)] {
+        let begun = AtomicUsize::new(0);
+        let done = AtomicUsize::new(0);
+        let store = Hooked::new(move |method| {
+            let is_chosen =
+                method == "rename" && Some(begun.fetch_add(1, Ordering::Relaxed)) == fails;
+            Box::pin(async move {
+                match is_chosen {
+                    true => Err(StoreError::Other("the test wants it".to_owned())),
+                    false => Ok(()),
+                }
+            })
+        });
+        let store = store.after_rename(move |_| {
+            let is_lost = done.fetch_add(1, Ordering::Relaxed) % 5 == 2;
+            Box::pin(async move {
+                match is_lost {
+                    true => Err(StoreError::Unknown("the answer was lost".to_owned())),
+                    false => Ok(()),
+                }
+            })
+        });
+        let server = Server::start(Arc::new(store)).await;
+        let client = server.client().await;
+        for n in 0..20 {
+            let name = format!("/d/{n}");
+            client.put(&name, name.as_bytes()).await.unwrap();
+        }
+        let renamed = client.sftp.rename("/d", "/e").await;
+        let (expected, there, gone) = match fails {
+            None => (StatusCode::Ok, "/e", "/d"),
+            Some(_) => (StatusCode::Failure, "/d", "/e"),
+        };
+        assert_eq!(code(renamed), expected);
+        for n in 0..20 {
+            let content = client.get(&format!("{there}/{n}")).await.unwrap();
+            assert_eq!(content, format!("/d/{n}").as_bytes());
+            let gone = client.size(&format!("{gone}/{n}")).await;
+            assert_eq!(code(gone), StatusCode::NoSuchFile);
+        }
+    }
+}
+
 /// Copies go through the server: small ones in one request, large ones in parts.
 #[tokio::test]
 async fn the_server_copies_for_a_store_that_cannot() {

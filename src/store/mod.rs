@@ -206,8 +206,8 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// hold for all of them:
 ///
 /// - An error is final: the store retries transient failures itself.
-/// - The store settles its own doubts. `put`, `complete`, `copy` and `delete` find out what a lost
-///   answer meant, in whatever way the store allows. They return [`StoreError::Unknown`] only if
+/// - The store settles its own doubts. `put`, `complete`, `copy`, `delete` and `rename` find out what
+///   a lost answer meant, in whatever way the store allows. They return [`StoreError::Unknown`] only if
 ///   that is impossible, and never say that something was done that was not.
 /// - A future that is dropped may or may not have taken effect.
 /// - A request that gives no sign of life ([`SignsOfLife`]) for the server's `open_timeout` or

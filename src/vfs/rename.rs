@@ -266,6 +266,10 @@ impl DirectoryMove {
                 Made::Copy(copy(&self.transfers, &from, &version, &to, None).await?)
             }
             Err(StoreError::NotFound) => return Err(VfsError::NotFound),
+            Err(doubt @ StoreError::Unknown(_)) => {
+                let moved = find_moved(store, &from, &version, &to, doubt).await?;
+                Made::Move(moved.etag.into())
+            }
             Err(error) => return Err(error.into()),
         };
         Ok(MadeCopy { index, made })
@@ -367,6 +371,25 @@ async fn move_again(transfers: &Transfers, from: &Key, to: &Key) -> Result<()> {
     match move_file(transfers, from, version, to, false).await {
         Ok(_) | Err(VfsError::NotFound) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// The object that a rename has moved whose answer is not clear. Fails, with that answer, unless the
+/// source is gone and the target, which was free, is there: otherwise the key may be forgotten at
+/// its new name when the others of its directory get their old ones.
+async fn find_moved(
+    store: &dyn Store,
+    from: &Key,
+    version: &Object,
+    to: &Key,
+    doubt: StoreError,
+) -> Result<Object> {
+    if store.head(from).await != Err(StoreError::NotFound) {
+        return Err(doubt.into());
+    }
+    match store.head(to).await {
+        Ok(moved) if moved.size == version.size => Ok(moved),
+        Ok(_) | Err(_) => Err(doubt.into()),
     }
 }
 

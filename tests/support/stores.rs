@@ -20,6 +20,8 @@ type Hook = dyn Fn(&'static str) -> BoxFuture<'static, Result<()>> + Send + Sync
 pub struct Hooked {
     pub store: MemoryStore,
     hook: Box<Hook>,
+    /// Happens after a rename, which fails as this does.
+    after_rename: Box<Hook>,
 }
 
 impl Hooked {
@@ -30,7 +32,17 @@ impl Hooked {
         Hooked {
             store: MemoryStore::default(),
             hook: Box::new(hook),
+            after_rename: Box::new(|_method| Box::pin(async { Ok(()) })),
         }
+    }
+
+    /// `hook` gets the name of the method, once a rename is done.
+    pub fn after_rename(
+        mut self,
+        hook: impl Fn(&'static str) -> BoxFuture<'static, Result<()>> + Send + Sync + 'static,
+    ) -> Hooked {
+        self.after_rename = Box::new(hook);
+        self
     }
 
     async fn before(&self, method: &'static str) -> Result<&MemoryStore> {
@@ -154,6 +166,8 @@ impl Store for Hooked {
         condition: &Condition,
     ) -> Result<Object> {
         let store = self.before("rename").await?;
-        store.rename(from, version, to, condition).await
+        let moved = store.rename(from, version, to, condition).await?;
+        (self.after_rename)("rename").await?;
+        Ok(moved)
     }
 }
