@@ -17,12 +17,14 @@ use sftpd::store::{
     PartSource, Result, Store, StoreError,
 };
 use sftpd::testing::{Rule, store_conformance};
+use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 use support::gateway::new_bucket;
 use support::s3::{FakeS3, S3Access};
 use support::s3_store;
-use support::stores::NineMethods;
+use support::stores::{Hooked, NineMethods};
 
 #[tokio::test]
 async fn the_memory_store_conforms() {
@@ -64,6 +66,40 @@ async fn the_store_on_encrypted_s3_conforms() {
 async fn the_defaults_conform() {
     let store = NineMethods::<MemoryStore>::default();
     store_conformance(Arc::new(store)).await.unwrap();
+}
+
+/// No method of a store behind an `Arc` is the trait's default.
+#[tokio::test]
+async fn a_store_behind_an_arc_is_asked_for_everything() {
+    let asked: Arc<Mutex<BTreeSet<&str>>> = Arc::default();
+    let methods = asked.clone();
+    let store: Arc<dyn Store> = Arc::new(Hooked::new(move |method| {
+        methods.lock().unwrap().insert(method);
+        Box::pin(async { Ok(()) })
+    }));
+    assert_eq!(Store::limits(&store), MemoryStore::default().limits());
+    store_conformance(Arc::new(store.clone())).await.unwrap();
+    let top = Key::new("").unwrap();
+    Store::incomplete_uploads(&store, &top, SystemTime::now())
+        .await
+        .unwrap();
+    let expected = [
+        "abort",
+        "complete",
+        "copy",
+        "copy_part",
+        "create_upload",
+        "delete",
+        "get",
+        "head",
+        "incomplete_uploads",
+        "list",
+        "open",
+        "put",
+        "rename",
+        "upload_part",
+    ];
+    assert_eq!(*asked.lock().unwrap(), expected.into());
 }
 
 /// A store that breaks one rule.

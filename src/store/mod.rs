@@ -11,6 +11,7 @@ pub mod memory;
 mod patience;
 #[cfg(feature = "s3")]
 pub mod s3;
+mod shared;
 
 pub use limits::{KeptConditions, Limits};
 pub use patience::{PatientStore, SignsOfLife, Timeouts};

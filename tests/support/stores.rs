@@ -5,10 +5,11 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use sftpd::store::memory::MemoryStore;
 use sftpd::store::{
-    Attributes, Condition, Copied, CopySource, Key, Limits, ListRequest, Object, Page, Part,
-    PartSource, Result, Store,
+    Attributes, Condition, Copied, CopySource, IncompleteUpload, Key, Limits, ListRequest, Object,
+    Page, Part, PartSource, Result, Store,
 };
 use std::ops::Range;
+use std::time::SystemTime;
 
 /// A store by the nine methods that have no default.
 #[derive(Default)]
@@ -169,5 +170,13 @@ impl Store for Hooked {
         let moved = store.rename(from, version, to, condition).await?;
         (self.after_rename)("rename").await?;
         Ok(moved)
+    }
+    async fn incomplete_uploads(
+        &self,
+        prefix: &Key,
+        before: SystemTime,
+    ) -> Result<Vec<IncompleteUpload>> {
+        let store = self.before("incomplete_uploads").await?;
+        store.incomplete_uploads(prefix, before).await
     }
 }
