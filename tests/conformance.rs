@@ -13,8 +13,8 @@ use bytes::Bytes;
 use sftpd::store::memory::MemoryStore;
 use sftpd::store::s3::S3Store;
 use sftpd::store::{
-    Attributes, Condition, Copied, CopySource, Key, Limits, ListRequest, Object, Page, Part,
-    PartSource, Result, Store, StoreError,
+    Attributes, Condition, Copied, CopySource, KeptConditions, Key, Limits, ListRequest, Object,
+    Page, Part, PartSource, Result, Store, StoreError,
 };
 use sftpd::testing::{Rule, store_conformance};
 use std::collections::BTreeSet;
@@ -66,6 +66,76 @@ async fn the_store_on_encrypted_s3_conforms() {
 async fn the_defaults_conform() {
     let store = NineMethods::<MemoryStore>::default();
     store_conformance(Arc::new(store)).await.unwrap();
+}
+
+/// The limits say that the store copies, and it has no method for that.
+#[tokio::test]
+async fn the_defaults_take_no_memory_that_the_server_does_not_count() {
+    let mut store = NineMethods::of(MemoryStore::default());
+    store.limits.copies_itself = true;
+    let (from, to) = (Key::new("from").unwrap(), Key::new("to").unwrap());
+    let plain = Attributes::default();
+    let body = Bytes::from_static(b"content");
+    let put = store.put(&from, body, &plain, &Condition::None).await;
+    let version = &put.unwrap();
+    let source = CopySource {
+        key: &from,
+        version,
+    };
+    let copied = store.copy(source, &to, &Condition::None).await;
+    assert_eq!(copied, Err(StoreError::Unsupported));
+    let id = store.create_upload(&to, &plain).await.unwrap();
+    let source = PartSource {
+        key: &from,
+        etag: &version.etag,
+        range: 0..7,
+    };
+    let copied = store.copy_part(&to, &id, 1, source).await;
+    assert_eq!(copied, Err(StoreError::Unsupported));
+    let violation = store_conformance(Arc::new(store)).await.unwrap_err();
+    assert_eq!(violation.rule, Rule::MissingObjectsAreNotFound);
+}
+
+/// A condition that is named and ignored is found. Without a name the server looks by itself.
+#[tokio::test]
+async fn a_condition_that_is_claimed_and_ignored_is_found() {
+    let none = KeptConditions::NONE;
+    let claims = |change: fn(&mut KeptConditions)| {
+        let mut claimed = none;
+        change(&mut claimed);
+        claimed
+    };
+    for (claimed, broken) in [
+        (none, None),
+        (claims(|of| of.put_absent = true), Some(Rule::AbsentIsKept)),
+        (
+            claims(|of| of.complete_absent = true),
+            Some(Rule::AbsentIsKept),
+        ),
+        (claims(|of| of.copy_absent = true), Some(Rule::AbsentIsKept)),
+        (
+            claims(|of| of.put_unchanged = true),
+            Some(Rule::UnchangedIsKept),
+        ),
+        (
+            claims(|of| of.complete_unchanged = true),
+            Some(Rule::UnchangedIsKept),
+        ),
+        (
+            claims(|of| of.delete_unchanged = true),
+            Some(Rule::UnchangedIsKept),
+        ),
+    ] {
+        let mut store = NineMethods::of(MemoryStore::default());
+        store.ignores_conditions = true;
+        store.limits.conditions = claimed;
+        let violation = store_conformance(Arc::new(store)).await.err();
+        assert_eq!(
+            violation.map(|violation| violation.rule),
+            broken,
+            "{claimed:?}"
+        );
+    }
 }
 
 /// No method of a store behind an `Arc` is the trait's default.

@@ -152,7 +152,7 @@ async fn the_server_copies_for_a_store_that_cannot() {
         let longer = [&data[..], b"the end"].concat();
         assert!(client.get("/new").await.unwrap() == longer, "{size}");
         client.sftp.remove("/new").await.unwrap();
-        assert_eq!(store.0.uploads(), 0);
+        assert_eq!(store.store.uploads(), 0);
     }
 }
 
@@ -204,7 +204,7 @@ async fn a_file_that_is_replaced_while_it_is_opened_is_opened_again() {
                 let (this, gets, key) = (this.clone(), gets.clone(), key.clone());
                 Box::pin(async move {
                     if method == "get" && gets.fetch_add(1, Ordering::Relaxed) < times {
-                        let store = &this.get().unwrap().0.store;
+                        let store = &this.get().unwrap().store.store;
                         let plain = Attributes::default();
                         let body = Bytes::from_static(b"another");
                         store.put(&key, body, &plain, &Condition::None).await?;
@@ -213,7 +213,7 @@ async fn a_file_that_is_replaced_while_it_is_opened_is_opened_again() {
                 })
             }
         });
-        let store = this.get_or_init(|| Arc::new(NineMethods(store)));
+        let store = this.get_or_init(|| Arc::new(NineMethods::of(store)));
         let missing = store.open(&key, 100).await;
         assert_eq!(missing, Err(StoreError::NotFound));
         let plain = Attributes::default();
@@ -242,7 +242,7 @@ async fn defaults_give_signs_of_life_between_their_requests() {
             Ok(())
         })
     });
-    let server = Server::with(Arc::new(NineMethods(store)), |server| {
+    let server = Server::with(Arc::new(NineMethods::of(store)), |server| {
         let timeout = Duration::from_millis(700);
         server.open_timeout(timeout).close_timeout(timeout)
     })
@@ -255,6 +255,36 @@ async fn defaults_give_signs_of_life_between_their_requests() {
         client.sftp.rename("/old", "/new").await.unwrap();
         assert!(client.get("/new").await.unwrap() == data);
         client.sftp.remove("/new").await.unwrap();
+    }
+}
+
+/// A store whose author ignores conditions and says nothing of them: the server looks before it
+/// stores a file.
+#[tokio::test]
+async fn a_store_that_ignores_conditions_loses_no_file() {
+    let mut store = NineMethods::of(MemoryStore::default());
+    store.ignores_conditions = true;
+    let store = Arc::new(store);
+    let server = Server::start(store.clone()).await;
+    let client = server.client().await;
+    let key = Key::new("alice/f").unwrap();
+    for size in [1000, 6 * MIB] {
+        let created = client.open("/f", PUT | OpenFlags::EXCLUDE).await.unwrap();
+        client.write(&created, 0, &noise(size, 1)).await.unwrap();
+        let plain = Attributes::default();
+        let body = Bytes::from_static(b"another program's");
+        let put = store.put(&key, body, &plain, &Condition::None).await;
+        put.unwrap();
+        assert_eq!(code(client.close(&created).await), StatusCode::Failure);
+        let append = OpenFlags::WRITE | OpenFlags::APPEND;
+        let edited = client.open("/f", append).await.unwrap();
+        client.write(&edited, 0, &noise(size, 2)).await.unwrap();
+        let body = Bytes::from_static(b"a newer version");
+        let put = store.put(&key, body, &plain, &Condition::None).await;
+        put.unwrap();
+        assert_eq!(code(client.close(&edited).await), StatusCode::Failure);
+        assert_eq!(client.get("/f").await.unwrap(), b"a newer version");
+        client.sftp.remove("/f").await.unwrap();
     }
 }
 

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, File, Metadata, MetadataExt};
 use sftpd::store::{
-    Attributes, Condition, Entry, IncompleteUpload, Key, Limits, ListRequest, Object, Page, Part,
-    Result, SignsOfLife, Store, StoreError,
+    Attributes, Condition, Entry, IncompleteUpload, KeptConditions, Key, Limits, ListRequest,
+    Object, Page, Part, Result, SignsOfLife, Store, StoreError,
 };
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Write};
@@ -525,6 +525,7 @@ impl Store for FolderStore {
         let mut limits = Limits::default();
         limits.min_part = 1;
         limits.keeps_attributes = false;
+        limits.conditions = KeptConditions::ALL;
         limits
     }
 

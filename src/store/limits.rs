@@ -5,7 +5,7 @@ const GIB: u64 = 1024 * MIB;
 
 /// What a store demands of uploads, and what it allows. The default is what S3 says
 /// ([S3: multipart limits](https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html)),
-/// for a store that copies nothing by itself.
+/// for a store that copies nothing by itself and keeps no condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
@@ -21,11 +21,15 @@ pub struct Limits {
     /// Whether all parts but the last must have the same size, as Cloudflare R2 demands.
     pub equal_parts: bool,
     /// Whether `copy` and `copy_part` take no memory of this process. If not, the server counts the
-    /// bytes that are copied as part of `buffer_memory`, and copies large objects part by part.
+    /// bytes that are copied as part of `buffer_memory`, and copies large objects part by part. If
+    /// so, the store must have both methods, and a store that wraps it must forward them: their
+    /// defaults, which take memory, are `Unsupported` then.
     pub copies_itself: bool,
-    /// Whether objects have the attributes that they were written with.
+    /// Whether objects have the attributes that they were written with. The server sends them in any
+    /// case; `store_conformance` looks for them if this is true.
     pub keeps_attributes: bool,
-    /// Which conditions the store keeps.
+    /// Which conditions the store keeps: none, so that a store which ignores them loses no file. To
+    /// say which are kept saves a HEAD before each change.
     pub conditions: KeptConditions,
 }
 
@@ -39,14 +43,15 @@ impl Default for Limits {
             equal_parts: false,
             copies_itself: false,
             keeps_attributes: true,
-            conditions: KeptConditions::ALL,
+            conditions: KeptConditions::NONE,
         }
     }
 }
 
 /// The conditions that a store keeps, at the moment of the change. The server checks the others
 /// just before a request, which is enough if no one else changes these keys: it locks them itself.
-/// A store may ignore a condition that it does not keep.
+/// A store may ignore a condition that it does not keep. `store_conformance` finds a condition that
+/// is named here and ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeptConditions {

@@ -4,8 +4,8 @@
 //! conditions.
 
 use super::{
-    Attributes, Condition, Copied, CopySource, Entry, Key, Limits, ListRequest, Object, Page, Part,
-    PartSource, Result, Store, StoreError, slice_pieces,
+    Attributes, Condition, Copied, CopySource, Entry, KeptConditions, Key, Limits, ListRequest,
+    Object, Page, Part, PartSource, Result, Store, StoreError, slice_pieces,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,20 +31,23 @@ struct State {
 
 struct Upload {
     attributes: Arc<Attributes>,
-    parts: HashMap<u32, Bytes>,
+    /// The content of each part, in pieces.
+    parts: HashMap<u32, Vec<Bytes>>,
 }
 
 impl Default for MemoryStore {
     fn default() -> MemoryStore {
         MemoryStore::with_limits(Limits {
             copies_itself: true,
+            conditions: KeptConditions::ALL,
             ..Limits::default()
         })
     }
 }
 
 impl MemoryStore {
-    /// A store that demands parts of these sizes, for tests.
+    /// A store with these limits, for tests: `min_part` is kept, and every condition, whatever they
+    /// say.
     pub fn with_limits(limits: Limits) -> MemoryStore {
         MemoryStore {
             limits,
@@ -66,7 +69,7 @@ impl MemoryStore {
 
 impl State {
     fn insert(&mut self, key: &Key, content: Vec<Bytes>, attributes: Arc<Attributes>) -> Object {
-        let size = content.iter().map(|piece| piece.len() as u64).sum();
+        let size = size_of(&content);
         let id = self.new_id();
         let mut object = Object::new(size, format!("\"{id}\""), SystemTime::now());
         object.storage_class = attributes.storage_class.clone();
@@ -91,14 +94,30 @@ impl State {
         }
     }
 
+    fn insert_part(&mut self, upload_id: &str, number: u32, pieces: Vec<Bytes>) -> Result<Part> {
+        let size = size_of(&pieces);
+        let part = Part::new(number, size, part_etag(upload_id, number, size));
+        match self.uploads.get_mut(upload_id) {
+            Some(upload) => {
+                upload.parts.insert(number, pieces);
+                Ok(part)
+            }
+            None => Err(no_such_upload()),
+        }
+    }
+
     fn find(&self, key: &Key) -> Result<&(Vec<Bytes>, Object)> {
         self.objects.get(key.as_str()).ok_or(StoreError::NotFound)
     }
 }
 
 /// Any value that identifies the bytes will do; hashes of parts would make the demo slow.
-fn part_etag(upload_id: &str, number: u32, body: &Bytes) -> String {
-    format!("\"{upload_id}-{number}-{}\"", body.len())
+fn part_etag(upload_id: &str, number: u32, size: u64) -> String {
+    format!("\"{upload_id}-{number}-{size}\"")
+}
+
+fn size_of(pieces: &[Bytes]) -> u64 {
+    pieces.iter().map(|piece| piece.len() as u64).sum()
 }
 
 fn no_such_upload() -> StoreError {
@@ -232,28 +251,18 @@ impl Store for MemoryStore {
         number: u32,
         body: Bytes,
     ) -> Result<Part> {
-        let etag = part_etag(upload_id, number, &body);
-        let part = Part::new(number, body.len() as u64, etag);
-        let mut state = self.state();
-        state
-            .uploads
-            .get_mut(upload_id)
-            .ok_or_else(no_such_upload)?
-            .parts
-            .insert(number, body);
-        Ok(part)
+        self.state().insert_part(upload_id, number, vec![body])
     }
 
     async fn copy_part(
         &self,
-        key: &Key,
+        _key: &Key,
         upload_id: &str,
         number: u32,
         from: PartSource<'_>,
     ) -> Result<Part> {
         let pieces = self.get(from.key, from.range, from.etag).await?;
-        let body = pieces.concat().into();
-        self.upload_part(key, upload_id, number, body).await
+        self.state().insert_part(upload_id, number, pieces)
     }
 
     async fn complete(
@@ -272,9 +281,10 @@ impl Store for MemoryStore {
         for part in parts {
             let in_order =
                 before.is_none_or(|before| before.number < part.number && before.size >= min_part);
+            let etag_of = |content: &[Bytes]| part_etag(upload_id, part.number, size_of(content));
             match upload.parts.get(&part.number) {
-                Some(body) if in_order && part.etag == part_etag(upload_id, part.number, body) => {
-                    pieces.push(body.clone());
+                Some(content) if in_order && part.etag == etag_of(content) => {
+                    pieces.extend_from_slice(content);
                 }
                 Some(_) | None => {
                     return Err(StoreError::Other(format!(

@@ -299,8 +299,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// CopyObject of at most [`Limits::max_copy`] bytes, with the attributes. Errors: `NotFound`,
     /// `Precondition` (for the source's version or the target), `TooLarge`. The default reads the
-    /// object into memory and puts it, see [`Limits::copies_itself`].
+    /// object into memory and puts it, unless [`Limits::copies_itself`] says that it does not: then
+    /// it is `Unsupported`.
     async fn copy(&self, from: CopySource<'_>, to: &Key, condition: &Condition) -> Result<Copied> {
+        if self.limits().copies_itself {
+            return Err(StoreError::Unsupported);
+        }
         let signs = SignsOfLife::current();
         let source = self.head(from.key).await?;
         signs.give();
@@ -326,7 +330,7 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// UploadPartCopy of at most [`Limits::max_copy`] bytes. The default reads them into memory and
-    /// uploads them, see [`Limits::copies_itself`].
+    /// uploads them, unless [`Limits::copies_itself`] says that it does not.
     async fn copy_part(
         &self,
         key: &Key,
@@ -334,6 +338,9 @@ pub trait Store: Send + Sync + 'static {
         number: u32,
         from: PartSource<'_>,
     ) -> Result<Part> {
+        if self.limits().copies_itself {
+            return Err(StoreError::Unsupported);
+        }
         let signs = SignsOfLife::current();
         let pieces = self.get(from.key, from.range, from.etag).await?;
         signs.give();

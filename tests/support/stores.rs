@@ -13,7 +13,29 @@ use std::time::SystemTime;
 
 /// A store by the nine methods that have no default.
 #[derive(Default)]
-pub struct NineMethods<S = MemoryStore>(pub S);
+pub struct NineMethods<S = MemoryStore> {
+    pub store: S,
+    pub limits: Limits,
+    pub ignores_conditions: bool,
+}
+
+impl<S> NineMethods<S> {
+    pub fn of(store: S) -> NineMethods<S> {
+        NineMethods {
+            store,
+            limits: Limits::default(),
+            ignores_conditions: false,
+        }
+    }
+
+    /// The condition that is kept.
+    fn kept<'a>(&self, condition: &'a Condition) -> &'a Condition {
+        match self.ignores_conditions {
+            true => &Condition::None,
+            false => condition,
+        }
+    }
+}
 
 type Hook = dyn Fn(&'static str) -> BoxFuture<'static, Result<()>> + Send + Sync;
 
@@ -54,17 +76,20 @@ impl Hooked {
 
 #[async_trait]
 impl<S: Store> Store for NineMethods<S> {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
     async fn head(&self, key: &Key) -> Result<Object> {
-        self.0.head(key).await
+        self.store.head(key).await
     }
     async fn get(&self, key: &Key, range: Range<u64>, etag: &str) -> Result<Vec<Bytes>> {
-        self.0.get(key, range, etag).await
+        self.store.get(key, range, etag).await
     }
     async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
-        self.0.list(request).await
+        self.store.list(request).await
     }
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<()> {
-        self.0.delete(key, condition).await
+        self.store.delete(key, self.kept(condition)).await
     }
     async fn put(
         &self,
@@ -73,13 +98,14 @@ impl<S: Store> Store for NineMethods<S> {
         attributes: &Attributes,
         condition: &Condition,
     ) -> Result<Object> {
-        self.0.put(key, body, attributes, condition).await
+        let condition = self.kept(condition);
+        self.store.put(key, body, attributes, condition).await
     }
     async fn create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {
-        self.0.create_upload(key, attributes).await
+        self.store.create_upload(key, attributes).await
     }
     async fn upload_part(&self, key: &Key, id: &str, number: u32, body: Bytes) -> Result<Part> {
-        self.0.upload_part(key, id, number, body).await
+        self.store.upload_part(key, id, number, body).await
     }
     async fn complete(
         &self,
@@ -88,10 +114,11 @@ impl<S: Store> Store for NineMethods<S> {
         parts: &[Part],
         condition: &Condition,
     ) -> Result<Object> {
-        self.0.complete(key, id, parts, condition).await
+        let condition = self.kept(condition);
+        self.store.complete(key, id, parts, condition).await
     }
     async fn abort(&self, key: &Key, id: &str) -> Result<()> {
-        self.0.abort(key, id).await
+        self.store.abort(key, id).await
     }
 }
 

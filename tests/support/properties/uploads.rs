@@ -7,7 +7,8 @@ use bytes::Bytes;
 use sftpd::events::Teller;
 use sftpd::store::s3::doubts::{Doubts, Requests, WRITE_ID};
 use sftpd::store::{
-    Attributes, Condition, CopySource, Key, ListRequest, Object, Page, Part, PartSource,
+    Attributes, Condition, CopySource, KeptConditions, Key, ListRequest, Object, Page, Part,
+    PartSource,
 };
 use sftpd::store::{Limits, Result as Stored, Store, StoreError, Timeouts};
 use sftpd::transfer::BufferPool;
@@ -780,6 +781,7 @@ impl Store for Bucket {
     fn limits(&self) -> Limits {
         let mut limits = Limits::default();
         limits.copies_itself = true;
+        limits.conditions = KeptConditions::ALL;
         limits
     }
 
