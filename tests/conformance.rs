@@ -31,6 +31,16 @@ async fn the_memory_store_conforms() {
     let store = Arc::new(MemoryStore::default());
     store_conformance(store.clone()).await.unwrap();
     assert_eq!(store.uploads(), 0);
+    // The server never asks for it.
+    let key = Key::new("f").unwrap();
+    let plain = Attributes::default();
+    let put = store
+        .put(&key, Bytes::new(), &plain, &Condition::None)
+        .await;
+    put.unwrap();
+    let deleted = store.delete(&key, &Condition::Absent).await;
+    assert_eq!(deleted, Err(StoreError::Precondition));
+    store.head(&key).await.unwrap();
 }
 
 #[tokio::test]
@@ -192,6 +202,7 @@ async fn a_broken_store_is_told_which_rule_it_breaks() {
         Rule::AttributesAreKept,
         Rule::CopiesAreWhole,
         Rule::ListingsAreComplete,
+        Rule::PagesAreInOrder,
         Rule::UploadsAppearWhenComplete,
         Rule::MissingPartsAreRefused,
         Rule::AbortedUploadsLeaveNothing,
@@ -206,6 +217,30 @@ async fn a_broken_store_is_told_which_rule_it_breaks() {
         assert_eq!(violation.rule, rule, "{violation}");
         assert!(violation.to_string().starts_with(&rule.to_string()));
         println!("{violation}");
+    }
+}
+
+impl Broken {
+    /// The last names come first.
+    async fn list_backwards(&self, request: ListRequest<'_>) -> Result<Page> {
+        let begin = match &request.after {
+            Some(after) => after.parse().unwrap(),
+            None => 0,
+        };
+        let limit = request.limit;
+        let everything = ListRequest {
+            after: None,
+            limit: 1000,
+            ..request
+        };
+        let mut entries = self.store.list(everything).await?.entries;
+        entries.reverse();
+        let end = entries.len().min(begin + limit);
+        let is_last = end == entries.len();
+        Ok(Page {
+            entries: entries[begin..end].to_vec(),
+            next: if is_last { None } else { Some(end.to_string()) },
+        })
     }
 }
 
@@ -239,6 +274,9 @@ impl Store for Broken {
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Page> {
+        if self.rule == Rule::PagesAreInOrder && request.folded {
+            return self.list_backwards(request).await;
+        }
         let mut page = self.store.list(request).await?;
         if self.rule == Rule::ListingsAreComplete && page.next.is_some() {
             page.entries.pop();

@@ -1,8 +1,8 @@
 //! Where files live: the [`Store`] trait, its errors and its plain types.
 //!
 //! Called by `vfs` and `transfer`. Nothing here knows of users, paths or SFTP, and no signature
-//! names the S3 SDK, so an application can bring its own store: nine methods, of which
-//! `sftpd::testing::store_conformance` (feature `testing`) checks each rule.
+//! names the S3 SDK, so an application can bring its own store: nine methods, whose rules
+//! `sftpd::testing::store_conformance` (feature `testing`) checks as far as they can be seen.
 
 #[doc(hidden)]
 pub mod change;
@@ -43,7 +43,8 @@ pub struct Object {
     /// In the words of `x-amz-storage-class`; `None` is the standard class.
     pub storage_class: Option<String>,
     /// Identifies the write that made the content, for a store whose ETags don't: equal content
-    /// that was written twice has two. A copy has the id of its source. `None` if the store has no
+    /// that was written twice has two. What [`Store::copy`] makes inside the store has the id of its
+    /// source; a copy in parts, or by the default, is a write of its own. `None` if the store has no
     /// such ids, and in listings.
     pub write_id: Option<String>,
     /// What is stored beside the bytes; `None` if this is from a listing, which does not say.
@@ -147,7 +148,8 @@ pub enum Entry {
 /// One answer to a list request.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// In the byte order of their keys; a store that is a file system may go directory by directory.
+    /// In any order. But if [`ListRequest::folded`] is set, no page has a name that comes before one
+    /// of an earlier page, in byte order and with the `/` of prefixes.
     pub entries: Vec<Entry>,
     /// For the next [`ListRequest::after`]; `None` if this is the last page.
     pub next: Option<String>,
@@ -215,7 +217,8 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 ///   `close_timeout` is dropped.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// What the store demands and allows. Asked for once, before the first request.
+    /// What the store demands and allows: always the same. Asked for before the first request, and
+    /// before changes.
     fn limits(&self) -> Limits {
         Limits::default()
     }
@@ -233,7 +236,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// DeleteObject. Without a condition a missing object is no error. Errors under
     /// [`Condition::Unchanged`]: `Precondition`, and `NotFound` or `Precondition` if there is no
-    /// object. Never called with [`Condition::Absent`].
+    /// object. Under [`Condition::Absent`], which the server never asks for, nothing is deleted.
     async fn delete(&self, key: &Key, condition: &Condition) -> Result<()>;
 
     /// PutObject. Returns the object, whose time of change may be an estimate. Errors:

@@ -131,11 +131,20 @@ impl Bench {
         self.store.abort(&self.key(name)?, id).await.of("abort")
     }
 
-    /// All entries below a name, in pages of at most `limit`: keys without the place, with the size
-    /// of objects.
+    /// All entries below a name: keys without the place, with the size of objects.
     pub async fn list(&self, below: &str, folded: bool, limit: usize) -> Checked<Vec<String>> {
+        Ok(self.list_pages(below, folded, limit).await?.concat())
+    }
+
+    /// As [`Bench::list`], page by page of at most `limit` entries.
+    pub async fn list_pages(
+        &self,
+        below: &str,
+        folded: bool,
+        limit: usize,
+    ) -> Checked<Vec<Vec<String>>> {
         let prefix = self.key(below)?;
-        let mut names = Vec::new();
+        let mut pages = Vec::new();
         let mut after = None;
         loop {
             let request = ListRequest {
@@ -146,6 +155,7 @@ impl Bench {
             };
             let page = self.store.list(request).await.of("list")?;
             must(page.entries.len() <= limit, "a page has too many entries")?;
+            let mut names = Vec::with_capacity(page.entries.len());
             for entry in page.entries {
                 names.push(match entry {
                     Entry::Object(key, object) => {
@@ -154,9 +164,10 @@ impl Bench {
                     Entry::Prefix(prefix) => self.name_of(&prefix)?.to_owned(),
                 });
             }
+            pages.push(names);
             after = page.next;
             if after.is_none() {
-                return Ok(names);
+                return Ok(pages);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! For those who bring their own store: [`store_conformance`] checks each rule of [`Store`].
+//! For those who bring their own store: [`store_conformance`] checks the rules of [`Store`].
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -47,6 +47,8 @@ pub enum Rule {
     CopiesAreWhole,
     /// `list`.
     ListingsAreComplete,
+    /// `list`, if it is folded.
+    PagesAreInOrder,
     /// `create_upload`, `upload_part` and `complete`.
     UploadsAppearWhenComplete,
     /// `complete`.
@@ -75,6 +77,9 @@ impl Display for Rule {
             Rule::AttributesAreKept => "an object has the attributes that it was written with",
             Rule::CopiesAreWhole => "a copy has the whole content, and leaves its source",
             Rule::ListingsAreComplete => "a listing has each key once, page by page",
+            Rule::PagesAreInOrder => {
+                "no page of a folded listing has a name that comes before an earlier page's"
+            }
             Rule::UploadsAppearWhenComplete => {
                 "an upload in parts appears at once, when it is complete"
             }
@@ -99,7 +104,10 @@ pub struct Violation {
     pub found: String,
 }
 
-/// Checks every rule, and returns the first one that the store breaks. Takes some seconds, and
+/// Checks every [`Rule`], and returns the first one that the store breaks. It can't see what becomes
+/// of a lost answer, of a future that is dropped, or of an error that was not final; whether
+/// `limits()` asks for too little (only the smallest part and the conditions are tried); whether
+/// `incomplete_uploads` finds what an earlier process has left; nor signs of life. Takes some seconds, and
 /// memory for five times [`Limits::min_part`](crate::store::Limits::min_part). Uses only keys below
 /// a random `sftpd-conformance-…/`, and removes what it has made there unless a rule is broken.
 pub async fn store_conformance(store: Arc<dyn Store>) -> Result<(), Violation> {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// In the order in which they are checked: later ones rely on earlier ones.
-pub const ALL: [Rule; 16] = [
+pub const ALL: [Rule; 17] = [
     Rule::ObjectsAreReadAsWritten,
     Rule::WritesReturnTheObject,
     Rule::MissingObjectsAreNotFound,
@@ -20,6 +20,7 @@ pub const ALL: [Rule; 16] = [
     Rule::CopiesAreWhole,
     Rule::AttributesAreKept,
     Rule::ListingsAreComplete,
+    Rule::PagesAreInOrder,
     Rule::UploadsAppearWhenComplete,
     Rule::MissingPartsAreRefused,
     Rule::AbortedUploadsLeaveNothing,
@@ -46,6 +47,7 @@ pub async fn check(rule: Rule, bench: &Bench) -> Checked<()> {
         Rule::AttributesAreKept => attributes_are_kept(bench).await,
         Rule::CopiesAreWhole => copies_are_whole(bench).await,
         Rule::ListingsAreComplete => listings_are_complete(bench).await,
+        Rule::PagesAreInOrder => pages_are_in_order(bench).await,
         Rule::UploadsAppearWhenComplete => uploads_appear_when_complete(bench).await,
         Rule::MissingPartsAreRefused => missing_parts_are_refused(bench).await,
         Rule::AbortedUploadsLeaveNothing => aborted_uploads_leave_nothing(bench).await,
@@ -314,6 +316,27 @@ async fn listings_are_complete(bench: &Bench) -> Checked<()> {
         must_be("the number of names", count, expected.len())?;
         let expected = expected.map(str::to_owned).into();
         must_be("the listing with folded names", found, expected)?;
+    }
+    Ok(())
+}
+
+async fn pages_are_in_order(bench: &Bench) -> Checked<()> {
+    for name in ["l/a/x", "l/a-b", "l/a0", "l/b", "l/b-c", "l/ü", "l/z/z"] {
+        bench.put(name, "").await?;
+    }
+    for limit in [1, 2, 3] {
+        let mut last = String::new();
+        for page in bench.list_pages("l/", true, limit).await? {
+            let first = page.iter().min();
+            let is_later = first.is_none_or(|first| *first > last);
+            must(
+                is_later,
+                &format!("{page:?} comes after {last:?}, in pages of {limit}"),
+            )?;
+            if let Some(greatest) = page.into_iter().max() {
+                last = greatest;
+            }
+        }
     }
     Ok(())
 }
