@@ -2,7 +2,7 @@
 //!
 //! Invariants: what waits for the pool waits for something that ends by itself, parts in flight.
 //! Uses that can last as long as a client likes, such as blocks that it has not read, have a
-//! [`Share`], and all shares leave a quarter of the pool, which no part is larger than. A part that
+//! [`Share`], and these shares leave a quarter of the pool; nothing larger is waited for. A part that
 //! grows beyond its upload's own 5 MiB takes memory only if it is free, and leaves early
 //! ([`BufferPool::wait_for_pressure`]) when another upload waits. So slow clients can't stop an
 //! upload, however many they are, and no two uploads wait for each other.
@@ -30,7 +30,8 @@ pub enum Share {
     /// Parts beyond their upload's own 5 MiB that can't leave early, because the store demands
     /// equal parts or larger ones: a quarter.
     GrownParts,
-    /// Names in directories that are being renamed: an eighth. A rename waits for the store only.
+    /// Names in directories that are being renamed: an eighth. A rename waits for the store only, so
+    /// this share ends by itself.
     Renames,
 }
 
@@ -328,14 +329,19 @@ mod tests {
         assert_eq!(state(), (0, 64));
     }
 
+    /// Without the share of renames, which wait for the store only.
     #[tokio::test]
-    async fn the_shares_together_leave_a_part() {
+    async fn the_shares_of_clients_together_leave_a_part() {
         let pool = BufferPool::new(64 * UNIT);
         let mut held = Vec::new();
         for share in [Share::ReadAhead, Share::Requests, Share::GrownParts] {
             held.extend(std::iter::from_fn(|| pool.try_take_share(share, UNIT)));
         }
         assert_eq!(pool.all.available_permits(), 16);
+        held.extend(std::iter::from_fn(|| {
+            pool.try_take_share(Share::Renames, UNIT)
+        }));
+        assert_eq!(pool.all.available_permits(), 8);
     }
 
     #[tokio::test]

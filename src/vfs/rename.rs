@@ -604,16 +604,24 @@ fn copy_part_size(transfers: &Transfers, object_size: u64) -> u64 {
     wanted.min(limits.max_copy).min(limits.max_part)
 }
 
-/// Memory for bytes that are copied through this process.
+/// Memory for bytes that are copied through this process. More than a quarter of the pool is not
+/// waited for: clients may hold the other three as long as they like, and all uploads would wait
+/// behind it.
 async fn take_copy_memory(transfers: &Transfers, bytes: u64) -> Result<Option<Reservation>> {
     if transfers.limits.copies_itself {
         return Ok(None);
     }
+    let pool = &transfers.pool;
     // In pieces as they arrived, and joined.
-    match transfers.pool.take(2 * bytes).await {
+    let needed = 2 * bytes;
+    let memory = match needed <= pool.size() / 4 {
+        true => pool.take(needed).await,
+        false => pool.try_take(needed),
+    };
+    match memory {
         Some(memory) => Ok(Some(memory)),
         None => Err(VfsError::Refused(
-            "the server's --buffer-memory is too small to copy a file of this size",
+            "the server's --buffer-memory is too small to copy a file of this size, or in use",
         )),
     }
 }
@@ -710,4 +718,35 @@ async fn copy_parts(
         number += 1;
     }
     Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Limits, Timeouts};
+    use crate::transfer::{BufferPool, PartSizes};
+
+    const MIB: u64 = 1024 * 1024;
+
+    /// Clients hold three quarters of the pool, for as long as they like.
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_does_not_stand_before_all_uploads() {
+        let pool = BufferPool::new(20 * MIB);
+        let clients = pool.try_take(15 * MIB).unwrap();
+        let store = Arc::new(MemoryStore::with_limits(Limits::default()));
+        let timeouts = Timeouts::default();
+        let sizes = PartSizes::default();
+        let transfers = Arc::new(Transfers::new(store, timeouts, pool.clone(), sizes));
+        let copying = tokio::spawn({
+            let transfers = transfers.clone();
+            async move { take_copy_memory(&transfers, 5 * MIB).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        let part = tokio::time::timeout(std::time::Duration::from_secs(60), pool.take(5 * MIB));
+        assert!(part.await.is_ok());
+        assert!(copying.await.unwrap().is_err());
+        drop(clients);
+        assert!(take_copy_memory(&transfers, 5 * MIB).await.is_ok());
+    }
 }
