@@ -190,25 +190,7 @@ struct Broken {
 
 #[tokio::test]
 async fn a_broken_store_is_told_which_rule_it_breaks() {
-    for rule in [
-        Rule::ObjectsAreReadAsWritten,
-        Rule::WritesReturnTheObject,
-        Rule::MissingObjectsAreNotFound,
-        Rule::DeletedObjectsAreGone,
-        Rule::GetsArePinnedToAVersion,
-        Rule::AbsentIsKept,
-        Rule::UnchangedIsKept,
-        Rule::OnlyOneWriterWins,
-        Rule::AttributesAreKept,
-        Rule::CopiesAreWhole,
-        Rule::ListingsAreComplete,
-        Rule::PagesAreInOrder,
-        Rule::UploadsAppearWhenComplete,
-        Rule::MissingPartsAreRefused,
-        Rule::AbortedUploadsLeaveNothing,
-        Rule::PartsCanBeCopied,
-        Rule::RenamesMoveAVersion,
-    ] {
+    for &rule in Rule::ALL {
         let store = Broken {
             store: MemoryStore::default(),
             rule,

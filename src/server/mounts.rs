@@ -191,7 +191,7 @@ fn address_of(store: &Arc<dyn Store>) -> usize {
 async fn reap(transfers: Weak<Transfers>, settings: Arc<Settings>) {
     while let Some(transfers) = transfers.upgrade() {
         transfers
-            .sweep(&settings.top, settings.abandoned_after)
+            .abort_incomplete_uploads(&settings.top, settings.abandoned_after)
             .await;
         drop(transfers);
         sleep(REAPER_INTERVAL).await;

@@ -20,7 +20,11 @@ pub async fn put(
     condition: &Condition,
 ) -> Result<Object> {
     let kept = store.limits().conditions;
-    check_before(store, key, condition, kept.put_absent, kept.put_unchanged).await?;
+    let kept = Kept {
+        absent: kept.put_absent,
+        unchanged: kept.put_unchanged,
+    };
+    check_before(store, key, condition, kept).await?;
     store.put(key, body, attributes, condition).await
 }
 
@@ -33,14 +37,11 @@ pub async fn complete(
     condition: &Condition,
 ) -> Result<Object> {
     let kept = store.limits().conditions;
-    check_before(
-        store,
-        key,
-        condition,
-        kept.complete_absent,
-        kept.complete_unchanged,
-    )
-    .await?;
+    let kept = Kept {
+        absent: kept.complete_absent,
+        unchanged: kept.complete_unchanged,
+    };
+    check_before(store, key, condition, kept).await?;
     store.complete(key, upload_id, parts, condition).await
 }
 
@@ -56,7 +57,12 @@ pub async fn copy(
     if !kept.copy_source && store.head(from.key).await?.etag != from.version.etag {
         return Err(StoreError::Precondition);
     }
-    check_before(store, to, condition, kept.copy_absent, false).await?;
+    let kept = Kept {
+        absent: kept.copy_absent,
+        // No store has it for copies.
+        unchanged: false,
+    };
+    check_before(store, to, condition, kept).await?;
     store.copy(from, to, condition).await
 }
 
@@ -71,22 +77,29 @@ pub async fn delete_version(store: &dyn Store, key: &Key, etag: &str) -> Result<
     store.delete(key, &condition).await
 }
 
+/// Which conditions the store keeps for the change at hand.
+struct Kept {
+    /// [`Condition::Absent`].
+    absent: bool,
+    /// [`Condition::Unchanged`].
+    unchanged: bool,
+}
+
 /// Checks a condition that the store would ignore.
 async fn check_before(
     store: &dyn Store,
     key: &Key,
     condition: &Condition,
-    is_absent_kept: bool,
-    is_unchanged_kept: bool,
+    kept: Kept,
 ) -> Result<()> {
     match condition {
-        Condition::Absent if !is_absent_kept => match store.head(key).await {
+        Condition::Absent if !kept.absent => match store.head(key).await {
             // Credentials that can only put can't look.
             Err(StoreError::NotFound | StoreError::Forbidden(_)) => Ok(()),
             Ok(_) => Err(StoreError::Precondition),
             Err(error) => Err(error),
         },
-        Condition::Unchanged(etag) if !is_unchanged_kept => match store.head(key).await {
+        Condition::Unchanged(etag) if !kept.unchanged => match store.head(key).await {
             Ok(object) if object.etag == *etag => Ok(()),
             Ok(_) | Err(StoreError::NotFound) => Err(StoreError::Precondition),
             Err(error) => Err(error),

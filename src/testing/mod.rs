@@ -13,11 +13,11 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(my_store_keeps_all_rules());
 //! ```
 
-mod bench;
+mod fixture;
 mod rules;
 
 use crate::store::Store;
-use bench::Bench;
+use fixture::Fixture;
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
@@ -59,6 +59,29 @@ pub enum Rule {
     PartsCanBeCopied,
     /// `rename`, unless it is `Unsupported`.
     RenamesMoveAVersion,
+}
+
+impl Rule {
+    /// Every rule, in the order in which they are checked: later ones rely on earlier ones.
+    pub const ALL: &'static [Rule] = &[
+        Rule::ObjectsAreReadAsWritten,
+        Rule::WritesReturnTheObject,
+        Rule::MissingObjectsAreNotFound,
+        Rule::DeletedObjectsAreGone,
+        Rule::GetsArePinnedToAVersion,
+        Rule::AbsentIsKept,
+        Rule::UnchangedIsKept,
+        Rule::OnlyOneWriterWins,
+        Rule::CopiesAreWhole,
+        Rule::AttributesAreKept,
+        Rule::ListingsAreComplete,
+        Rule::PagesAreInOrder,
+        Rule::UploadsAppearWhenComplete,
+        Rule::MissingPartsAreRefused,
+        Rule::AbortedUploadsLeaveNothing,
+        Rule::PartsCanBeCopied,
+        Rule::RenamesMoveAVersion,
+    ];
 }
 
 impl Display for Rule {
@@ -111,12 +134,12 @@ pub struct Violation {
 /// memory for five times [`Limits::min_part`](crate::store::Limits::min_part). Uses only keys below
 /// a random `sftpd-conformance-…/`, and removes what it has made there unless a rule is broken.
 pub async fn store_conformance(store: Arc<dyn Store>) -> Result<(), Violation> {
-    let bench = Bench::new(store);
-    for rule in rules::ALL {
-        let checked = rules::check(rule, &bench).await;
+    let fixture = Fixture::new(store);
+    for &rule in Rule::ALL {
+        let checked = rules::check(rule, &fixture).await;
         checked.map_err(|found| Violation { rule, found })?;
         // The next check finds nothing.
-        bench.clear().await.map_err(|found| Violation {
+        fixture.clear().await.map_err(|found| Violation {
             rule: Rule::DeletedObjectsAreGone,
             found,
         })?;

@@ -56,7 +56,7 @@ pub struct Transfers {
     pub sizes: PartSizes,
     /// Names that are being changed.
     pub locks: NameLocks,
-    /// UploadTask that the server waits for before it ends.
+    /// Uploads and renames, which the server waits for before it ends.
     pub tasks: TaskTracker,
     /// Cancelled when this work must end soon.
     pub stop: CancellationToken,

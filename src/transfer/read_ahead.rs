@@ -22,7 +22,7 @@ const MAX_BLOCK: u64 = 8 * 1024 * 1024;
 /// Limit on the distance ahead, in bytes. The last block of a stream may begin there, so that up to
 /// five ranges are in flight.
 const MAX_AHEAD: u64 = 32 * 1024 * 1024;
-/// Blocks of a stream are so many times as long as what was read of it.
+/// A block of a stream is this many times as long as what was read of it before.
 const STREAM_GROWTH: u64 = 8;
 /// Kept behind the last READ, in bytes: the kernel of an sshfs client asks a little out of order.
 const BEHIND: u64 = 256 * 1024;

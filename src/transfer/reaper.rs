@@ -15,15 +15,16 @@ use std::time::{Duration, SystemTime};
 impl Transfers {
     /// Looks for incomplete uploads once, and aborts those that have received nothing for this
     /// long.
-    pub async fn sweep(&self, prefix: &Key, abandoned_after: Duration) {
-        if let Err(error) = self.abort_incomplete_uploads(prefix, abandoned_after).await {
+    pub async fn abort_incomplete_uploads(&self, prefix: &Key, abandoned_after: Duration) {
+        let aborting = self.try_abort_incomplete_uploads(prefix, abandoned_after);
+        if let Err(error) = aborting.await {
             log::warn!(
-                "can't look for abandoned multipart uploads (a lifecycle rule of the bucket can): {error}"
+                "can't look for incomplete multipart uploads (a lifecycle rule of the bucket can): {error}"
             );
         }
     }
 
-    async fn abort_incomplete_uploads(
+    async fn try_abort_incomplete_uploads(
         &self,
         prefix: &Key,
         abandoned_after: Duration,
@@ -35,13 +36,13 @@ impl Transfers {
             let is_ours = store::is_probe(&upload.key)
                 || have_sizes(&upload.parts, &self.sizes, self.short_part_unit());
             if is_ours {
-                self.abort_abandoned(upload).await;
+                self.abort_incomplete_upload(upload).await;
             }
         }
         Ok(())
     }
 
-    async fn abort_abandoned(&self, upload: IncompleteUpload) {
+    async fn abort_incomplete_upload(&self, upload: IncompleteUpload) {
         let aborted = abort(self.store.as_ref(), &upload.key, &upload.id).await;
         let key = upload.key.to_string();
         match aborted {

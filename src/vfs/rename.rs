@@ -12,9 +12,7 @@ use crate::store::{
     self, Attributes, Condition, CopySource, Entry, MAX_PAGE, Object, Part, PartSource, Store,
     StoreError, change,
 };
-use crate::transfer::{
-    COPY_PART_SIZE, LockedName, MultipartUpload, OWN_BYTES, Reservation, Share, Transfers,
-};
+use crate::transfer::{COPY_PART_SIZE, LockedName, MultipartUpload, Reservation, Share, Transfers};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::task::JoinSet;
@@ -30,6 +28,8 @@ const MAX_IN_FLIGHT: usize = 16;
 /// (Garage, to the millisecond) may drop a copy that it has confirmed, if the target was written in
 /// the same instant.
 const COPY_TRIES: usize = 2;
+/// What is copied at a time through this process, in bytes, for a store that can't copy.
+const LOADED_COPY_SIZE: u64 = 5 * 1024 * 1024;
 /// How often a file is copied anew because another client replaced it meanwhile.
 const SOURCE_TRIES: usize = 5;
 
@@ -192,14 +192,14 @@ struct MadeCopy {
 /// How a key got its new name.
 enum Made {
     /// There is a copy; the source is to be deleted.
-    Copy(Copied),
+    Copy(CheckedCopy),
     /// The store has moved it, and this is its ETag now.
     Move(Box<str>),
 }
 
 /// A copy that is there.
 #[derive(Clone, Debug)]
-struct Copied {
+struct CheckedCopy {
     /// Of the object at the target.
     etag: Box<str>,
     /// Of the object at the target; `None` also if it was not looked at.
@@ -403,7 +403,7 @@ async fn move_back(store: &dyn Store, to: &Key, moved: &Object, from: &Key) {
 
 /// Deletes a copy that this rename made. It stays in doubt, or if another client has stored
 /// something meanwhile.
-async fn take_back(store: &dyn Store, key: &Key, copied: &Copied) {
+async fn take_back(store: &dyn Store, key: &Key, copied: &CheckedCopy) {
     if !copied.is_ours {
         return;
     }
@@ -519,7 +519,7 @@ async fn copy(
     version: &Object,
     to: &Key,
     over: Option<&Object>,
-) -> Result<Copied> {
+) -> Result<CheckedCopy> {
     let store = transfers.store.as_ref();
     let condition = match over {
         Some(_) => Condition::None,
@@ -560,7 +560,7 @@ async fn copy_once(
     version: &Object,
     to: &Key,
     condition: &Condition,
-) -> Result<Copied> {
+) -> Result<CheckedCopy> {
     if version.size > largest_copy(transfers) {
         return copy_in_parts(transfers, from, version, to, condition).await;
     }
@@ -568,7 +568,7 @@ async fn copy_once(
     let source = CopySource { key: from, version };
     let copying = change::copy(transfers.store.as_ref(), source, to, condition);
     match transfers.run_until_stopped(copying).await {
-        Some(Ok(store::Copied { etag, is_ours })) => Ok(Copied {
+        Some(Ok(store::Copied { etag, is_ours })) => Ok(CheckedCopy {
             etag: etag.into(),
             write_id: None,
             is_ours,
@@ -587,7 +587,7 @@ fn largest_copy(transfers: &Transfers) -> u64 {
     let limits = &transfers.limits;
     match limits.copies_itself {
         true => limits.max_copy,
-        false => limits.max_copy.min(OWN_BYTES),
+        false => limits.max_copy.min(LOADED_COPY_SIZE),
     }
 }
 
@@ -598,7 +598,7 @@ fn copy_part_size(transfers: &Transfers, object_size: u64) -> u64 {
         true => COPY_PART_SIZE,
         false => {
             let least = object_size.div_ceil(limits.max_parts.max(1).into());
-            least.max(OWN_BYTES).max(limits.min_part)
+            least.max(LOADED_COPY_SIZE).max(limits.min_part)
         }
     };
     wanted.min(limits.max_copy).min(limits.max_part)
@@ -645,7 +645,7 @@ async fn copy_in_parts(
     version: &Object,
     to: &Key,
     condition: &Condition,
-) -> Result<Copied> {
+) -> Result<CheckedCopy> {
     let attributes = find_attributes(transfers.store.as_ref(), from, version).await?;
     let upload = MultipartUpload::create(transfers.store.clone(), to, &attributes).await?;
     let completed = match copy_parts(transfers, &upload, from, version).await {
@@ -656,7 +656,7 @@ async fn copy_in_parts(
         Err(error) => Err(error),
     };
     match completed {
-        Ok(etag) => Ok(Copied {
+        Ok(etag) => Ok(CheckedCopy {
             etag: etag.into(),
             write_id: None,
             is_ours: true,

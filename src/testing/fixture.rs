@@ -13,16 +13,16 @@ use std::sync::Arc;
 pub type Checked<T> = Result<T, String>;
 
 /// A store, and a place in it.
-pub struct Bench {
+pub struct Fixture {
     pub store: Arc<dyn Store>,
     /// Below it lies everything that a check makes.
     prefix: String,
 }
 
-impl Bench {
-    pub fn new(store: Arc<dyn Store>) -> Bench {
+impl Fixture {
+    pub fn new(store: Arc<dyn Store>) -> Fixture {
         let id: u64 = rand::random();
-        Bench {
+        Fixture {
             store,
             prefix: format!("sftpd-conformance-{id:016x}/"),
         }
@@ -35,7 +35,9 @@ impl Bench {
     }
 
     pub async fn put(&self, name: &str, body: impl Into<Bytes>) -> Checked<Object> {
-        self.put_if(name, body, &Condition::None).await.of("put")
+        self.put_if(name, body, &Condition::None)
+            .await
+            .or_say("put fails")
     }
 
     pub async fn put_if(
@@ -50,13 +52,17 @@ impl Bench {
     }
 
     pub async fn head(&self, name: &str) -> Checked<Object> {
-        self.store.head(&self.key(name)?).await.of("head")
+        self.store.head(&self.key(name)?).await.or_say("head fails")
     }
 
     /// A range of a version.
     pub async fn get(&self, name: &str, range: Range<u64>, etag: &str) -> Checked<Vec<u8>> {
         let key = self.key(name)?;
-        let pieces = self.store.get(&key, range, etag).await.of("get")?;
+        let pieces = self
+            .store
+            .get(&key, range, etag)
+            .await
+            .or_say("get fails")?;
         Ok(pieces.concat())
     }
 
@@ -94,7 +100,7 @@ impl Bench {
         let key = self.key(name)?;
         let plain = Attributes::default();
         let id = self.store.create_upload(&key, &plain).await;
-        let id = id.of("create_upload")?;
+        let id = id.or_say("create_upload fails")?;
         let part = self.send(name, &id, 1, body).await?;
         Ok((id, part))
     }
@@ -110,7 +116,7 @@ impl Bench {
         let body = body.into();
         let size = body.len() as u64;
         let part = self.store.upload_part(&key, id, number, body).await;
-        let part = part.of("upload_part")?;
+        let part = part.or_say("upload_part fails")?;
         must_be("the number of a part", part.number, number)?;
         must_be("the size of a part", part.size, size)?;
         Ok(part)
@@ -128,7 +134,10 @@ impl Bench {
     }
 
     pub async fn abort(&self, name: &str, id: &str) -> Checked<()> {
-        self.store.abort(&self.key(name)?, id).await.of("abort")
+        self.store
+            .abort(&self.key(name)?, id)
+            .await
+            .or_say("abort fails")
     }
 
     /// All entries below a name: keys without the place, with the size of objects.
@@ -136,7 +145,7 @@ impl Bench {
         Ok(self.list_pages(below, folded, limit).await?.concat())
     }
 
-    /// As [`Bench::list`], page by page of at most `limit` entries.
+    /// As [`Fixture::list`], page by page of at most `limit` entries.
     pub async fn list_pages(
         &self,
         below: &str,
@@ -153,7 +162,7 @@ impl Bench {
                 after,
                 limit,
             };
-            let page = self.store.list(request).await.of("list")?;
+            let page = self.store.list(request).await.or_say("list fails")?;
             must(page.entries.len() <= limit, "a page has too many entries")?;
             let mut names = Vec::with_capacity(page.entries.len());
             for entry in page.entries {
@@ -183,20 +192,21 @@ impl Bench {
             let (name, _) = listed.rsplit_once(' ').unwrap_or((&listed, ""));
             let key = self.key(name)?;
             let deleted = self.store.delete(&key, &Condition::None).await;
-            deleted.of("delete")?;
+            deleted.or_say("delete fails")?;
         }
         Ok(())
     }
 }
 
-/// Says which method returned an error that is none of those that a rule allows.
-pub trait Of<T> {
-    fn of(self, method: &str) -> Checked<T>;
+/// Puts an error that no rule allows into words.
+pub trait OrSay<T> {
+    /// `what` is a sentence, which the error follows.
+    fn or_say(self, what: &str) -> Checked<T>;
 }
 
-impl<T> Of<T> for store::Result<T> {
-    fn of(self, method: &str) -> Checked<T> {
-        self.map_err(|error| format!("{method} fails: {error}"))
+impl<T> OrSay<T> for store::Result<T> {
+    fn or_say(self, what: &str) -> Checked<T> {
+        self.map_err(|error| format!("{what}: {error}"))
     }
 }
 
