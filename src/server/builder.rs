@@ -341,8 +341,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Networks ([`IpNet`]) of load balancers, whose connections begin with a header of the PROXY protocol:
-    /// none by default.
+    /// Networks ([`IpNet`]) of load balancers, whose connections begin with a header of the PROXY
+    /// protocol: none by default.
     pub fn proxies(mut self, networks: impl IntoIterator<Item = IpNet>) -> ServerBuilder {
         self.proxies = networks.into_iter().collect();
         self
@@ -356,7 +356,8 @@ impl ServerBuilder {
     }
 
     /// How long the store may be silent over a request that sends or makes content: 30 seconds by
-    /// default, counted from its last [sign of life](crate::store::SignsOfLife). A
+    /// default, counted from its last [sign of life](crate::store::SignsOfLife); with
+    /// `S3Store` a second and a third try of the request are some. A
     /// CompleteMultipartUpload gets 20 ms for each part on top, and a copy a second for each 10 MiB.
     /// Then the client gets an error, and the upload is aborted.
     pub fn close_timeout(mut self, time: Duration) -> ServerBuilder {
