@@ -1,7 +1,7 @@
 //! A job for each file that arrives, in two ways.
 //!
-//! - Below `later/`: a listener puts the job into a queue after the upload has ended. If the queue is
-//!   full, or the process dies before the listener is called, the file is there without a job.
+//! - Below `later/`: a listener puts the job into a queue after the upload has ended. If the queue
+//!   is full, or the process dies before the listener is called, the file is there without a job.
 //! - Below `first/`: a store that wraps another has a place in the queue before it stores the file,
 //!   and queues the job before it returns, so before CLOSE is answered. If the queue is full, the
 //!   client gets an error, and sends the file again.

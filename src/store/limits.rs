@@ -25,8 +25,8 @@ pub struct Limits {
     /// so, the store must have both methods, and a store that wraps it must forward them: their
     /// defaults, which take memory, are `Unsupported` then.
     pub copies_itself: bool,
-    /// Whether objects have the attributes that they were written with. The server sends them in any
-    /// case; `store_conformance` looks for them if this is true.
+    /// Whether objects have the attributes that they were written with. The server sends them in
+    /// any case; `store_conformance` looks for them if this is true.
     pub keeps_attributes: bool,
     /// Which conditions the store keeps: none, so that a store which ignores them loses no file. To
     /// say which are kept saves a HEAD before each change.

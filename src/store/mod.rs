@@ -43,9 +43,9 @@ pub struct Object {
     /// In the words of `x-amz-storage-class`; `None` is the standard class.
     pub storage_class: Option<String>,
     /// Identifies the write that made the content, for a store whose ETags don't: equal content
-    /// that was written twice has two. What [`Store::copy`] makes inside the store has the id of its
-    /// source; a copy in parts, or by the default, is a write of its own. `None` if the store has no
-    /// such ids, and in listings.
+    /// that was written twice has two. What [`Store::copy`] makes inside the store has the id of
+    /// its source; a copy in parts, or by the default, is a write of its own. `None` if the store
+    /// has no such ids, and in listings.
     pub write_id: Option<String>,
     /// What is stored beside the bytes; `None` if this is from a listing, which does not say.
     pub attributes: Option<Arc<Attributes>>,
@@ -148,8 +148,8 @@ pub enum Entry {
 /// One answer to a list request.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// In any order. But if [`ListRequest::folded`] is set, no page has a name that comes before one
-    /// of an earlier page, in byte order and with the `/` of prefixes.
+    /// In any order. But if [`ListRequest::folded`] is set, no page has a name that comes before
+    /// one of an earlier page, in byte order and with the `/` of prefixes.
     pub entries: Vec<Entry>,
     /// For the next [`ListRequest::after`]; `None` if this is the last page.
     pub next: Option<String>,
@@ -209,9 +209,10 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// hold for all of them:
 ///
 /// - An error is final: the store retries transient failures itself.
-/// - The store settles its own doubts. `put`, `complete`, `copy`, `delete` and `rename` find out what
-///   a lost answer meant, in whatever way the store allows. They return [`StoreError::Unknown`] only if
-///   that is impossible, and never say that something was done that was not.
+/// - The store settles its own doubts. `put`, `complete`, `copy`, `delete` and `rename` find out
+///   what a lost answer meant, in whatever way the store allows. They return
+///   [`StoreError::Unknown`] only if that is impossible, and never say that something was done that
+///   was not.
 /// - A future that is dropped may or may not have taken effect.
 /// - A request that gives no sign of life ([`SignsOfLife`]) for the server's `open_timeout` or
 ///   `close_timeout` is dropped.

@@ -127,12 +127,13 @@ pub struct Violation {
     pub found: String,
 }
 
-/// Checks every [`Rule`], and returns the first one that the store breaks. It can't see what becomes
-/// of a lost answer, of a future that is dropped, or of an error that was not final; whether
-/// `limits()` asks for too little (only the smallest part and the conditions are tried); whether
-/// `incomplete_uploads` finds what an earlier process has left; nor signs of life. Takes some seconds, and
-/// memory for five times [`Limits::min_part`](crate::store::Limits::min_part). Uses only keys below
-/// a random `sftpd-conformance-…/`, and removes what it has made there unless a rule is broken.
+/// Checks every [`Rule`], and returns the first one that the store breaks. It can't see what
+/// becomes of a lost answer, of a future that is dropped, or of an error that was not final;
+/// whether `limits()` are true, but for the smallest part and the conditions; whether
+/// `incomplete_uploads` finds what an earlier process has left; nor signs of life. Takes some
+/// seconds, and memory for five times [`Limits::min_part`](crate::store::Limits::min_part). Uses
+/// only keys below a random `sftpd-conformance-…/`, and removes what it has made there unless a
+/// rule is broken.
 pub async fn store_conformance(store: Arc<dyn Store>) -> Result<(), Violation> {
     let fixture = Fixture::new(store);
     for &rule in Rule::ALL {

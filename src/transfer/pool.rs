@@ -2,8 +2,8 @@
 //!
 //! Invariants: what waits for the pool waits for something that ends by itself, parts in flight.
 //! Uses that can last as long as a client likes, such as blocks that it has not read, have a
-//! [`Share`], and these shares leave a quarter of the pool; nothing larger is waited for. A part that
-//! grows beyond its upload's own 5 MiB takes memory only if it is free, and leaves early
+//! [`Share`], and these shares leave a quarter of the pool; nothing larger is waited for. A part
+//! that grows beyond its upload's own 5 MiB takes memory only if it is free, and leaves early
 //! ([`BufferPool::wait_for_pressure`]) when another upload waits. So slow clients can't stop an
 //! upload, however many they are, and no two uploads wait for each other.
 //!
@@ -30,8 +30,8 @@ pub enum Share {
     /// Parts beyond their upload's own 5 MiB that can't leave early, because the store demands
     /// equal parts or larger ones: a quarter.
     GrownParts,
-    /// Names in directories that are being renamed: an eighth. A rename waits for the store only, so
-    /// this share ends by itself.
+    /// Names in directories that are being renamed: an eighth. A rename waits for the store only,
+    /// so this share ends by itself.
     Renames,
 }
 

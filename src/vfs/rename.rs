@@ -374,9 +374,9 @@ async fn move_again(transfers: &Transfers, from: &Key, to: &Key) -> Result<()> {
     }
 }
 
-/// The object that a rename has moved whose answer is not clear. Fails, with that answer, unless the
-/// source is gone and the target, which was free, is there: otherwise the key may be forgotten at
-/// its new name when the others of its directory get their old ones.
+/// The object that a rename has moved whose answer is not clear. Fails, with that answer, unless
+/// the source is gone and the target, which was free, is there: otherwise the key may be forgotten
+/// at its new name when the others of its directory get their old ones.
 async fn find_moved(
     store: &dyn Store,
     from: &Key,
