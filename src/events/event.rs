@@ -25,7 +25,7 @@ pub enum Event {
     ServerStopped,
     /// A client has connected, and was admitted.
     ConnectionOpened,
-    /// A connection was closed before anything was read from it.
+    /// A connection was closed before it could log in.
     #[non_exhaustive]
     ConnectionRefused {
         /// Why.
@@ -243,7 +243,8 @@ pub struct Written {
     /// Time since OPEN.
     #[serde(serialize_with = "as_seconds")]
     pub duration: Duration,
-    /// Only after `Ok` is the file stored.
+    /// After `Ok` the file is stored. After another one it is not, unless the error says that the
+    /// store did not say clearly.
     pub result: TransferResult,
     /// Why it failed.
     pub error: Option<String>,
@@ -431,7 +432,7 @@ pub enum TransferResult {
     Ok,
     /// The client got an error.
     Failed,
-    /// The client was gone before CLOSE, and nothing is stored.
+    /// The client was gone before CLOSE, or the server shut down, and nothing is stored.
     CutOff,
 }
 

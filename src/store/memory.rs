@@ -10,6 +10,7 @@ use super::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::{self, Debug, Formatter};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -33,6 +34,15 @@ struct Upload {
     attributes: Arc<Attributes>,
     /// The content of each part, in pieces.
     parts: HashMap<u32, Vec<Bytes>>,
+}
+
+/// Without the content.
+impl Debug for MemoryStore {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("objects", &self.state().objects.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for MemoryStore {

@@ -14,7 +14,9 @@ pub mod s3;
 mod shared;
 
 pub use limits::{KeptConditions, Limits};
-pub use patience::{PatientStore, SignsOfLife, Timeouts};
+pub use patience::SignsOfLife;
+#[doc(hidden)]
+pub use patience::{PatientStore, Timeouts};
 
 pub use crate::path::{Key, MAX_KEY};
 

@@ -23,6 +23,7 @@ mod resend;
 mod signs;
 mod start;
 
+#[doc(hidden)]
 pub use client::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
 pub use start::{Listing, StartError};
 
@@ -36,6 +37,7 @@ use aws_sdk_s3::Client;
 use bytes::Bytes;
 use doubts::Doubts;
 use resend::{change_until_answered, look_until_answered};
+use std::fmt::{self, Debug, Formatter};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -51,6 +53,15 @@ pub struct S3Store {
     /// Conditions that the store is known to keep. Others are not sent.
     conditions: KeptConditions,
     doubts: Arc<Doubts>,
+}
+
+impl Debug for S3Store {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Store")
+            .field("bucket", &self.bucket)
+            .field("conditions", &self.conditions)
+            .finish_non_exhaustive()
+    }
 }
 
 #[async_trait]

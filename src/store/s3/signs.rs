@@ -81,10 +81,12 @@ enum Way {
 /// Has a body give signs of life. It is polled by the connection's task, so the signs are taken
 /// along.
 fn watch(body: &mut SdkBody, way: Way) {
-    if body.content_length() == Some(0) {
+    let len = body.content_length();
+    if len == Some(0) {
         return;
     }
     let watched = WatchedBody {
+        len,
         body: std::mem::replace(body, SdkBody::taken()),
         rest: Bytes::new(),
         way,
@@ -97,6 +99,9 @@ fn watch(body: &mut SdkBody, way: Way) {
 
 /// A body that gives a sign of life for each piece.
 struct WatchedBody {
+    /// Bytes of the whole body, if that is known. A body with trailers does not say that its end is
+    /// reached before it is asked again.
+    len: Option<u64>,
     body: SdkBody,
     /// What is left of a frame.
     rest: Bytes,
@@ -109,12 +114,12 @@ struct WatchedBody {
 
 impl WatchedBody {
     fn give_sign(&self) {
-        match self.way {
-            Way::There if self.is_end_stream() => {
+        match (&self.way, self.len) {
+            (Way::There, Some(len)) if self.taken >= len => {
                 let time = time_to_leave(self.taken, self.begun.elapsed());
                 self.signs.give_in_advance(time);
             }
-            Way::There | Way::Back => self.signs.give(),
+            (Way::There | Way::Back, _) => self.signs.give(),
         }
     }
 }
@@ -170,9 +175,57 @@ impl Body for WatchedBody {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::patience::wait;
     use super::*;
+    use std::future::{pending, poll_fn};
 
     const MIB: u64 = 1024 * 1024;
+
+    /// A body of one piece that does not know its end, as one with trailers.
+    struct Endless(Option<Bytes>);
+
+    impl Body for Endless {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(MIB)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_piece_asks_for_time_to_leave() {
+        const TIMEOUT: Duration = Duration::from_secs(20);
+        let data = Bytes::from(vec![0; MIB as usize]);
+        for body in [
+            SdkBody::from(data.clone()),
+            SdkBody::from_body_1_x(Endless(Some(data))),
+        ] {
+            let began = Instant::now();
+            let send = async {
+                let mut body = body;
+                watch(&mut body, Way::There);
+                let mut body = Pin::new(&mut body);
+                let mut taken = 0;
+                // hyper takes no more than the length that it was told.
+                while taken < MIB {
+                    let frame = poll_fn(|context| body.as_mut().poll_frame(context)).await;
+                    let data = frame.unwrap().unwrap().into_data().unwrap();
+                    taken += data.len() as u64;
+                }
+                pending::<()>().await;
+            };
+            assert_eq!(wait(send, TIMEOUT, Duration::ZERO).await, None);
+            assert_eq!(began.elapsed().as_secs(), 64 + 20);
+        }
+    }
 
     #[test]
     fn the_end_of_a_body_has_time_to_leave() {
