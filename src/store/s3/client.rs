@@ -45,7 +45,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// five times as long leaves room for slower stores.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit on one attempt of a list request: stores walk over deleted keys before they find one to
-/// list. In the server its timeouts end it before: see [`super::resend`].
+/// list. In the server its timeouts end it before (see `resend.rs`).
 pub const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Limit on the time from a request, its body included, to the first byte of its answer: enough for
 /// a part of 64 MiB at 370 kB/s, and for one of 5 MiB at 30. S3 sends white space while a long
