@@ -151,7 +151,8 @@ pub enum Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// In any order. But if [`ListRequest::folded`] is set, no page has a name that comes before
-    /// one of an earlier page, in byte order and with the `/` of prefixes.
+    /// one of an earlier page, in byte order: with the `/` of prefixes as in S3, or without as in a
+    /// file system.
     pub entries: Vec<Entry>,
     /// For the next [`ListRequest::after`]; `None` if this is the last page.
     pub next: Option<String>,
