@@ -137,6 +137,11 @@ pub struct ObjectKeys {
 #[derive(Clone, Debug)]
 pub struct Home(String);
 
+/// What all keys below a prefix begin with.
+pub fn top_key(prefix: &str) -> Result<Key> {
+    Home::new(prefix, "")?.directory(&Path::parse("/")?)
+}
+
 impl Home {
     /// `prefix` and `home` may have slashes around them.
     pub fn new(prefix: &str, home: &str) -> Result<Home> {

@@ -4,10 +4,11 @@
 //! again; if that is refused, the report names the objects that stay.
 
 use super::listen::ListenAddress;
-use super::serve::{ServeArgs, StoreUrl, describe_missing, top_key};
+use super::serve::{ServeArgs, StoreUrl, describe_missing};
 use anyhow::ensure;
 use bytes::Bytes;
 use sftpd::events::{Teller, TextLog};
+use sftpd::path::top_key;
 use sftpd::server;
 use sftpd::store::s3::{Listing, S3Store, StartError};
 use sftpd::store::{Attributes, Condition, CopySource, Key, Object, PartSource, Store, StoreError};

@@ -12,7 +12,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args};
 use ipnet::IpNet;
 use sd_notify::NotifyState;
-use sftpd::path::{Home, Path, PathError};
+use sftpd::path::{Home, top_key};
 use sftpd::server::{self, Algorithms, BuildError, HostKey, Server, ServerBuilder};
 use sftpd::store::s3::{Listing, S3Store, StartError};
 use sftpd::store::{KeptConditions, Key, Limits, Store, memory::MemoryStore};
@@ -330,11 +330,6 @@ fn parse_store_timeout(text: &str) -> Result<Duration, &'static str> {
         }
         parsed => parsed,
     }
-}
-
-/// What all keys below a prefix begin with.
-pub fn top_key(prefix: &str) -> Result<Key, PathError> {
-    Home::new(prefix, "")?.directory(&Path::parse("/")?)
 }
 
 /// Opens a bucket and tests it.

@@ -1,8 +1,8 @@
 //! The settings of a server, their defaults and their checks.
 
-use super::{Algorithms, HostKey, Server, temporary, top_key};
+use super::{Algorithms, HostKey, Server, temporary};
 use crate::events::{Events, Metrics, TextLog};
-use crate::path::{Key, PathError};
+use crate::path::{Key, PathError, top_key};
 use crate::store::{Store, Timeouts};
 use crate::transfer::PartSizes;
 use crate::users::Auth;

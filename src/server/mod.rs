@@ -22,7 +22,6 @@ pub use ssh::{Algorithms, UnknownAlgorithms};
 
 use crate::events::{Event, Teller};
 use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS};
-use crate::path::{Home, Key, Path, PathError};
 use crate::store::Store;
 use crate::transfer::UserLimits;
 use crate::users::Auth;
@@ -321,11 +320,6 @@ fn source_of(peer: IpAddr) -> IpAddr {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (!0 << 64)).into(),
         IpAddr::V4(address) => address.into(),
     }
-}
-
-/// What all keys below a prefix begin with.
-fn top_key(prefix: &str) -> Result<Key, PathError> {
-    Home::new(prefix, "")?.directory(&Path::parse("/")?)
 }
 
 /// Sets the gauges that are not updated on change, and drops the stores that are no longer used.
