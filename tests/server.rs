@@ -264,7 +264,7 @@ async fn every_request_is_answered_once_with_its_id() {
         .iter()
         .map(|(kind, id, rest)| (*kind, *id, rest[3]))
         .collect();
-    let want = [8, 8, 4, 5, 5, 8, 5, 5, 4, 8, 4, 5, 4, 4]
+    let want = [8, 8, 4, 5, 2, 8, 5, 5, 4, 8, 4, 2, 4, 4]
         .into_iter()
         .zip(2..)
         .map(|(code, id)| (101, id, code));
@@ -312,8 +312,8 @@ async fn status_messages_begin_with_those_of_openssh() {
             "Operation unsupported: S3 has no links",
         ),
         (
-            StatusCode::BadMessage,
-            "Bad message: the path is not valid UTF-8 or holds a NUL",
+            StatusCode::NoSuchFile,
+            "No such file: the path is not valid UTF-8 or holds a NUL",
         ),
         (
             StatusCode::Failure,

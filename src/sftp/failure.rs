@@ -66,6 +66,11 @@ impl Failure {
         Failure::new(StatusCode::Failure, "no such handle is open")
     }
 
+    /// A path that can't name anything new.
+    pub fn of_new_name(error: PathError) -> Failure {
+        Failure::new(StatusCode::Failure, error.to_string())
+    }
+
     /// What the client reads: first the words of OpenSSH's `sftp-server.c`, which programs look
     /// for, then the reason.
     pub fn text(&self) -> String {
@@ -114,7 +119,8 @@ impl From<Panicked> for Failure {
 impl From<PathError> for Failure {
     fn from(error: PathError) -> Failure {
         let code = match error {
-            PathError::NotText => StatusCode::BadMessage,
+            // Nothing has such a name.
+            PathError::NotText => StatusCode::NoSuchFile,
             PathError::TooLong | PathError::IsHome | PathError::BadHome | PathError::LongHome => {
                 StatusCode::Failure
             }
@@ -137,6 +143,7 @@ impl From<UploadError> for Failure {
             | UploadError::NoMemory { .. }
             | UploadError::PartsMissing { .. }
             | UploadError::CutOff
+            | UploadError::Removed
             | UploadError::Panicked(_) => StatusCode::Failure,
         };
         Failure::new(code, error.to_string())

@@ -18,7 +18,13 @@ use tokio::sync::OwnedSemaphorePermit;
 impl Session {
     pub(super) async fn open(&mut self, id: u32, open: Open) -> Outcome {
         self.check_may_open()?;
-        let path = Path::parse(&open.filename)?;
+        let path = match Path::parse(&open.filename) {
+            Ok(path) => path,
+            Err(error) if open.pflags.contains(OpenFlags::CREATE) => {
+                return Err(Failure::of_new_name(error));
+            }
+            Err(error) => return Err(error.into()),
+        };
         let place = self.take_place()?;
         let handle = match open.pflags.intersects(CHANGES) {
             true => self.open_for_writing(path, &open).await?,
@@ -65,6 +71,7 @@ impl Session {
             path,
             append: flags.contains(OpenFlags::APPEND),
             place,
+            is_kept_open: false,
             queued_reads: None,
         })
     }
@@ -128,8 +135,6 @@ impl Session {
                 drop((closing_place, upload_place));
             }))
             .await;
-        // They come after the CLOSE, which has its place in the queue of this name.
-        self.finish_early_renames().await;
         Ok(Answer::Later)
     }
 
@@ -148,14 +153,23 @@ impl Session {
         data: SegmentedBuf,
         memory: RequestMemory,
     ) -> Outcome {
-        match self.find(handle) {
-            Some(Handle::Writer { upload, append, .. }) => {
+        let open = self.handles.get_mut(handle);
+        match open.map(|open| &mut open.handle) {
+            Some(Handle::Writer {
+                upload,
+                append,
+                is_kept_open,
+                ..
+            }) => {
+                *is_kept_open = false;
                 let data = memory.hold(data.into_iter().collect());
                 let offset = match append {
                     true => None,
                     false => Some(offset),
                 };
-                upload.write(offset, data, self.status_reply(id)).await;
+                let reply = self.replies.reply_later(id);
+                let reply = Box::new(move |result| reply.send_status(result));
+                upload.write(offset, data, reply).await;
                 Ok(Answer::Later)
             }
             Some(Handle::Reader(_)) => Err(not_for_writing()),

@@ -1,16 +1,15 @@
 //! SFTP sessions: requests in, replies out, files open in between.
 //!
 //! Called by `server` with a channel of bytes; the only room that names `russh_sftp`. Requests are
-//! carried out in the order in which they arrive, as OpenSSH's server does, with two exceptions
-//! that may take long and that a client has many of: READs are answered by the file's own task, and
-//! the end of an upload is awaited beside other requests.
+//! carried out in the order in which they arrive, as OpenSSH's server does, with three exceptions:
+//! READs are answered by the file's own task, the end of an upload is awaited beside other
+//! requests, and requests that arrive before the CLOSE of their file wait for it.
 //!
 //! The rule that keeps every client moving: the session's loop waits for the store, never for the
 //! client. Beside it, one task drains the channel and one sends the replies.
 
 mod attrs;
 mod codec;
-mod early_renames;
 mod failure;
 mod files;
 mod inbound;
@@ -22,6 +21,7 @@ mod requests;
 mod session;
 mod table;
 mod transfer_events;
+mod waiting;
 
 pub use replies::Sink;
 pub use session::{End, MAX_HANDLES, Received, SessionParams, Source, serve};

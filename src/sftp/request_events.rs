@@ -26,7 +26,7 @@ impl Asked {
         }
     }
 
-    pub fn rename(from: &str, to: &str) -> Asked {
+    fn rename(from: &str, to: &str) -> Asked {
         Asked {
             to: Some(shorten(to)),
             ..Asked::new(RequestKind::Rename, from)

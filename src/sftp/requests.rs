@@ -1,12 +1,11 @@
 //! Requests that concern names, and the way of every request: gate, dispatch, one reply.
 
 use super::codec::{ExtendedRequest, MAX_DATA, MAX_PACKET, Request};
-use super::early_renames::Rename as EarlyRename;
 use super::failure::{Answer, Failure, Outcome};
 use super::inbound::{Incoming, RequestMemory};
 use super::recent::ListingAge;
 use super::request_events::Asked;
-use super::session::{End, Handle, MAX_HANDLES, OpenHandle, Session};
+use super::session::{End, Handle, MAX_HANDLES, Session};
 use super::table::{EXTENSIONS, find_row};
 use crate::catch_panic;
 use crate::events::{Event, shorten};
@@ -29,16 +28,12 @@ const NAME_OVERHEAD: usize = 128;
 
 impl Session {
     /// Carries out one request. Its reply is queued now, or by the task that was given it.
-    pub(super) async fn handle(&mut self, incoming: Incoming) -> Result<(), End> {
+    pub(super) async fn carry_out(&mut self, incoming: Incoming) -> Result<(), End> {
         let Incoming {
             id,
             request,
             memory,
         } = incoming;
-        let is_init = matches!(request, Request::Init);
-        if !is_init && !self.initialized {
-            return Err(End::NoInit);
-        }
         let asked = Asked::of(&request, |handle| self.find_directory(handle));
         let outcome = match catch_panic(self.dispatch(id, request, memory)).await {
             Ok(outcome) => outcome,
@@ -52,7 +47,7 @@ impl Session {
     }
 
     /// Replies to a request, and tells of its failure.
-    fn finish_request(&self, id: u32, asked: Option<Asked>, outcome: Outcome) {
+    pub(super) fn finish_request(&self, id: u32, asked: Option<Asked>, outcome: Outcome) {
         match outcome {
             Ok(Answer::Now(packet)) => self.replies.reply(id, Ok(packet)),
             Ok(Answer::Later) => {}
@@ -272,9 +267,16 @@ impl Session {
         Ok(Answer::now(Name { id, files }))
     }
 
+    /// REMOVE. Uploads of the session to this path are given up: as on a file system, they have no
+    /// name any more.
     async fn remove(&mut self, id: u32, path: &str) -> Outcome {
         let path = Path::parse(path)?;
-        self.settings.vfs.remove(&path).await?;
+        let has_given_up = self.discard_uploads(&path).await;
+        match self.settings.vfs.remove(&path).await {
+            Ok(()) => {}
+            Err(VfsError::NotFound) if has_given_up => {}
+            Err(error) => return Err(error.into()),
+        }
         self.tell(Event::Removed {
             key: self.key_of(&path),
             path: shorten(path.as_str()),
@@ -282,8 +284,29 @@ impl Session {
         Ok(Answer::ok(id))
     }
 
+    /// Gives up the files of this path that are open for writing. Returns whether there are any.
+    async fn discard_uploads(&self, path: &Path) -> bool {
+        let mut has_given_up = false;
+        for open in self.handles.values() {
+            if let Handle::Writer {
+                upload,
+                path: written,
+                ..
+            } = &open.handle
+                && written == path
+            {
+                upload.discard().await;
+                has_given_up = true;
+            }
+        }
+        if has_given_up {
+            self.settings.vfs.drop_uploads(path);
+        }
+        has_given_up
+    }
+
     async fn make_dir(&mut self, id: u32, path: &str) -> Outcome {
-        let path = Path::parse(path)?;
+        let path = Path::parse(path).map_err(Failure::of_new_name)?;
         self.settings.vfs.make_directory(&path).await?;
         let path = shorten(path.as_str());
         self.tell(Event::DirectoryMade { path });
@@ -298,49 +321,18 @@ impl Session {
         Ok(Answer::ok(id))
     }
 
-    /// Renames at once, or once the files that the rename concerns are closed.
     async fn rename(&mut self, id: u32, from: &str, to: &str, replace: bool) -> Outcome {
-        let rename = EarlyRename {
-            id,
-            from: Path::parse(from)?,
-            to: Path::parse(to)?,
-            replace,
-        };
-        let is_early = written_paths(&self.handles).any(|path| rename.concerns(path));
-        if !is_early {
-            return self.carry_out_rename(&rename).await;
-        }
-        match self.early_renames.keep(rename) {
-            Ok(()) => Ok(Answer::Later),
-            Err(rename) => self.carry_out_rename(&rename).await,
-        }
-    }
-
-    async fn carry_out_rename(&self, rename: &EarlyRename) -> Outcome {
-        let vfs = &self.settings.vfs;
-        let replaced = vfs.rename(&rename.from, &rename.to, rename.replace).await?;
+        let from = Path::parse(from)?;
+        let to = Path::parse(to).map_err(Failure::of_new_name)?;
+        let replaced = self.settings.vfs.rename(&from, &to, replace).await?;
         self.tell(Event::Renamed {
-            from: shorten(rename.from.as_str()),
-            to: shorten(rename.to.as_str()),
-            from_key: self.key_of(&rename.from),
-            to_key: self.key_of(&rename.to),
+            from: shorten(from.as_str()),
+            to: shorten(to.as_str()),
+            from_key: self.key_of(&from),
+            to_key: self.key_of(&to),
             replaced,
         });
-        Ok(Answer::ok(rename.id))
-    }
-
-    /// Carries out the renames that no longer wait for a CLOSE, and answers them.
-    pub(super) async fn finish_early_renames(&mut self) {
-        loop {
-            let due = self.early_renames.take_due(written_paths(&self.handles));
-            let Some(rename) = due else { return };
-            let outcome = match catch_panic(self.carry_out_rename(&rename)).await {
-                Ok(outcome) => outcome,
-                Err(panicked) => Err(panicked.into()),
-            };
-            let asked = Asked::rename(rename.from.as_str(), rename.to.as_str());
-            self.finish_request(rename.id, Some(asked), outcome);
-        }
+        Ok(Answer::ok(id))
     }
 
     async fn extended(&mut self, id: u32, request: ExtendedRequest) -> Outcome {
@@ -379,14 +371,6 @@ impl Session {
         ];
         reply_with_numbers(id, &numbers)
     }
-}
-
-/// The paths of the files that are open for writing.
-fn written_paths(handles: &HashMap<String, OpenHandle>) -> impl Iterator<Item = &Path> + Clone {
-    handles.values().filter_map(|open| match &open.handle {
-        Handle::Writer { path, .. } => Some(path),
-        Handle::Reader(_) | Handle::Directory { .. } => None,
-    })
 }
 
 /// `~` is the user's home, which is the root.

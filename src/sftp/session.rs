@@ -2,12 +2,12 @@
 
 use super::Sink;
 use super::attrs::View;
-use super::early_renames::EarlyRenames;
 use super::inbound::{Next, RequestQueue};
 use super::reads::QueuedReads;
 use super::recent::{ListingAge, RecentStats};
 use super::replies::Replies;
 use super::table::find_row;
+use super::waiting::WaitingRequests;
 use crate::events::{SessionEnd, Teller};
 use crate::path::Path;
 use crate::transfer::{BufferPool, Download, SessionLimits, Upload, UserLimits};
@@ -124,6 +124,8 @@ pub(super) enum Handle {
         path: Path,
         append: bool,
         place: UploadPlace,
+        /// Whether a request has waited for its CLOSE in vain, and nothing was written since.
+        is_kept_open: bool,
         /// READs that found no room at once; `None` until there is one.
         queued_reads: Option<QueuedReads>,
     },
@@ -144,7 +146,7 @@ pub(super) struct Session {
     /// Limits on the files of this session together.
     pub limits: SessionLimits,
     pub recent: RecentStats,
-    pub early_renames: EarlyRenames,
+    pub waiting: WaitingRequests,
     /// Places for uploads whose CLOSE is not answered yet: they still hold memory.
     pub closing: Arc<Semaphore>,
     pub initialized: bool,
@@ -166,7 +168,7 @@ pub async fn serve(source: impl Source, sink: impl Sink, settings: SessionParams
             access: settings.access,
         },
         recent: RecentStats::default(),
-        early_renames: EarlyRenames::default(),
+        waiting: WaitingRequests::default(),
         limits: SessionLimits::new(settings.pool.clone(), &settings.limits),
         settings,
         replies,
@@ -189,7 +191,7 @@ pub async fn serve(source: impl Source, sink: impl Sink, settings: SessionParams
 }
 
 impl Session {
-    /// Carries out requests until the session ends, then those that still wait.
+    /// Carries out requests until the session ends, and refuses those that still wait then.
     async fn run(mut self, requests: &RequestQueue, last: &Clock) -> End {
         let served = self.serve_requests(requests, last).await;
         let handles = std::mem::take(&mut self.handles);
@@ -209,7 +211,7 @@ impl Session {
                 end
             }
         };
-        self.finish_early_renames().await;
+        self.refuse_waiting();
         end
     }
 
@@ -217,19 +219,20 @@ impl Session {
     async fn serve_requests(&mut self, requests: &RequestQueue, last: &Clock) -> Result<(), End> {
         let idle_timeout = self.settings.idle_timeout;
         let drain = self.settings.drain.clone();
+        let mut ended_uploads = self.settings.vfs.ended_uploads();
         loop {
-            if drain.is_cancelled() && self.handles.is_empty() {
+            if drain.is_cancelled() && self.handles.is_empty() && self.waiting.is_empty() {
                 return Err(End::Drained);
             }
             let next = tokio::select! {
                 biased;
+                () = self.waiting.wake(&mut ended_uploads) => {
+                    self.carry_out_due().await?;
+                    continue;
+                }
                 next = requests.next() => next,
                 () = wait_until_idle(last, idle_timeout) => return Err(End::Idle(idle_timeout)),
                 () = drain.cancelled(), if !drain.is_cancelled() => continue,
-                () = self.early_renames.first_deadline() => {
-                    self.finish_early_renames().await;
-                    continue;
-                }
             };
             let incoming = match next {
                 Next::Request(incoming) => incoming,

@@ -474,15 +474,32 @@ impl PartBuffer {
         true
     }
 
-    /// The contiguous bytes in RAM from this offset on, at most `len`; `None` if the offset is not
-    /// in RAM.
-    pub fn peek(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        if !(self.start..self.end()).contains(&offset) {
-            return None;
+    /// Copies the bytes in RAM from this offset on into `room`, and leaves the rest of it as it is:
+    /// what lies in gaps, or left in parts.
+    pub fn copy_to(&self, offset: u64, room: &mut [u8]) {
+        if let Some(buffer) = &self.buffer {
+            for (from, to) in &self.written {
+                let bytes = buffer.get(*from..*to).unwrap_or_default();
+                copy_overlap(self.start + *from as u64, bytes, offset, room);
+            }
         }
-        let from = (offset - self.start) as usize;
-        let to = from.saturating_add(len).min(self.contiguous_len() as usize);
-        self.buffer.as_ref()?.get(from..to)
+        for write in &self.early {
+            copy_overlap(write.offset, &write.data, offset, room);
+        }
+    }
+}
+
+/// Copies what `bytes` and `room` have in common, which begin at these offsets of the file.
+pub(super) fn copy_overlap(bytes_at: u64, bytes: &[u8], room_at: u64, room: &mut [u8]) {
+    let start = bytes_at.max(room_at);
+    let end = (bytes_at + bytes.len() as u64).min(room_at + room.len() as u64);
+    if start >= end {
+        return;
+    }
+    let from = bytes.get((start - bytes_at) as usize..(end - bytes_at) as usize);
+    let to = room.get_mut((start - room_at) as usize..(end - room_at) as usize);
+    if let (Some(from), Some(to)) = (from, to) {
+        to.copy_from_slice(from);
     }
 }
 
@@ -613,9 +630,9 @@ mod tests {
             assert_eq!(buffer.write(block * 32768, &[1; 32768]), Ok(32768));
         }
         assert!(buffer.is_full() && buffer.contiguous_len() == OWN_BYTES);
-        let at = buffer.peek(0, 1).map(<[u8]>::as_ptr);
+        let at = buffer.buffer.as_ref().unwrap().as_ptr();
         let body = buffer.take_part().unwrap();
-        assert_eq!((body.len() as u64, Some(body.as_ptr())), (OWN_BYTES, at));
+        assert_eq!((body.len() as u64, body.as_ptr()), (OWN_BYTES, at));
         assert_eq!(buffer.write(OWN_BYTES, b"x"), Ok(1));
         assert_eq!(&body[..2], [1, 1]);
     }
@@ -638,7 +655,8 @@ mod tests {
         assert!(!buffer.truncate(150));
         assert!(buffer.truncate(50));
         assert_eq!((buffer.end(), buffer.written_end()), (50, 50));
-        assert_eq!(buffer.peek(40, 100), Some(&[1; 10][..]));
-        assert_eq!(buffer.peek(50, 1), None);
+        let mut found = [7; 100];
+        buffer.copy_to(40, &mut found);
+        assert_eq!((&found[..10], &found[10..]), (&[1; 10][..], &[7; 90][..]));
     }
 }

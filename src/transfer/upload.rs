@@ -12,10 +12,9 @@ use crate::path::Key;
 use crate::store::{Condition, Object, StoreError};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 /// Bytes that a client may leave out of a file altogether, as for a sparse one. They are stored as
 /// zeros, part by part.
@@ -45,7 +44,7 @@ pub enum UploadError {
     /// The client has left out more bytes than may be stored as zeros.
     #[error("more than {MAX_HOLES} bytes of the file were left out")]
     HolesTooLarge,
-    /// A READ of bytes that are being sent.
+    /// A READ of bytes that were sent.
     #[error(
         "offset {offset} is on its way to the store and can't be read before the file is closed"
     )]
@@ -80,6 +79,9 @@ pub enum UploadError {
     /// The upload ended before this request was carried out.
     #[error("the upload was cut off")]
     CutOff,
+    /// The session has removed the file.
+    #[error("the file was removed before it was closed")]
+    Removed,
     /// See [`Panicked`].
     #[error(transparent)]
     Panicked(Panicked),
@@ -137,6 +139,7 @@ pub(super) enum Command {
         size: u64,
         reply: Reply<()>,
     },
+    Discard,
     Close {
         /// The file's place among the changes of its name.
         lock: NameLock,
@@ -149,6 +152,7 @@ impl Command {
     fn refuse(self) {
         match self {
             Command::Read { reply, .. } => reply(Err(UploadError::CutOff)),
+            Command::Discard => {}
             Command::Write { reply, .. }
             | Command::Truncate { reply, .. }
             | Command::Close { reply, .. } => reply(Err(UploadError::CutOff)),
@@ -173,19 +177,22 @@ pub struct Progress {
     announced_size: AtomicU64,
     /// Requests that arrived and are not carried out yet, READs left out.
     waiting: AtomicU64,
+    /// Whether the file may differ from the object that it was opened on.
+    is_changed: AtomicBool,
     /// When it was opened.
     pub started: SystemTime,
-    ended: CancellationToken,
 }
 
 impl Progress {
-    fn new(size: u64) -> Progress {
+    /// For a file that begins as this object; empty without one.
+    fn new(base: Option<&Object>) -> Progress {
+        let size = base.map_or(0, |base| base.size);
         Progress {
             size: size.into(),
             announced_size: size.into(),
             waiting: 0.into(),
+            is_changed: base.is_none().into(),
             started: SystemTime::now(),
-            ended: CancellationToken::new(),
         }
     }
 
@@ -197,6 +204,11 @@ impl Progress {
         }
     }
 
+    /// Whether the file may differ from the object that it was opened on.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed.load(Ordering::Relaxed)
+    }
+
     #[cfg(test)]
     pub(super) fn is_waiting(&self) -> bool {
         self.waiting.load(Ordering::Acquire) > 0
@@ -205,6 +217,7 @@ impl Progress {
     /// Records a request, and the size that the file will have after it. The requests of one upload
     /// come from one task.
     fn announce(&self, size: u64) {
+        self.is_changed.store(true, Ordering::Relaxed);
         self.announced_size.store(size, Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Release);
     }
@@ -214,30 +227,16 @@ impl Progress {
         self.size.store(size, Ordering::Relaxed);
         self.waiting.fetch_sub(1, Ordering::Release);
     }
-
-    /// Records that there is an object now, or will be none.
-    pub(super) fn record_end(&self) {
-        self.ended.cancel();
-    }
-
-    /// Resolves once there is an object, or there will be none.
-    pub async fn ended(&self) {
-        self.ended.cancelled().await;
-    }
 }
 
 impl Upload {
     /// Starts the task. No request is sent to the store before there is something to send.
     pub fn open(transfers: Arc<Transfers>, target: Target) -> Upload {
         let (commands, inbox) = mpsc::channel(1);
-        let base_len = match &target.base {
-            Some(base) => base.size,
-            None => 0,
-        };
-        let progress = Arc::new(Progress::new(base_len));
+        let progress = Arc::new(Progress::new(target.base.as_ref()));
         let locks = transfers.locks.clone();
         let name = LockedName::alone(&target.key);
-        let task = UploadTask::new(transfers.clone(), target, base_len, progress.clone());
+        let task = UploadTask::new(transfers.clone(), target, progress.clone());
         transfers.tasks.spawn(task.run(inbox));
         Upload {
             commands,
@@ -288,6 +287,11 @@ impl Upload {
     pub async fn truncate(&self, size: u64, reply: Reply<()>) {
         self.progress.announce(size);
         send(&self.commands, Command::Truncate { size, reply }).await;
+    }
+
+    /// Gives the file up, as its name was removed: later changes have no effect, and CLOSE fails.
+    pub async fn discard(&self) {
+        send(&self.commands, Command::Discard).await;
     }
 
     /// CLOSE: the reply comes after the store has said whether the object is there. Changes of this

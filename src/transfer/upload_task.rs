@@ -4,6 +4,7 @@
 //! dropped without CLOSE it lets the parts in flight end and aborts, so that disconnect and
 //! shutdown need no code of their own. A panic is one more way for a request to fail.
 
+use super::part_buffer::copy_overlap;
 use super::upload::{Command, Result};
 use super::{
     ANSWERED_AHEAD, MAX_HOLES, MultipartUpload, NameLock, OWN_BYTES, PartBuffer, Progress,
@@ -108,23 +109,13 @@ struct Closed {
     lock: NameLock,
 }
 
-/// Where bytes of a file that is being written are.
-enum Location {
-    /// In RAM.
-    Buffer,
-    /// In the object that is being changed, up to `end`.
-    OldObject { etag: String, end: u64 },
-    /// On their way to the store, or never written.
-    Unreadable,
-}
-
 impl UploadTask {
     pub(super) fn new(
         transfers: Arc<Transfers>,
         target: Target,
-        base_len: u64,
         progress: Arc<Progress>,
     ) -> UploadTask {
+        let base_len = target.base.as_ref().map_or(0, |base| base.size);
         UploadTask {
             buffer: PartBuffer::new(transfers.sizes, transfers.pool.clone()),
             transfers,
@@ -162,7 +153,6 @@ impl UploadTask {
         };
         self.reset().await;
         (self.target.on_end)(summary);
-        self.progress.record_end();
         if let Some(Closed {
             result,
             reply,
@@ -197,6 +187,7 @@ impl UploadTask {
                 Command::Truncate { size, reply } => {
                     reply(self.execute(Change::Truncate { size }).await);
                 }
+                Command::Discard => self.fail(UploadError::Removed).await,
                 Command::Close { lock, reply } => {
                     let result = self.execute(Change::Close { lock: &lock }).await;
                     closed = Some(Closed {
@@ -277,9 +268,13 @@ impl UploadTask {
     }
 
     /// Carries out a change. The first one that fails is remembered, and what was held for the file
-    /// is given back at once; a size that can't be set is no failure of the file.
+    /// is given back at once; a size that can't be set is no failure of the file. What changes a file
+    /// that was removed has no effect.
     async fn execute(&mut self, change: Change<'_>) -> Result<()> {
-        let result = self.try_change(change).await;
+        let result = match (&change, &self.failed) {
+            (Change::Write { .. } | Change::Truncate { .. }, Some(UploadError::Removed)) => Ok(()),
+            _ => self.try_change(change).await,
+        };
         match &result {
             Ok(()) => {}
             Err(UploadError::SizeTooSmall { .. } | UploadError::SizeTooLarge) => {}
@@ -695,51 +690,31 @@ impl UploadTask {
         Ok(store.get(&self.target.key, range, etag).await?)
     }
 
-    /// Bytes from RAM, then from the old object, until there are `len` of them or the file ends.
-    /// Nothing is read behind bytes that are on their way to the store, or were never written.
+    /// The bytes of the file as it would be if it were closed now, at most `len`: those in RAM, then
+    /// those of the old object, and zeros where there are neither. Fails for bytes that left in a
+    /// part.
     async fn read(&mut self, offset: u64, len: usize) -> Result<Bytes> {
         let end = offset.saturating_add(len as u64).min(self.len());
-        let mut found = BytesMut::new();
-        let mut at = offset;
-        while at < end {
-            match self.locate(at) {
-                Location::Buffer => {
-                    let missing = (end - at) as usize;
-                    let piece = self.buffer.peek(at, missing).unwrap_or_default();
-                    found.extend_from_slice(piece);
-                }
-                Location::OldObject {
-                    etag,
-                    end: base_end,
-                } => {
-                    for piece in self.load_base(at..base_end.min(end), &etag).await? {
-                        found.extend_from_slice(&piece);
-                    }
-                }
-                Location::Unreadable if at == offset => {
-                    return Err(UploadError::OnItsWay { offset });
-                }
-                Location::Unreadable => break,
-            }
-            at = offset + found.len() as u64;
+        if offset >= end {
+            return Ok(Bytes::new());
         }
+        if offset < self.buffer.start() {
+            return Err(UploadError::OnItsWay { offset });
+        }
+        let mut found = BytesMut::zeroed((end - offset) as usize);
+        if let Some(Object { etag, .. }) = self.target.base.clone() {
+            let old_start = offset.max(self.buffer.end());
+            let old_end = end.min(self.base_len);
+            if old_start < old_end {
+                let mut at = old_start;
+                for piece in self.load_base(old_start..old_end, &etag).await? {
+                    copy_overlap(at, &piece, offset, &mut found);
+                    at += piece.len() as u64;
+                }
+            }
+        }
+        self.buffer.copy_to(offset, &mut found);
         Ok(found.freeze())
-    }
-
-    /// Where the byte at this offset can be read.
-    fn locate(&self, offset: u64) -> Location {
-        if self.buffer.peek(offset, 1).is_some() {
-            return Location::Buffer;
-        }
-        match &self.target.base {
-            Some(base) if (self.buffer.end()..self.base_len).contains(&offset) => {
-                Location::OldObject {
-                    etag: base.etag.clone(),
-                    end: self.base_len,
-                }
-            }
-            Some(_) | None => Location::Unreadable,
-        }
     }
 
     async fn truncate(&mut self, size: u64) -> Result<()> {

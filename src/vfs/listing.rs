@@ -4,7 +4,7 @@
 //! in [`ListingPages`], which is bounded; a page that had to go is fetched again. A name is listed
 //! once: the overlay is asked before the store, for the same range of names.
 
-use super::overlay::Names;
+use super::overlay::{Names, SessionId};
 use super::{Overlay, Path, Result, Stat, Vfs, VfsError};
 use crate::path::Key;
 use crate::store::{Entry, ListRequest, MAX_PAGE, Page, Store};
@@ -48,6 +48,8 @@ impl Item {
 pub struct Listing {
     store: Arc<dyn Store>,
     overlay: Arc<Overlay>,
+    /// Whose uploads are listed.
+    session: SessionId,
     /// The home of the user who reads.
     owner: Arc<str>,
     prefix: Key,
@@ -95,6 +97,7 @@ impl Vfs {
         let mut listing = Listing {
             store: self.transfers.store.clone(),
             overlay: self.overlay.clone(),
+            session: self.session,
             owner: self.home.as_str().into(),
             prefix,
             number: self.overlay.pages.new_number(),
@@ -169,7 +172,9 @@ impl Listing {
     async fn fetch(&self, position: &Position) -> Result<FetchedPage> {
         // The overlay first: an upload that ends meanwhile is here, or in the store, or in both.
         let after = position.after.as_deref();
-        let known = self.overlay.names_after(&self.prefix, after, MAX_PAGE);
+        let known = self
+            .overlay
+            .names_after(&self.prefix, after, MAX_PAGE, self.session);
         let request = ListRequest {
             prefix: &self.prefix,
             folded: true,

@@ -12,6 +12,7 @@ mod rename;
 pub use listing::{Item, Listing};
 pub use open::{FileToRead, FileToWrite, WriteMode};
 pub use overlay::Overlay;
+use overlay::SessionId;
 
 use crate::path::{Home, Key, ObjectKeys, Path, PathError};
 use crate::store::{
@@ -21,6 +22,7 @@ use crate::transfer::{LockedName, NameLock, Progress, Transfers};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::SystemTime;
+use tokio::sync::watch;
 
 /// Why a request about names fails.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -87,7 +89,7 @@ impl From<&Arc<Progress>> for Stat {
 
 /// What has a name.
 enum Found {
-    /// An upload in progress; no object has the name yet.
+    /// An upload of the session; no object has the name yet.
     Pending(Arc<Progress>),
     /// An object.
     File(Object),
@@ -113,6 +115,8 @@ impl Found {
 pub struct Vfs {
     transfers: Arc<Transfers>,
     overlay: Arc<Overlay>,
+    /// Whose uploads are seen before they are stored.
+    session: SessionId,
     home: Home,
     /// Whether mkdir stores `dir/` objects, so that other gateways and the next start of this one
     /// see the directories.
@@ -120,10 +124,11 @@ pub struct Vfs {
 }
 
 impl Vfs {
-    /// All users of a server share its `overlay`.
+    /// The view of a new session. All users of a server share its `overlay`.
     pub fn new(transfers: Arc<Transfers>, overlay: Arc<Overlay>, home: Home, markers: bool) -> Vfs {
         Vfs {
             transfers,
+            session: overlay.add_session(),
             overlay,
             home,
             markers,
@@ -141,9 +146,16 @@ impl Vfs {
         self.transfers.locks.lock(vec![name]).await
     }
 
-    /// The number of changes that have begun or ended so far, through this server.
+    /// The number of changes that have begun or ended so far, through this server, and of uploads
+    /// that have ended. It never falls.
     pub fn changes(&self) -> u64 {
-        self.transfers.locks.count()
+        let ended_uploads = *self.overlay.ended_uploads().borrow();
+        self.transfers.locks.count() + ended_uploads
+    }
+
+    /// Changes when an upload of any session has ended.
+    pub fn ended_uploads(&self) -> watch::Receiver<u64> {
+        self.overlay.ended_uploads()
     }
 
     /// The key of a file of this path. The keys in a directory begin with it and a slash.
@@ -151,11 +163,40 @@ impl Vfs {
         Ok(self.home.keys(path)?.file)
     }
 
-    /// Is an upload to this path in progress?
+    /// Is an upload of this session to this path in progress?
     pub fn is_being_uploaded(&self, path: &Path) -> bool {
         match self.home.keys(path) {
-            Ok(keys) => self.overlay.upload(&keys.file).is_some(),
+            Ok(keys) => self.find_upload(&keys).is_some(),
             Err(_) => false,
+        }
+    }
+
+    /// Has another session an upload in progress to this path, or to one below it?
+    pub fn is_uploaded_elsewhere(&self, path: &Path) -> bool {
+        match self.home.keys(path) {
+            Ok(keys) => self.overlay.has_foreign_upload(&keys, self.session),
+            Err(_) => false,
+        }
+    }
+
+    /// Shows the session's uploads to this path no longer: they were given up.
+    pub fn drop_uploads(&self, path: &Path) {
+        if let Ok(keys) = self.home.keys(path) {
+            self.overlay.drop_uploads_of(&keys.file, self.session);
+        }
+    }
+
+    /// The session's newest upload in progress to this file.
+    fn find_upload(&self, keys: &ObjectKeys) -> Option<Arc<Progress>> {
+        self.overlay.upload_of(&keys.file, self.session)
+    }
+
+    /// Fails if the session has changed the file and not closed it yet: what is stored is not what
+    /// the session was shown.
+    fn check_closed(&self, keys: &ObjectKeys) -> Result<()> {
+        match self.find_upload(keys) {
+            Some(progress) if progress.is_changed() => Err(BUSY),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -165,7 +206,7 @@ impl Vfs {
             return Ok(Stat::Directory);
         }
         let keys = self.home.keys(path)?;
-        if let Some(progress) = self.overlay.upload(&keys.file) {
+        if let Some(progress) = self.find_upload(&keys) {
             return Ok(Stat::from(&progress));
         }
         match self.lookup(&keys).await? {
@@ -187,13 +228,13 @@ impl Vfs {
 
     /// What has this name, given that no object does: a list of one, unless the overlay has it.
     async fn lookup_without_object(&self, keys: &ObjectKeys) -> Result<Found> {
-        if let Some(progress) = self.overlay.upload(&keys.file) {
+        if let Some(progress) = self.find_upload(keys) {
             return Ok(Found::Pending(progress));
         }
         if self.is_directory(&keys.directory).await? {
             return Ok(Found::Directory);
         }
-        match self.overlay.upload(&keys.file) {
+        match self.find_upload(keys) {
             Some(progress) => Ok(Found::Pending(progress)),
             None => Ok(Found::Nothing),
         }
@@ -252,7 +293,7 @@ impl Vfs {
     pub async fn make_directory(&self, path: &Path) -> Result<()> {
         let keys = self.home.keys(path)?;
         let _lock = self.lock(&keys).await;
-        let is_pending = self.overlay.upload(&keys.file).is_some();
+        let is_pending = self.overlay.has_upload(&keys.file);
         if is_pending || self.overlay.is_directory(&keys.directory) {
             return Err(EXISTS);
         }
@@ -325,6 +366,7 @@ impl Vfs {
         self.lookup(&keys).await?.into_object()?;
         let store = &self.transfers.store;
         store.delete(&keys.file, &Condition::None).await?;
+        self.overlay.supersede_uploads(&keys.file);
         self.keep_parent(path).await;
         Ok(())
     }
@@ -368,25 +410,25 @@ impl Vfs {
         Ok(())
     }
 
-    /// SETSTAT with a size: 0 empties the file (HEAD and PUT); any other must be the size that the
-    /// file has (requests as for stat).
+    /// SETSTAT with a size: 0 empties the file (HEAD and PUT), which keeps its attributes; any other
+    /// must be the size that the file has (requests as for stat).
     pub async fn set_size(&self, path: &Path, size: u64) -> Result<()> {
         let keys = self.home.keys(path)?;
         let _lock = self.lock(&keys).await;
-        let now = match self.stat(path).await? {
-            Stat::Directory => return Err(IS_DIRECTORY),
-            Stat::File { size: now, .. } => now,
-        };
-        if now == size {
+        self.check_closed(&keys)?;
+        let object = self.lookup(&keys).await?.into_object()?;
+        if object.size == size {
             return Ok(());
-        }
-        if self.overlay.upload(&keys.file).is_some() {
-            return Err(BUSY);
         }
         if size != 0 {
             let why = "S3 can't change the size of a stored file";
             return Err(VfsError::Unsupported(why));
         }
-        self.put_empty(&keys.file).await
+        let store = self.transfers.store.as_ref();
+        let attributes = object.attributes.as_deref().cloned().unwrap_or_default();
+        let condition = Condition::Unchanged(object.etag);
+        change::put(store, &keys.file, Bytes::new(), &attributes, &condition).await?;
+        self.overlay.supersede_uploads(&keys.file);
+        Ok(())
     }
 }

@@ -106,6 +106,7 @@ impl Vfs {
         // reply (sshfs doesn't).
         let name = LockedName::with_subtree(&keys.file);
         self.transfers.locks.wait_for_earlier(&name).await;
+        self.check_closed(&keys)?;
         let found = match OpenedObject::ask(&self.transfers, &keys.file, limits).await {
             Ok(object) => {
                 return Ok(FileToRead {
@@ -141,8 +142,11 @@ impl Vfs {
         if self.overlay.is_made(&keys.directory) {
             return Err(IS_DIRECTORY);
         }
+        if !mode.truncate {
+            self.check_closed(&keys)?;
+        }
         let base = self.find_base(&keys, mode).await?;
-        let entry = UploadEntry::new(self.overlay.clone(), &keys.file);
+        let entry = UploadEntry::new(self.overlay.clone(), &keys.file, self.session);
         Ok(FileToWrite {
             key: keys.file,
             base,
@@ -175,7 +179,7 @@ impl Vfs {
 
     /// Fails if a file, a directory or an upload has this name: HEAD, then a list of one.
     async fn must_be_unused(&self, keys: &ObjectKeys) -> Result<()> {
-        if self.find_object(&keys.file).await?.is_some() {
+        if self.overlay.has_upload(&keys.file) || self.find_object(&keys.file).await?.is_some() {
             return Err(EXISTS);
         }
         match self.lookup_without_object(keys).await {

@@ -1,16 +1,19 @@
 //! What only this process knows: directories that S3 does not have, and uploads that are not
 //! objects yet.
 //!
-//! Both have full keys, so users whose homes overlap see the same. It lives in memory: a restart
-//! forgets it. Invariants: the lock is held for a bounded number of names, and the bytes that
-//! directories take are bounded, for each user and for all together.
+//! Both have full keys, so users whose homes overlap see the same directories. An upload is shown
+//! to its own session only: everyone else sees what was stored last, because that is what their
+//! OPEN would start from. It lives in memory: a restart forgets it. Invariants: the lock is held
+//! for a bounded number of names, and the bytes that directories take are bounded, for each user
+//! and for all together; an upload that something newer at its key has overtaken has no entry.
 
 use super::listing::ListingPages;
 use super::{Result, Stat, VfsError};
-use crate::path::{Home, Key};
+use crate::path::{Home, Key, ObjectKeys};
 use crate::transfer::Progress;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
 
 /// Limit on the directories of one user (one home), in bytes as [`cost`] counts them: 100,000 with
 /// keys of 85 bytes.
@@ -27,6 +30,8 @@ const ENTRY_BYTES: usize = 160;
 pub struct Overlay {
     // A std lock: never held across an await.
     tables: Mutex<Tables>,
+    /// How many uploads have lost their entry.
+    ended_uploads: watch::Sender<u64>,
     /// Pages of directories that are being read.
     pub(super) pages: ListingPages,
 }
@@ -35,16 +40,17 @@ pub struct Overlay {
 struct Tables {
     /// By key, which ends with `/`.
     directories: BTreeMap<String, Directory>,
-    uploads: BTreeMap<UploadId, Arc<Progress>>,
+    uploads: BTreeMap<UploadId, Upload>,
     /// By home.
     owners: HashMap<Arc<str>, Usage>,
     /// What all directories take.
     bytes: usize,
     last_age: u64,
     last_upload: u64,
+    last_session: u64,
 }
 
-/// An upload. A file can have several at a time, of which the newest is shown.
+/// Identifies an upload. A file can have several at a time, of which the newest is shown.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct UploadId {
     /// The file's key.
@@ -52,6 +58,26 @@ struct UploadId {
     /// Grows with each upload.
     number: u64,
 }
+
+impl UploadId {
+    /// The least id of the uploads to this key, or to one after it.
+    fn first(key: &str) -> UploadId {
+        UploadId {
+            key: key.to_owned(),
+            number: 0,
+        }
+    }
+}
+
+/// An upload in progress.
+struct Upload {
+    progress: Arc<Progress>,
+    session: SessionId,
+}
+
+/// Identifies a session among those that share an overlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionId(u64);
 
 #[derive(Clone)]
 struct Directory {
@@ -112,6 +138,46 @@ impl Overlay {
         self.tables().forget(directory.as_str());
     }
 
+    /// A session that sees no upload yet.
+    pub fn add_session(&self) -> SessionId {
+        let mut tables = self.tables();
+        tables.last_session += 1;
+        SessionId(tables.last_session)
+    }
+
+    /// Counts uploads that have lost their entry.
+    pub fn ended_uploads(&self) -> watch::Receiver<u64> {
+        self.ended_uploads.subscribe()
+    }
+
+    /// Drops the entries of the uploads to a file that was stored, moved or removed meanwhile. They
+    /// go on, and count again once they are closed.
+    pub fn supersede_uploads(&self, file: &Key) {
+        self.drop_uploads(file.as_str(), |_, _| true);
+    }
+
+    /// Drops the entries of a session's uploads to a file.
+    pub fn drop_uploads_of(&self, file: &Key, session: SessionId) {
+        self.drop_uploads(file.as_str(), |_, upload| upload.session == session);
+    }
+
+    fn drop_uploads(&self, key: &str, is_dropped: impl Fn(&UploadId, &Upload) -> bool) {
+        let mut tables = self.tables();
+        let mut dropped = Vec::new();
+        for (id, upload) in tables.uploads_to(key) {
+            if is_dropped(id, upload) {
+                dropped.push(id.clone());
+            }
+        }
+        for id in &dropped {
+            tables.uploads.remove(id);
+        }
+        drop(tables);
+        if !dropped.is_empty() {
+            self.ended_uploads.send_modify(|count| *count += 1);
+        }
+    }
+
     /// Notes that a file was stored: S3 knows the directories above it from now on.
     fn note_stored(&self, file: &str) {
         let mut tables = self.tables();
@@ -170,8 +236,14 @@ impl Overlay {
     }
 
     /// The first names directly inside a directory that come after `after`, at most `limit`:
-    /// subdirectories, and the newest upload of each file.
-    pub fn names_after(&self, directory: &Key, after: Option<&str>, limit: usize) -> Names {
+    /// subdirectories, and the session's newest upload of each file.
+    pub fn names_after(
+        &self,
+        directory: &Key,
+        after: Option<&str>,
+        limit: usize,
+        session: SessionId,
+    ) -> Names {
         let tables = self.tables();
         let mut names = Names {
             entries: BTreeMap::new(),
@@ -181,7 +253,7 @@ impl Overlay {
             Some(name) => first_key_after(directory, name),
             None => first_key_after(directory, ""),
         };
-        while let Some((name, stat)) = tables.first_name(directory, &from) {
+        while let Some((name, stat)) = tables.first_name(directory, &from, session) {
             if names.entries.len() == limit {
                 names.are_all = false;
                 break;
@@ -192,9 +264,24 @@ impl Overlay {
         names
     }
 
-    /// The newest upload in progress to this key.
-    pub fn upload(&self, file: &Key) -> Option<Arc<Progress>> {
-        self.tables().newest_upload(file.as_str()).cloned()
+    /// Is any session's upload to this key in progress?
+    pub fn has_upload(&self, file: &Key) -> bool {
+        self.tables().uploads_to(file.as_str()).next().is_some()
+    }
+
+    /// The session's newest upload in progress to this key.
+    pub fn upload_of(&self, file: &Key, session: SessionId) -> Option<Arc<Progress>> {
+        self.tables().newest_upload(file.as_str(), session)
+    }
+
+    /// Has another session an upload in progress to this file or, if it is a directory, to one in
+    /// it?
+    pub fn has_foreign_upload(&self, keys: &ObjectKeys, session: SessionId) -> bool {
+        let tables = self.tables();
+        let mut all = tables
+            .uploads_to(keys.file.as_str())
+            .chain(tables.uploads_in(keys.directory.as_str()));
+        all.any(|(_, upload)| upload.session != session)
     }
 }
 
@@ -202,11 +289,12 @@ impl Overlay {
 pub struct UploadEntry {
     overlay: Arc<Overlay>,
     id: UploadId,
+    session: SessionId,
 }
 
 impl UploadEntry {
     /// An entry that shows nothing yet.
-    pub fn new(overlay: Arc<Overlay>, file: &Key) -> UploadEntry {
+    pub fn new(overlay: Arc<Overlay>, file: &Key, session: SessionId) -> UploadEntry {
         let mut tables = overlay.tables();
         tables.last_upload += 1;
         let id = UploadId {
@@ -214,24 +302,35 @@ impl UploadEntry {
             number: tables.last_upload,
         };
         drop(tables);
-        UploadEntry { overlay, id }
+        UploadEntry {
+            overlay,
+            id,
+            session,
+        }
     }
 
     /// Shows the upload.
-    pub fn show(&self, upload: Arc<Progress>) {
+    pub fn show(&self, progress: Arc<Progress>) {
         let mut tables = self.overlay.tables();
+        let session = self.session;
+        let upload = Upload { progress, session };
         tables.uploads.insert(self.id.clone(), upload);
     }
 
-    /// Notes that the upload has become an object.
+    /// Notes that the upload has become an object, which overtakes the older uploads to its key.
     pub fn note_stored(&self) {
         self.overlay.note_stored(&self.id.key);
+        let own = self.id.number;
+        self.overlay
+            .drop_uploads(&self.id.key, |id, _| id.number < own);
     }
 }
 
 impl Drop for UploadEntry {
     fn drop(&mut self) {
-        self.overlay.tables().uploads.remove(&self.id);
+        let own = self.id.number;
+        self.overlay
+            .drop_uploads(&self.id.key, |id, _| id.number == own);
     }
 }
 
@@ -352,24 +451,31 @@ impl Tables {
     }
 
     fn has_upload_in(&self, directory: &Key) -> bool {
-        match self.first_upload_from(directory.as_str()) {
-            Some(key) => key.starts_with(directory.as_str()),
-            None => false,
-        }
+        self.uploads_in(directory.as_str()).next().is_some()
     }
 
-    /// The first key at or after this one to which an upload is in progress.
-    fn first_upload_from(&self, key: &str) -> Option<&str> {
-        let from = UploadId {
+    /// The uploads to this key, the oldest first.
+    fn uploads_to(&self, key: &str) -> impl DoubleEndedIterator<Item = (&UploadId, &Upload)> {
+        let last = UploadId {
             key: key.to_owned(),
-            number: 0,
+            number: u64::MAX,
         };
-        let (id, _) = self.uploads.range(from..).next()?;
-        Some(&id.key)
+        self.uploads.range(UploadId::first(key)..=last)
+    }
+
+    /// The uploads to keys with this prefix.
+    fn uploads_in(&self, prefix: &str) -> impl Iterator<Item = (&UploadId, &Upload)> {
+        let from = self.uploads.range(UploadId::first(prefix)..);
+        from.take_while(move |(id, _)| id.key.starts_with(prefix))
     }
 
     /// The first name directly inside a directory among keys from this one on.
-    fn first_name(&self, directory: &Key, from: &str) -> Option<(String, Stat)> {
+    fn first_name(
+        &self,
+        directory: &Key,
+        from: &str,
+        session: SessionId,
+    ) -> Option<(String, Stat)> {
         let mut name: Option<&str> = None;
         let first_directory = self.directories.range(from.to_owned()..).next();
         if let Some((key, _)) = first_directory
@@ -377,27 +483,33 @@ impl Tables {
         {
             name = Some(entry_name(rest));
         }
-        if let Some(key) = self.first_upload_from(from)
-            && let Some(rest) = key.strip_prefix(directory.as_str())
-        {
-            let other = entry_name(rest);
+        if let Some(other) = self.first_upload_name(directory, from, session) {
             name = Some(name.map_or(other, |name| name.min(other)));
         }
         let name = name?;
-        let stat = match self.newest_upload(&format!("{directory}{name}")) {
-            Some(progress) if !name.ends_with('/') => Stat::from(progress),
+        let stat = match self.newest_upload(&format!("{directory}{name}"), session) {
+            Some(progress) if !name.ends_with('/') => Stat::from(&progress),
             Some(_) | None => Stat::Directory,
         };
         Some((name.to_owned(), stat))
     }
 
-    fn newest_upload(&self, file: &str) -> Option<&Arc<Progress>> {
-        let newest = UploadId {
-            key: file.to_owned(),
-            number: u64::MAX,
-        };
-        let (id, upload) = self.uploads.range(..=newest).next_back()?;
-        if id.key == file { Some(upload) } else { None }
+    /// The first name that uploads have directly inside a directory, among keys from this one on:
+    /// a file of the session, or a directory, which every session sees.
+    fn first_upload_name(&self, directory: &Key, from: &str, session: SessionId) -> Option<&str> {
+        for (id, upload) in self.uploads.range(UploadId::first(from)..) {
+            let name = entry_name(id.key.strip_prefix(directory.as_str())?);
+            if name.ends_with('/') || upload.session == session {
+                return Some(name);
+            }
+        }
+        None
+    }
+
+    fn newest_upload(&self, file: &str, session: SessionId) -> Option<Arc<Progress>> {
+        let mut newest_first = self.uploads_to(file).rev();
+        let (_, newest) = newest_first.find(|(_, upload)| upload.session == session)?;
+        Some(newest.progress.clone())
     }
 }
 
@@ -497,9 +609,10 @@ mod tests {
         for text in ["a/d/", "a/d/x/", "a/d/y/", "a/d-e/", "a/d0/z/", "b/", "a/"] {
             overlay.add_directory(&home("a"), &key(text), true).unwrap();
         }
+        let session = overlay.add_session();
         let (mut found, mut after) = (Vec::new(), None);
         loop {
-            let names = overlay.names_after(&key("a/"), after.as_deref(), 1);
+            let names = overlay.names_after(&key("a/"), after.as_deref(), 1, session);
             after = names.entries.keys().next().cloned();
             found.extend(after.clone());
             if names.are_all {
@@ -508,7 +621,7 @@ mod tests {
         }
         assert_eq!(found, ["d-e/", "d/", "d0/"]);
         overlay.rename_directories(&key("a/d/"), &key("a/q/"));
-        let names = overlay.names_after(&key("a/"), None, 10);
+        let names = overlay.names_after(&key("a/"), None, 10, session);
         assert!(names.are_all && names.entries.keys().eq(["d-e/", "d0/", "q/"]));
     }
 }

@@ -66,7 +66,7 @@ impl Vfs {
         if !replace {
             self.must_be_free(to).await?;
         }
-        if self.overlay.upload(&source.file).is_some() {
+        if self.overlay.has_upload(&source.file) {
             return Err(BUSY);
         }
         if source == target {
@@ -84,7 +84,11 @@ impl Vfs {
         let has_replaced = match object {
             Some(version) => {
                 let transfers = &self.transfers;
-                move_file(transfers, &source.file, version, &target.file, replace).await?
+                let replaced =
+                    move_file(transfers, &source.file, version, &target.file, replace).await?;
+                self.overlay.supersede_uploads(&source.file);
+                self.overlay.supersede_uploads(&target.file);
+                replaced
             }
             None => {
                 self.rename_directory(&source.directory, &target.directory, to)
@@ -146,6 +150,9 @@ impl Vfs {
     /// Fails unless the store says clearly "not found": while it is in trouble, a target must not
     /// lose its content.
     async fn must_be_free(&self, path: &Path) -> Result<()> {
+        if self.overlay.has_upload(&self.home.keys(path)?.file) {
+            return Err(EXISTS);
+        }
         match self.stat(path).await {
             Ok(_) => Err(EXISTS),
             Err(VfsError::NotFound) => Ok(()),
