@@ -14,7 +14,7 @@ use crate::transfer::{BufferPool, Download, SessionLimits, Upload, UserLimits};
 use crate::users::Access;
 use crate::vfs::{Listing, Vfs};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -141,7 +141,7 @@ pub(super) struct Session {
     pub view: View,
     pub settings: SessionParams,
     pub replies: Replies,
-    pub handles: HashMap<String, OpenHandle>,
+    pub handles: BTreeMap<String, OpenHandle>,
     pub next_handle: u64,
     /// Limits on the files of this session together.
     pub limits: SessionLimits,
@@ -172,7 +172,7 @@ pub async fn serve(source: impl Source, sink: impl Sink, settings: SessionParams
         limits: SessionLimits::new(settings.pool.clone(), &settings.limits),
         settings,
         replies,
-        handles: HashMap::new(),
+        handles: BTreeMap::new(),
         next_handle: 0,
         closing: Arc::new(Semaphore::new(MAX_CLOSING)),
         initialized: false,
@@ -219,14 +219,13 @@ impl Session {
     async fn serve_requests(&mut self, requests: &RequestQueue, last: &Clock) -> Result<(), End> {
         let idle_timeout = self.settings.idle_timeout;
         let drain = self.settings.drain.clone();
-        let mut ended_uploads = self.settings.vfs.ended_uploads();
         loop {
             if drain.is_cancelled() && self.handles.is_empty() && self.waiting.is_empty() {
                 return Err(End::Drained);
             }
             let next = tokio::select! {
                 biased;
-                () = self.waiting.wake(&mut ended_uploads) => {
+                () = self.waiting.wake(&self.settings.vfs) => {
                     self.carry_out_due().await?;
                     continue;
                 }

@@ -15,10 +15,9 @@ use super::session::{End, Handle, OpenHandle, Session};
 use crate::path::Path;
 use crate::vfs::Vfs;
 use russh_sftp::protocol::StatusCode;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 /// How long a request waits for a CLOSE. A client that keeps the file open on purpose gets its
@@ -142,7 +141,7 @@ impl Concern {
     }
 
     /// Is a file open for whose CLOSE the request waits?
-    fn is_blocked(&self, handles: &HashMap<String, OpenHandle>, vfs: &Vfs) -> bool {
+    fn is_blocked(&self, handles: &BTreeMap<String, OpenHandle>, vfs: &Vfs) -> bool {
         let is_open_here = || handles.values().any(|open| self.awaits(&open.handle));
         let is_open_elsewhere = || {
             self.names
@@ -173,24 +172,29 @@ struct Waiting {
     deadline: Instant,
 }
 
-/// See the module. In the order in which they arrived.
+/// See the module.
 #[derive(Default)]
-pub(super) struct WaitingRequests(VecDeque<Waiting>);
+pub(super) struct WaitingRequests {
+    /// In the order in which they arrived.
+    requests: VecDeque<Waiting>,
+    /// How many uploads had ended when they were last looked at.
+    ended_uploads: u64,
+}
 
 impl WaitingRequests {
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.requests.is_empty()
     }
 
     /// Resolves when a request may be due; does not resolve if none waits.
-    pub async fn wake(&self, ended_uploads: &mut watch::Receiver<u64>) {
-        match self.0.front() {
-            // The sender lasts as long as the session.
-            Some(first) => tokio::select! {
-                _ = ended_uploads.changed() => {}
-                () = sleep_until(first.deadline) => {}
-            },
-            None => pending().await,
+    pub async fn wake(&mut self, vfs: &Vfs) {
+        let Some(first) = self.requests.front() else {
+            return pending().await;
+        };
+        tokio::select! {
+            biased;
+            ended = vfs.wait_for_ended_upload(self.ended_uploads) => self.ended_uploads = ended,
+            () = sleep_until(first.deadline) => {}
         }
     }
 
@@ -198,11 +202,11 @@ impl WaitingRequests {
     /// long enough.
     fn take_due(&mut self, is_blocked: impl Fn(&Concern) -> bool) -> Option<Waiting> {
         let now = Instant::now();
-        for (index, waiting) in self.0.iter().enumerate() {
-            let mut earlier = self.0.iter().take(index);
+        for (index, waiting) in self.requests.iter().enumerate() {
+            let mut earlier = self.requests.iter().take(index);
             let is_first = !earlier.any(|earlier| earlier.concern.meets(&waiting.concern));
             if is_first && (waiting.deadline <= now || !is_blocked(&waiting.concern)) {
-                return self.0.remove(index);
+                return self.requests.remove(index);
             }
         }
         None
@@ -230,18 +234,18 @@ impl Session {
     }
 
     fn must_wait(&self, concern: &Concern) -> bool {
-        let mut waiting = self.waiting.0.iter();
+        let mut waiting = self.waiting.requests.iter();
         waiting.any(|earlier| earlier.concern.meets(concern))
             || concern.is_blocked(&self.handles, &self.settings.vfs)
     }
 
     async fn let_wait(&mut self, concern: Concern, incoming: Incoming) -> Result<(), End> {
-        if self.waiting.0.len() >= MAX_WAITING
-            && let Some(oldest) = self.waiting.0.pop_front()
+        if self.waiting.requests.len() >= MAX_WAITING
+            && let Some(oldest) = self.waiting.requests.pop_front()
         {
             self.carry_out(oldest.incoming).await?;
         }
-        self.waiting.0.push_back(Waiting {
+        self.waiting.requests.push_back(Waiting {
             concern,
             incoming,
             deadline: Instant::now() + MAX_WAIT,
@@ -279,7 +283,7 @@ impl Session {
 
     /// Refuses the requests that still wait at the end of the session.
     pub(super) fn refuse_waiting(&mut self) {
-        for Waiting { incoming, .. } in std::mem::take(&mut self.waiting.0) {
+        for Waiting { incoming, .. } in std::mem::take(&mut self.waiting.requests) {
             let asked = Asked::of(&incoming.request, |_| None);
             let why = "the session ended before the CLOSE of the file came";
             let failure = Failure::new(StatusCode::Failure, why);

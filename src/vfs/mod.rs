@@ -22,7 +22,6 @@ use crate::transfer::{LockedName, NameLock, Progress, Transfers};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::SystemTime;
-use tokio::sync::watch;
 
 /// Why a request about names fails.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -149,13 +148,12 @@ impl Vfs {
     /// The number of changes that have begun or ended so far, through this server, and of uploads
     /// that have ended. It never falls.
     pub fn changes(&self) -> u64 {
-        let ended_uploads = *self.overlay.ended_uploads().borrow();
-        self.transfers.locks.count() + ended_uploads
+        self.transfers.locks.count() + self.overlay.ended_uploads()
     }
 
-    /// Changes when an upload of any session has ended.
-    pub fn ended_uploads(&self) -> watch::Receiver<u64> {
-        self.overlay.ended_uploads()
+    /// Resolves, with the number of uploads that have ended, once it is not `seen` any more.
+    pub async fn wait_for_ended_upload(&self, seen: u64) -> u64 {
+        self.overlay.wait_for_ended_upload(seen).await
     }
 
     /// The key of a file of this path. The keys in a directory begin with it and a slash.

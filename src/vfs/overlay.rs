@@ -12,8 +12,9 @@ use super::{Result, Stat, VfsError};
 use crate::path::{Home, Key, ObjectKeys};
 use crate::transfer::Progress;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// Limit on the directories of one user (one home), in bytes as [`cost`] counts them: 100,000 with
 /// keys of 85 bytes.
@@ -31,7 +32,9 @@ pub struct Overlay {
     // A std lock: never held across an await.
     tables: Mutex<Tables>,
     /// How many uploads have lost their entry.
-    ended_uploads: watch::Sender<u64>,
+    ended_uploads: AtomicU64,
+    /// Notified when that grows.
+    upload_ended: Notify,
     /// Pages of directories that are being read.
     pub(super) pages: ListingPages,
 }
@@ -145,9 +148,20 @@ impl Overlay {
         SessionId(tables.last_session)
     }
 
-    /// Counts uploads that have lost their entry.
-    pub fn ended_uploads(&self) -> watch::Receiver<u64> {
-        self.ended_uploads.subscribe()
+    /// How many uploads have lost their entry.
+    pub fn ended_uploads(&self) -> u64 {
+        self.ended_uploads.load(Ordering::Acquire)
+    }
+
+    /// Resolves to their number once there are more than `seen`.
+    pub async fn wait_for_ended_upload(&self, seen: u64) -> u64 {
+        let ended = self.upload_ended.notified();
+        tokio::pin!(ended);
+        ended.as_mut().enable();
+        if self.ended_uploads() == seen {
+            ended.await;
+        }
+        self.ended_uploads()
     }
 
     /// Drops the entries of the uploads to a file that was stored, moved or removed meanwhile. They
@@ -174,7 +188,8 @@ impl Overlay {
         }
         drop(tables);
         if !dropped.is_empty() {
-            self.ended_uploads.send_modify(|count| *count += 1);
+            self.ended_uploads.fetch_add(1, Ordering::Release);
+            self.upload_ended.notify_waiters();
         }
     }
 
