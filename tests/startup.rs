@@ -13,7 +13,7 @@ use sftpd::store::{Attributes, Condition, CopySource, Key, ListRequest, PartSour
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::process::{Exited, Process, sftpd_on};
+use support::process::{Exited, Process, sftpd_after, sftpd_on};
 use support::s3::{FakeS3, Fault, When};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -332,6 +332,47 @@ async fn errors_that_may_pass_exit_with_1() {
         let (status, log) = outcome.exits();
         assert!(status == 1 && log.contains(word), "{status}: {log}");
     }
+}
+
+/// Otherwise the next start would take the keys that there are for all.
+#[tokio::test(flavor = "multi_thread")]
+async fn host_keys_are_made_all_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("users.json"), r#"{"users": {}}"#).unwrap();
+    let names = || {
+        let entries = std::fs::read_dir(folder.path().join("host_keys")).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let serve = |setting: &str| {
+        let mut command = sftpd_after(setting, folder.path());
+        command.args(["serve", "--store", "memory:", "--listen", "127.0.0.1:0"]);
+        Process::try_spawn(command)
+    };
+    // Room for the ed25519 and the ECDSA key (blocks of 512 bytes), and not for the RSA key.
+    let exited = serve("trap '' XFSZ; ulimit -f 2").err().unwrap();
+    assert_eq!(exited.status.code(), Some(2), "{}", exited.log);
+    assert!(
+        exited.log.contains("can't make the host keys in host_keys"),
+        "{}",
+        exited.log
+    );
+    assert_eq!(names(), [] as [&str; 0]);
+    drop(serve(":").unwrap());
+    assert_eq!(
+        names(),
+        [
+            "ssh_host_ecdsa_key",
+            "ssh_host_ecdsa_key.pub",
+            "ssh_host_ed25519_key",
+            "ssh_host_ed25519_key.pub",
+            "ssh_host_rsa_key",
+            "ssh_host_rsa_key.pub"
+        ]
+    );
 }
 
 /// A part and a small file, with the endpoint configured in each way that the SDK knows: over plain

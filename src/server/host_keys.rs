@@ -142,9 +142,7 @@ pub fn load_or_create(directory: &Path) -> anyhow::Result<Vec<HostKey>> {
         return Ok(keys);
     }
     let keys = generate()?;
-    for key in &keys {
-        write(directory, key).with_context(context)?;
-    }
+    write_all(directory, &keys).with_context(context)?;
     Ok(keys)
 }
 
@@ -180,8 +178,33 @@ fn read(file: &Path) -> anyhow::Result<HostKey> {
     }
 }
 
+/// Writes all keys or, if that fails, none: the next start would take a part of them for all. They
+/// are written to a temporary directory in this one, and moved from there.
+fn write_all(directory: &Path, keys: &[HostKey]) -> anyhow::Result<()> {
+    let temporary = tempfile::tempdir_in(directory)?;
+    for key in keys {
+        write(temporary.path(), key)?;
+    }
+    for entry in temporary.path().read_dir()? {
+        let entry = entry?;
+        fs::rename(entry.path(), directory.join(entry.file_name()))?;
+    }
+    for key in keys {
+        log::info!(
+            "made the host key {} ({key})",
+            directory.join(file_name(key)).display()
+        );
+    }
+    Ok(())
+}
+
+/// As OpenSSH names it.
+fn file_name(key: &HostKey) -> String {
+    format!("ssh_host_{}_key", key.type_name().to_lowercase())
+}
+
 fn write(directory: &Path, key: &HostKey) -> anyhow::Result<()> {
-    let private = directory.join(format!("ssh_host_{}_key", key.type_name().to_lowercase()));
+    let private = directory.join(file_name(key));
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -193,6 +216,5 @@ fn write(directory: &Path, key: &HostKey) -> anyhow::Result<()> {
         private.with_extension("pub"),
         format!("{}\n", key.0.public_key().to_openssh()?),
     )?;
-    log::info!("made the host key {} ({key})", private.display());
     Ok(())
 }
