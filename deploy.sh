@@ -17,7 +17,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 
 help() {
-	sed -n '/^#$/,/^set/s/^# \{0,1\}//p' "$0"
+	sed -n '/^# Installs/,/^set/s/^# \{0,1\}//p' "$0"
 }
 
 # Ends with a usage error.
@@ -99,12 +99,16 @@ while [ $# -gt 0 ]; do
 done
 port=${asked_port:-2222}
 if [ "$action" = unit ]; then
+	[ -z "$host" ] || refuse "--unit takes no host: $host"
 	unit
 	exit
 fi
 [ -n "$host" ] || refuse 'the host is missing'
 if [ "$action" = rollback ] && [ -n "$asked_port" ]; then
 	refuse '--rollback takes back the port too: leave --port out'
+fi
+if [ "$action" = deploy ] && [ -n "${SFTPD:-}" ] && [ ! -f "$SFTPD" ]; then
+	refuse "SFTPD=$SFTPD is not a file: correct the path, or unset SFTPD to build one"
 fi
 
 work=$(mktemp -d)
