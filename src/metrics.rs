@@ -33,5 +33,7 @@ pub const BUFFER_MEMORY_LIMIT: &str = "sftpd_buffer_memory_limit_bytes";
 pub const OPEN_UPLOADS: &str = "sftpd_open_uploads";
 /// Label: result (aborted; left, in the bucket).
 pub const ABORTED_UPLOADS: &str = "sftpd_aborted_uploads_total";
+/// Users of the users file that is in force.
+pub const USERS: &str = "sftpd_users";
 /// 0 while the users file cannot be read.
 pub const USERS_FILE_OK: &str = "sftpd_users_file_ok";

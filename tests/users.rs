@@ -10,15 +10,17 @@ use sftpd::users::{
     Account, Attempt, Auth, FileAuth, Login, MAX_USERS_FILE_SIZE, Proof, PublicKey,
 };
 use std::fs::Permissions;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
+use support::commands::are_installed;
 use support::process::Process;
 use support::process::sftpd;
 use support::s3::FakeS3;
+use support::wait::PATIENCE;
 use support::{Client, eventually, http_get, within};
 
 const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB9dG4kjRhQTtWTVzd2t27+t0DEHBPW7iOD23TUiYLio alice@example.com";
@@ -161,7 +163,6 @@ impl Folder {
 #[test]
 fn users_are_added_listed_and_removed() {
     let folder = Folder::new();
-    assert!(folder.ok(&["list"]).contains("no users yet"));
     folder.ok(&["add", "alice", ED25519]);
     assert_eq!(folder.mode(), 0o600);
     folder.ok(&[
@@ -209,6 +210,174 @@ fn users_are_added_listed_and_removed() {
     assert!(folder.text().contains(ED25519));
     folder.ok(&["remove", "alice"]);
     assert!(!folder.text().contains("alice") && folder.text().contains("bob"));
+    folder.ok(&["remove", "bob"]);
+    assert!(folder.ok(&["list"]).contains("no users yet"));
+}
+
+/// A mistyped path, or the wrong folder: the service of a host reads another file.
+#[test]
+fn only_add_makes_a_missing_file_and_says_where() {
+    let folder = Folder::new();
+    let full = folder.file().display().to_string();
+    for args in [
+        &["list"][..],
+        &["list", "--json"],
+        &["show", "alice"],
+        &["show", "alice", "--json"],
+        &["remove", "alice"],
+        &["remove", "alice", "--key", "SHA256:x"],
+        &["remove", "alice", "--password"],
+        &["disable", "alice"],
+        &["enable", "alice"],
+    ] {
+        folder.refuses(2, &format!("no users file at {full}"), args);
+        // The default is relative.
+        let mut here = sftpd(folder.0.path());
+        let output = here.arg("users").args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.code() == Some(2) && said.contains(&full) && said.contains("--users"),
+            "{args:?}: {said}"
+        );
+    }
+    assert_eq!(std::fs::read_dir(folder.0.path()).unwrap().count(), 0);
+    let mut here = sftpd(folder.0.path());
+    let output = here
+        .args(["users", "add", "alice", ED25519])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.starts_with(&format!("made {full}\n")), "{output:?}");
+    assert!(!folder.ok(&["add", "bob", OTHER]).contains("made"));
+}
+
+/// As of a source checkout: the link is tracked, and what it leads to is not.
+#[test]
+fn a_link_to_a_missing_file_stays_and_add_makes_the_file() {
+    let folder = Folder::new();
+    std::os::unix::fs::symlink("local.json", folder.file()).unwrap();
+    let target = folder.0.path().join("local.json");
+    let missing = format!("no users file at {}", target.display());
+    folder.refuses(2, &missing, &["list"]);
+    folder.refuses(2, &missing, &["disable", "alice"]);
+    let said = folder.ok(&["add", "alice", ED25519]);
+    assert!(
+        said.contains(&format!("made {}\n", target.display())),
+        "{said}"
+    );
+    assert!(folder.file().is_symlink() && folder.text().contains(ED25519));
+    assert_eq!(folder.mode(), 0o600);
+    assert!(target.is_file() && !target.is_symlink());
+}
+
+/// The users of somebody who tries sftpd in a clone are not one commit from publication.
+#[test]
+fn adding_a_user_in_a_checkout_leaves_git_status_clean() {
+    if !are_installed(&["git"]) {
+        return;
+    }
+    let folder = Folder::new();
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let run = |program: &str, args: &[&str]| {
+        let mut command = Command::new(program);
+        let output = command.args(args).current_dir(folder.0.path()).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{program} {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for name in [".gitignore", "users.json"] {
+        let file = top.join(name).display().to_string();
+        run("cp", &["-P", &file, "."]);
+    }
+    run("git", &["init", "--quiet"]);
+    run("git", &["add", "--all"]);
+    assert!(run("git", &["ls-files"]).contains("users.json"));
+    let identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"];
+    run(
+        "git",
+        &[&identity[..], &["commit", "--quiet", "-m", "x"]].concat(),
+    );
+    let output = folder.run(&["add", "alice", ED25519]);
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    assert_eq!(run("git", &["status", "--porcelain"]), "");
+    let auth = FileAuth::open(folder.file());
+    assert!(auth.is_ok(), "{auth:?}");
+}
+
+#[test]
+fn a_password_can_be_dropped_while_the_keys_stay() {
+    let folder = Folder::new();
+    folder.ok(&["add", "alice", ED25519]);
+    folder.with_password(&["add", "alice", "--password"], "open sesame\n");
+    folder.with_password(&["add", "bob", "--password"], "open sesame\n");
+    assert_eq!(
+        folder.ok(&["remove", "alice", "--password"]),
+        "removed the password of alice\n"
+    );
+    let alice = folder.json(&["show", "alice", "--json"]);
+    assert_eq!(
+        (&alice["password"], &alice["public_keys"]),
+        (&json!(false), &json!([ED25519]))
+    );
+    folder.refuses(2, "has no password", &["remove", "alice", "--password"]);
+    folder.refuses(2, "has no key", &["remove", "bob", "--password"]);
+    folder.refuses(2, "there is no user", &["remove", "carol", "--password"]);
+}
+
+#[test]
+fn short_passwords_are_refused() {
+    let folder = Folder::new();
+    for (password, good) in [("a", false), ("seven77", false), ("eight888", true)] {
+        let output = folder.with_password(&["add", "alice", "--password"], password);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), good, "{password}: {said}");
+        assert_eq!(said.contains("at least 8"), !good, "{password}: {said}");
+    }
+}
+
+#[test]
+fn a_command_says_that_it_waits_for_another_one() {
+    let folder = Folder::new();
+    folder.ok(&["add", "alice", ED25519]);
+    let lock = std::fs::File::open(folder.0.path().join("users.json.lock")).unwrap();
+    lock.lock().unwrap();
+    let mut command = folder.command(&["disable", "alice"]);
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let (sender, first_line) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(lines.next().unwrap().unwrap()));
+    let said = first_line.recv_timeout(PATIENCE).unwrap();
+    assert!(
+        said.contains("waiting") && said.contains("users.json.lock"),
+        "{said}"
+    );
+    lock.unlock().unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(folder.json(&["show", "alice", "--json"])["disabled"], true);
+}
+
+#[test]
+fn a_file_of_another_shape_is_told_what_is_expected() {
+    let folder = Folder::new();
+    for text in ["[]", "\"users\"", "null"] {
+        folder.write(text);
+        folder.refuses(2, r#"expected {"users": {"#, &["list"]);
+    }
+    folder.write(r#"{"users": {"a": {"keys": ["nonsense"]}}}"#);
+    let said = folder.run(&["list"]).stderr;
+    let said = String::from_utf8(said).unwrap();
+    assert!(
+        said.contains("\"nonsense\" is not a public key") && !said.contains("quotes"),
+        "{said}"
+    );
+    folder.refuses(2, "in quotes", &["add", "bob", "nonsense"]);
 }
 
 #[test]
@@ -219,7 +388,7 @@ fn add_is_idempotent_and_says_what_it_changed() {
         fingerprint(ED25519),
         fingerprint(OTHER),
     );
-    let added = format!("added alice to {file}\nadded a key {first} for alice\n");
+    let added = format!("made {file}\nadded alice to {file}\nadded a key {first} for alice\n");
     assert_eq!(folder.ok(&["add", "alice", ED25519]), added);
     let before = std::fs::metadata(folder.file()).unwrap().ino();
     for args in [
@@ -873,6 +1042,45 @@ async fn a_running_server_logs_a_broken_file_once_and_recovers() {
     .await;
 }
 
+/// A file that was gone for a moment, and that `users add` made anew, locks everybody else out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_server_warns_when_none_of_its_users_is_left() {
+    const GONE: &str = "all users so far are gone";
+    let gateway = Gateway::start().await;
+    let counts = |users: u32| {
+        let line = format!("sftpd_users {users}");
+        gateway
+            .http_get("/metrics")
+            .lines()
+            .any(|found| found == line)
+    };
+    eventually("alice is counted", || counts(1)).await;
+    gateway.users(&["add", "bob", ED25519]);
+    eventually("bob is counted", || counts(2)).await;
+    gateway.users(&["remove", "alice"]);
+    eventually("alice is gone", || counts(1)).await;
+    assert_eq!(gateway.process.logged(GONE), 0, "bob is left");
+    std::fs::remove_file(gateway.file()).unwrap();
+    eventually("the file is missed", || !gateway.users_file_ok()).await;
+    assert!(counts(1), "the last good file is in force");
+    gateway.users(&["add", "carol", ED25519]);
+    gateway.users(&["add", "dave", OTHER]);
+    eventually("the new users are counted", || counts(2)).await;
+    eventually("the log warns", || gateway.process.logged(GONE) == 1).await;
+    let warning = gateway.process.line(GONE).unwrap();
+    assert!(
+        warning.contains("WARN") && warning.contains("only new ones"),
+        "{warning}"
+    );
+    gateway.users(&["remove", "carol"]);
+    gateway.users(&["remove", "dave"]);
+    eventually("no user is counted", || counts(0)).await;
+    eventually("the log says so", || {
+        gateway.process.logged("nobody can log in") == 1
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_users_file_that_blocks_does_not_stop_the_server() {
     let mut gateway = Gateway::start().await;
@@ -917,6 +1125,33 @@ fn manage_users_runs_the_binary() {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(folder.text().contains(ED25519));
+}
+
+/// No other binary runs instead.
+#[test]
+fn a_binary_that_is_named_and_missing_is_an_error() {
+    let top = env!("CARGO_MANIFEST_DIR");
+    for (script, args) in [
+        ("manage-users", &["list"][..]),
+        ("deploy.sh", &["--dry-run", "host"]),
+        ("deploy.sh", &["host"]),
+    ] {
+        let output = Command::new(format!("{top}/{script}"))
+            .args(args)
+            .env("SFTPD", "/nonexistent")
+            // Nothing may get this far.
+            .env("SFTPD_SSH", "false")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{script}: {said}");
+        assert!(said.contains("SFTPD=/nonexistent"), "{script}: {said}");
+    }
+    let extra = Command::new(format!("{top}/deploy.sh"))
+        .args(["--unit", "extra"])
+        .output()
+        .unwrap();
+    assert_eq!(extra.status.code(), Some(2), "{extra:?}");
 }
 
 #[test]

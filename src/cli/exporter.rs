@@ -70,6 +70,7 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
     );
     describe_gauge!(OPEN_UPLOADS, "Files open for writing");
     describe_counter!(ABORTED_UPLOADS, "Multipart uploads that were to be aborted");
+    describe_gauge!(USERS, "Users of the users file that is in force");
     describe_gauge!(
         USERS_FILE_OK,
         "0 while the users file can't be read and the last good one is in force"

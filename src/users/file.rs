@@ -12,7 +12,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug, Formatter};
-use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::fs::{File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -35,6 +35,12 @@ const GROUP_MODE: u32 = 0o070;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UsersFileError {
+    /// There is none.
+    #[error("there is no users file at {}", path.display())]
+    Missing {
+        /// Where it was looked for, in full.
+        path: PathBuf,
+    },
     /// The system refuses to read it.
     #[error("can't read {}", path.display())]
     Unreadable {
@@ -82,7 +88,11 @@ pub enum UsersFileError {
 /// One entry of users.json. `Debug` shows no password's hash.
 #[derive(Clone, Serialize, Deserialize)]
 // An unknown field is a typo, and "acess" must not mean full access.
-#[serde(default, deny_unknown_fields)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = r#"a user like {"keys": ["ssh-ed25519 AAAA…"]}"#
+)]
 #[non_exhaustive]
 pub struct User {
     /// Public keys as in OpenSSH's authorized_keys, without options.
@@ -175,7 +185,10 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
 
 /// All of users.json.
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = r#"{"users": {"NAME": {"keys": ["ssh-ed25519 AAAA…"]}}}"#
+)]
 #[non_exhaustive]
 pub struct UsersFile {
     /// By name.
@@ -253,13 +266,10 @@ impl UsersFile {
 
     /// As [`UsersFile::read`], but a missing file has no users.
     pub fn read_or_empty(path: &Path) -> anyhow::Result<UsersFile> {
-        let missing = path
-            .symlink_metadata()
-            .is_err_and(|error| error.kind() == ErrorKind::NotFound);
-        if missing {
-            Ok(UsersFile::default())
-        } else {
-            UsersFile::read(path)
+        match open(path) {
+            Ok(file) => UsersFile::read_from(file, path),
+            Err(UsersFileError::Missing { .. }) => Ok(UsersFile::default()),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -272,13 +282,24 @@ impl UsersFile {
         Ok(())
     }
 
-    /// Locks, reads, changes, checks and replaces the file. After an error it is as before.
+    /// Locks, reads, changes, checks and replaces the file. After an error it is as before. Fails
+    /// if there is none.
     pub fn change<T>(
         path: &Path,
         change: impl FnOnce(&mut UsersFile) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
+        // Before the lock, which is a file beside it.
+        open(path)?;
+        UsersFile::change_or_make(path, change)
+    }
+
+    /// As [`UsersFile::change`], but a missing file is made: it has no users before the change.
+    pub fn change_or_make<T>(
+        path: &Path,
+        change: impl FnOnce(&mut UsersFile) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         // A symbolic link stays: its target is replaced.
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let path = follow_link(path);
         let _lock = match lock(&path) {
             Ok(lock) => lock,
             Err(source) => return Err(UsersFileError::Unwritable { path, source }.into()),
@@ -320,10 +341,29 @@ fn check_user(name: &str, user: &User) -> anyhow::Result<()> {
 
 /// Opens the users file for reading.
 pub(super) fn open(path: &Path) -> Result<File, UsersFileError> {
-    File::open(path).map_err(|source| UsersFileError::Unreadable {
-        path: path.to_owned(),
-        source,
-    })
+    match File::open(path) {
+        Ok(file) => Ok(file),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(UsersFileError::Missing {
+            path: follow_link(path),
+        }),
+        Err(source) => Err(UsersFileError::Unreadable {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The full path of the file that a change replaces: that to which a symbolic link leads, also
+/// before there is one.
+pub fn follow_link(path: &Path) -> PathBuf {
+    if let Ok(found) = path.canonicalize() {
+        return found;
+    }
+    let target = match (path.read_link(), path.parent()) {
+        (Ok(target), Some(folder)) => folder.join(target),
+        (_, _) => path.to_owned(),
+    };
+    std::path::absolute(&target).unwrap_or(target)
 }
 
 /// A warning for the operator if every user of the machine may read or write the users file.
@@ -341,11 +381,20 @@ pub fn exposure(path: &Path, found: &Metadata) -> Option<String> {
 /// Locks the users file against other commands until dropped. The lock is on a file beside it,
 /// because the file itself is replaced.
 fn lock(path: &Path) -> io::Result<File> {
+    let beside = path.with_added_extension("lock");
     let lock = OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
-        .open(path.with_added_extension("lock"))?;
+        .open(&beside)?;
+    match lock.try_lock() {
+        Ok(()) => return Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let beside = beside.display();
+            log::warn!("waiting for another command, which has locked {beside}");
+        }
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
     lock.lock()?;
     Ok(lock)
 }

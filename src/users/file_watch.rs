@@ -6,8 +6,8 @@
 
 use super::file::{UsersFileError, exposure, open};
 use super::{User, UsersFile};
-use crate::metrics::USERS_FILE_OK;
-use anyhow::Context;
+use crate::metrics::{USERS, USERS_FILE_OK};
+use anyhow::{Context, bail};
 use metrics::gauge;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -89,13 +89,12 @@ impl FileWatch {
     /// Reads the file once, so that the operator learns of a mistake at the start. Waits for the
     /// file system.
     pub fn open(path: PathBuf) -> anyhow::Result<Arc<FileWatch>> {
-        let missing = || {
-            format!(
-                "no users file at {}: make one with `sftpd users add NAME \"KEY\"`",
-                path.display()
-            )
+        let first = match read(&path) {
+            Err(error) if is_missing(&error) => {
+                bail!("{error}: make one with `sftpd users add NAME \"KEY\"`, or correct --users")
+            }
+            read => read?,
         };
-        path.metadata().with_context(missing)?;
         let mut state = State {
             users: Arc::default(),
             stamp: None,
@@ -107,7 +106,7 @@ impl FileWatch {
             is_unresponsive: false,
             next_read: Instant::now(),
         };
-        state.take_over(read(&path)?);
+        state.take_over(&path, first);
         gauge!(USERS_FILE_OK).set(1);
         let (last_ended, _) = watch::channel(0);
         Ok(Arc::new(FileWatch {
@@ -280,7 +279,7 @@ impl State {
         match outcome {
             Ok(snapshot) => {
                 if let Some(snapshot) = snapshot {
-                    self.take_over(snapshot);
+                    self.take_over(path, snapshot);
                 }
                 gauge!(USERS_FILE_OK).set(1);
                 if self.failures.end() {
@@ -295,13 +294,15 @@ impl State {
     }
 
     /// Puts the users of a file in force.
-    fn take_over(&mut self, snapshot: Snapshot) {
+    fn take_over(&mut self, path: &Path, snapshot: Snapshot) {
         if let Some(warning) = &snapshot.exposure
             && !self.exposed
         {
             log::warn!("{warning}");
         }
         self.exposed = snapshot.exposure.is_some();
+        warn_if_all_are_gone(path, &self.users, &snapshot.users);
+        gauge!(USERS).set(snapshot.users.users.len() as f64);
         self.users = Arc::new(snapshot.users);
         self.stamp = snapshot.stamp;
     }
@@ -312,6 +313,27 @@ impl State {
         if self.failures.is_due(&failure, now) {
             log::error!("the users of the last good file stay in force: {failure}");
         }
+    }
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(UsersFileError::Missing { .. }))
+}
+
+/// Warns if the file has none of the users that it had: it was gone for a moment, say, and
+/// `sftpd users add` has made another one. Removing them all looks the same, so it is no error.
+fn warn_if_all_are_gone(path: &Path, before: &UsersFile, now: &UsersFile) {
+    let mut former = before.users.keys();
+    if before.users.is_empty() || former.any(|name| now.users.contains_key(name)) {
+        return;
+    }
+    let path = path.display();
+    let gone = format!("{path}: all users so far are gone ({})", before.users.len());
+    match now.users.len() {
+        0 => log::warn!("{gone}, and nobody can log in"),
+        new => log::warn!(
+            "{gone}, and only new ones ({new}) can log in: if that is a mistake, put the former file back"
+        ),
     }
 }
 

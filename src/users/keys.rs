@@ -31,7 +31,7 @@ pub enum InvalidKey {
     #[error("{PRIVATE_KEY}")]
     Private,
     /// It can't be parsed.
-    #[error("{shown:?} is not a public key: give one line of a .pub file, in quotes: {why}")]
+    #[error("{shown:?} is not a public key, the one line of a .pub file: {why}")]
     Malformed {
         /// The beginning of the text.
         shown: String,

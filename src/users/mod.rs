@@ -18,7 +18,7 @@ pub use account::{Access, Account, UnknownAccess};
 pub use certificate::{Certificate, InvalidCertificate};
 pub use file::{MAX_USERS_FILE_SIZE, User, UsersFile, UsersFileError, check_name};
 #[doc(hidden)]
-pub use file::{exposure, normalize_home};
+pub use file::{exposure, follow_link, normalize_home};
 pub use file_auth::FileAuth;
 pub use keys::{InvalidKey, PublicKey};
 #[doc(hidden)]

@@ -1,14 +1,19 @@
 //! `sftpd users add`: checks what was typed, asks for the password, then applies it.
 
 use super::keys::{check_typed_key, read_authorized_keys, refuse_private_key};
-use super::{Usage, printable};
+use super::{DEPLOYED_FILE, Usage, printable};
 use anyhow::{Context, anyhow, ensure};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use sftpd::path::Home;
-use sftpd::users::{Access, PublicKey, User, UsersFile, check_name, hash_password, normalize_home};
+use sftpd::users::{
+    Access, PublicKey, User, UsersFile, check_name, follow_link, hash_password, normalize_home,
+};
 use std::io::{IsTerminal, stdin};
 use std::path::{Path, PathBuf};
 
+/// Shortest password, in characters, as [NIST SP 800-63B](https://pages.nist.gov/800-63-3/sp800-63b.html)
+/// has it for passwords that people choose.
+const MIN_PASSWORD_CHARS: usize = 8;
 /// Longest password, in bytes. argon2 allows far more, and people type less.
 const MAX_PASSWORD_LEN: usize = 1024;
 
@@ -77,7 +82,8 @@ pub(super) fn add_user(args: AddArgs, path: &Path) -> anyhow::Result<String> {
     if planned.is_empty() {
         return Ok(format!("{name}: nothing to change\n"));
     }
-    let (changes, disabled) = UsersFile::change(path, |file| {
+    let is_new = !path.exists();
+    let (changes, disabled) = UsersFile::change_or_make(path, |file| {
         additions.check_credentials(file, ask)?;
         let changes = additions.apply(file, password.as_ref(), path);
         let disabled = file.users.get(name).is_some_and(|user| user.disabled);
@@ -86,7 +92,22 @@ pub(super) fn add_user(args: AddArgs, path: &Path) -> anyhow::Result<String> {
     if disabled {
         eprintln!("sftpd: warning: {name} is disabled: no login until `sftpd users enable {name}`");
     }
+    if is_new {
+        warn_of_other_file(path);
+    }
     Ok(changes.into_iter().map(|change| change + "\n").collect())
+}
+
+/// Warns if the service of this host reads another file than the one that was just made.
+fn warn_of_other_file(path: &Path) {
+    let deployed = Path::new(DEPLOYED_FILE);
+    // Its folder, as not everyone may look into it.
+    let is_deployed = deployed.parent().is_some_and(Path::is_dir);
+    if is_deployed && follow_link(path) != deployed {
+        eprintln!(
+            "sftpd: warning: this host's service reads another file: use --users {DEPLOYED_FILE} for its users"
+        );
+    }
 }
 
 /// Checks what was typed.
@@ -136,6 +157,9 @@ impl Additions {
     fn apply(&self, file: &mut UsersFile, password: Option<&String>, path: &Path) -> Vec<String> {
         let name = &self.name;
         let mut changes = Vec::new();
+        if !path.exists() {
+            changes.push(format!("made {}", follow_link(path).display()));
+        }
         if !file.users.contains_key(name) {
             changes.push(format!("added {name} to {}", path.display()));
         }
@@ -197,6 +221,12 @@ fn ask_password() -> anyhow::Result<String> {
     ensure!(
         !password.is_empty(),
         Usage(anyhow!("the password is empty: nothing was changed"))
+    );
+    ensure!(
+        password.chars().count() >= MIN_PASSWORD_CHARS,
+        Usage(anyhow!(
+            "the password is too short: use at least {MIN_PASSWORD_CHARS} characters; nothing was changed"
+        ))
     );
     ensure!(
         password.len() <= MAX_PASSWORD_LEN,

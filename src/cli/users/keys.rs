@@ -1,7 +1,7 @@
 //! Keys as operators give them: words of the command line, and files of OpenSSH's authorized_keys.
 
 use anyhow::{Context, bail, ensure};
-use sftpd::users::{PRIVATE_KEY, PublicKey, is_private_key};
+use sftpd::users::{InvalidKey, PRIVATE_KEY, PublicKey, is_private_key};
 use std::path::Path;
 
 /// How the types of public keys begin.
@@ -24,7 +24,8 @@ pub fn check_typed_key(typed: &str) -> anyhow::Result<PublicKey> {
     );
     let error = match typed.parse() {
         Ok(key) => return Ok(key),
-        Err(error) => error,
+        Err(error @ InvalidKey::Malformed { .. }) => error,
+        Err(error) => return Err(error.into()),
     };
     if looks_like_path(typed) {
         bail!(
@@ -34,7 +35,7 @@ pub fn check_typed_key(typed: &str) -> anyhow::Result<PublicKey> {
     if KEY_TYPES.iter().any(|kind| typed.starts_with(kind)) && !typed.contains(' ') {
         bail!("{typed:?} is not a public key but its first word: put the whole line in quotes");
     }
-    Err(error.into())
+    bail!("{error}; give it as one argument, in quotes")
 }
 
 /// Whether a word is the name of a file rather than a key.

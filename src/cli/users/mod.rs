@@ -14,19 +14,25 @@ use sftpd::users::{PublicKey, User, UsersFile, UsersFileError, exposure};
 use std::ffi::OsString;
 use std::path::Path;
 
+/// The users file of a service that deploy.sh installed.
+const DEPLOYED_FILE: &str = "/etc/sftpd/users.json";
+
 /// What to do to the users file.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Add a user, or give one that exists another key, a password, a home or an access. What is
     /// there already stays.
     Add(add::AddArgs),
-    /// Remove a user, or one of its keys. Open sessions stay open.
+    /// Remove a user, or one of its keys, or its password. Open sessions stay open.
     Remove {
         /// Name of the user.
         name: String,
         /// Remove only the key with this fingerprint (SHA256:…, as `show` has it).
         #[arg(long, value_name = "FINGERPRINT")]
         key: Option<String>,
+        /// Remove only the password.
+        #[arg(long, conflicts_with = "key")]
+        password: bool,
     },
     /// Keep a user from logging in, by key or password. Keys, password and files stay; open
     /// sessions stay open.
@@ -62,10 +68,20 @@ impl Command {
         warn_if_exposed(path);
         let outcome = match self {
             Command::Add(args) => add::add_user(args, path),
-            Command::Remove { name, key: None } => remove_user(&name, path),
+            Command::Remove {
+                name,
+                key: None,
+                password: false,
+            } => remove_user(&name, path),
+            Command::Remove {
+                name,
+                key: None,
+                password: true,
+            } => remove_password(&name, path),
             Command::Remove {
                 name,
                 key: Some(fingerprint),
+                ..
             } => remove_key(&name, &fingerprint, path),
             Command::Disable { name } => disable_user(&name, path),
             Command::Enable { name } => enable_user(&name, path),
@@ -87,9 +103,15 @@ pub fn check_command_line(words: impl Iterator<Item = OsString>) -> Result<(), U
     Ok(refuse_private_key(&words)?)
 }
 
-/// A mistake in the users file is a usage error, as a wrong argument is.
+/// A mistake in the users file is a usage error, as a wrong argument is, and so is a wrong path.
 fn mark_usage(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref() {
+        Some(UsersFileError::Missing { path }) => Usage(anyhow!(
+            "no users file at {}: --users FILE names another one ({DEPLOYED_FILE} where deploy.sh installed sftpd); \
+             `sftpd users add NAME \"KEY\"` makes one",
+            path.display()
+        ))
+        .into(),
         Some(UsersFileError::Invalid { .. } | UsersFileError::TooLarge { .. }) => {
             Usage(error).into()
         }
@@ -134,6 +156,24 @@ fn remove_key(name: &str, fingerprint: &str, path: &Path) -> anyhow::Result<Stri
             ))
         );
         Ok(format!("removed the key {fingerprint} of {name}\n"))
+    })
+}
+
+fn remove_password(name: &str, path: &Path) -> anyhow::Result<String> {
+    UsersFile::change(path, |file| {
+        let user = find_user(file, name)?;
+        ensure!(
+            user.password.is_some(),
+            Usage(anyhow!("{name} has no password"))
+        );
+        ensure!(
+            !user.keys.is_empty(),
+            Usage(anyhow!(
+                "{name} has no key: add one first, or remove or disable the user"
+            ))
+        );
+        user.password = None;
+        Ok(format!("removed the password of {name}\n"))
     })
 }
 

@@ -25,7 +25,7 @@ type Row = [String; 5];
 
 /// The users as a table, one a line.
 pub(super) fn list_users(path: &Path) -> anyhow::Result<String> {
-    let file = UsersFile::read_or_empty(path)?;
+    let file = UsersFile::read(path)?;
     if file.users.is_empty() {
         return Ok("no users yet: `sftpd users add NAME \"KEY\"`\n".to_owned());
     }
@@ -45,7 +45,7 @@ pub(super) fn list_users(path: &Path) -> anyhow::Result<String> {
 
 /// The users as one JSON array.
 pub(super) fn list_users_as_json(path: &Path) -> anyhow::Result<String> {
-    let file = UsersFile::read_or_empty(path)?;
+    let file = UsersFile::read(path)?;
     let users: Vec<JsonUser> = file
         .users
         .iter()
@@ -56,7 +56,7 @@ pub(super) fn list_users_as_json(path: &Path) -> anyhow::Result<String> {
 
 /// One user, a property a line.
 pub(super) fn show_user(name: &str, path: &Path) -> anyhow::Result<String> {
-    let mut file = UsersFile::read_or_empty(path)?;
+    let mut file = UsersFile::read(path)?;
     let user = find_user(&mut file, name)?;
     let mut text = format!("name      {name}\n");
     text += &format!("status    {}\n", status(user));
@@ -70,7 +70,7 @@ pub(super) fn show_user(name: &str, path: &Path) -> anyhow::Result<String> {
 
 /// One user as a JSON object.
 pub(super) fn show_user_as_json(name: &str, path: &Path) -> anyhow::Result<String> {
-    let mut file = UsersFile::read_or_empty(path)?;
+    let mut file = UsersFile::read(path)?;
     let user = find_user(&mut file, name)?;
     Ok(serde_json::to_string(&json_user(name, user))? + "\n")
 }
