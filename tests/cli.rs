@@ -13,6 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+use support::commands::report_skip;
 use support::process::{Process, add_user, sftpd};
 use support::s3::FakeS3;
 use support::{Client, PASSWORD, PUT, eventually, http_get};
@@ -118,6 +119,8 @@ async fn switches_accept_on_off_yes_no_and_numbers() {
 fn variables(folder: &Path, command: &str) -> Vec<String> {
     let output = sftpd(folder).args([command, "--help"]).output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
+    // Without the breaks of its lines.
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     let named = help
         .split("[env: ")
         .skip(1)
@@ -281,7 +284,7 @@ fn addresses_are_accepted_in_every_usual_form() {
         (":0", "::1"),
     ] {
         if host == "::1" && !has_ipv6 {
-            eprintln!("skipped: no IPv6: {address}");
+            report_skip(&format!("no IPv6: {address}"));
             continue;
         }
         let mut serve = sftpd(folder.path());

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use support::commands::Running;
+use support::commands::{Running, report_skip};
 use support::gateway::{Content, Deviation, Files, Gateway, HOST, LARGE, USER};
 use support::wait::wait_until;
 use support::{MIB, PASSWORD, noise};
@@ -438,7 +438,7 @@ impl Mount<'_> {
     /// `None`, with the reason printed, if this machine can mount nothing.
     fn new(gateway: &Gateway) -> Option<Mount<'_>> {
         if !Path::new("/dev/fuse").exists() {
-            eprintln!("skipped: there is no /dev/fuse");
+            report_skip("there is no /dev/fuse");
             return None;
         }
         fs::create_dir(gateway.path("mnt")).unwrap();

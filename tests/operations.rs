@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::os::unix::{fs::PermissionsExt, net::UnixDatagram};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use support::commands::report_skip;
 use support::process::{Process, sftpd_on};
 use support::s3::{FakeS3, Fault, When};
 use support::*;
@@ -226,6 +227,24 @@ async fn doctor_finds_a_store_that_ignores_if_match() {
     assert_eq!(s3.objects(), [] as [&str; 0]);
 }
 
+/// libtest captures what passing tests print.
+#[test]
+fn a_skipped_test_says_so_on_the_real_standard_error() {
+    let tests = std::env::current_exe().unwrap();
+    let output = Command::new(tests)
+        .args(["--exact", "alerts_fire_when_they_should"])
+        .env("PATH", "/nonexistent")
+        .env_remove("SFTPD_TEST_ALL_CLIENTS")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success());
+    assert!(
+        said.contains("skipped: alerts_fire_when_they_should: not installed: promtool"),
+        "{said}"
+    );
+}
+
 /// A store that can't be opened is reported by its own check.
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_reports_settings_that_serve_refuses() {
@@ -388,7 +407,7 @@ fn promtool(args: &[&str], input: &str) {
                 std::env::var_os("SFTPD_TEST_ALL_CLIENTS").is_none(),
                 "not installed: promtool"
             );
-            return eprintln!("skipped: not installed: promtool");
+            return report_skip("not installed: promtool");
         }
         child => child.unwrap(),
     };

@@ -3,7 +3,7 @@
 use super::wait::POLL;
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Seek, Write, stderr};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -39,6 +39,14 @@ fn succeeds(program: &str, args: &[&str]) -> Option<Output> {
     }
 }
 
+/// Says on standard error that the running test does less than it could. libtest captures what
+/// `eprintln!` prints, and drops it if the test passes.
+pub fn report_skip(why: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("?");
+    let _ = writeln!(stderr(), "skipped: {test}: {why}");
+}
+
 /// Whether each of these is installed. If not, the reason is printed; with
 /// `SFTPD_TEST_ALL_CLIENTS=1` it is a failure.
 pub fn are_installed(clients: &[&str]) -> bool {
@@ -51,7 +59,7 @@ pub fn are_installed(clients: &[&str]) -> bool {
     }
     let needed = std::env::var("SFTPD_TEST_ALL_CLIENTS").is_ok_and(|value| value == "1");
     assert!(!needed, "not installed: {missing:?}");
-    eprintln!("skipped: not installed: {missing:?}");
+    report_skip(&format!("not installed: {missing:?}"));
     false
 }
 

@@ -5,7 +5,7 @@
 //! bucket through the S3 SDK alone, so that both run the same code. These tests are not async: most
 //! of what they do is to run commands.
 
-use super::commands::{Ran, are_installed};
+use super::commands::{Ran, are_installed, report_skip};
 use super::process::{Process, add_user, sftpd};
 use super::s3::{BUCKET, FakeS3, Fault, Request, S3Access, When};
 use super::wait::{PATIENCE, POLL};
@@ -468,7 +468,7 @@ impl Gateway {
     pub fn age_uploads(&self, age: Duration) -> bool {
         match &self.fake {
             Some(fake) => fake.age_uploads(age),
-            None => eprintln!("skipped: no server makes uploads older than they are"),
+            None => report_skip("no server makes uploads older than they are"),
         }
         self.fake.is_some()
     }
