@@ -559,6 +559,82 @@ async fn without_descriptors_the_log_is_not_flooded_and_a_metric_counts() {
 }
 
 #[test]
+fn help_fits_a_terminal() {
+    let folder = folder();
+    for args in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["doctor", "--help"],
+        &["users", "add", "--help"],
+    ] {
+        let output = sftpd(folder.path()).args(args).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        let longest = help.lines().max_by_key(|line| line.chars().count());
+        assert!(
+            longest.unwrap().chars().count() <= 100,
+            "{args:?}: {longest:?}"
+        );
+    }
+}
+
+/// A pipe whose reader has gone, and a full disk.
+#[test]
+fn a_lost_standard_output_is_an_error_and_no_panic() {
+    let folder = folder();
+    for args in [
+        &["doctor", "--store", "memory:", "--listen", "127.0.0.1:0"][..],
+        &[
+            "doctor",
+            "--json",
+            "--store",
+            "memory:",
+            "--listen",
+            "127.0.0.1:0",
+        ],
+        &["demo", "--listen", "127.0.0.1:0"],
+        &["users", "list"],
+    ] {
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        for stdout in [Stdio::from(closed), Stdio::from(full)] {
+            let (status, said) = run(sftpd(folder.path()).args(args).stdout(stdout));
+            assert_eq!(status, Some(1), "{args:?}: {said}");
+            assert!(
+                said.contains("can't write to standard output") && !said.contains("panicked"),
+                "{args:?}: {said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_comes_with_the_next_step() {
+    let folder = folder();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let advice = format!("ss -ltnp 'sport = :{}'", address.port());
+    let serve = [
+        "serve",
+        "--store",
+        "memory:",
+        "--listen",
+        &address.to_string(),
+    ];
+    let (status, said) = run(sftpd(folder.path()).args(serve));
+    assert!(
+        status == Some(1) && said.contains(&advice) && said.contains("--listen"),
+        "{said}"
+    );
+    let demo = ["demo", "--listen", &address.to_string()];
+    let (status, said) = run(sftpd(folder.path()).args(demo));
+    assert!(
+        status == Some(1) && said.contains(&advice) && said.contains("--listen"),
+        "{said}"
+    );
+}
+
+#[test]
 fn completions_and_the_manual_cover_every_command() {
     let folder = folder();
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {

@@ -227,6 +227,64 @@ async fn doctor_finds_a_store_that_ignores_if_match() {
     assert_eq!(s3.objects(), [] as [&str; 0]);
 }
 
+/// The report ends with what it comes to.
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_ends_with_a_verdict() {
+    let s3 = FakeS3::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let report = |args: &[&str]| {
+        let mut command = sftpd_on(&s3, folder.path());
+        command
+            .args(["doctor", "--listen", "127.0.0.1:0"])
+            .args(args);
+        tokio::task::spawn_blocking(move || {
+            let output = command.output().unwrap();
+            let report = String::from_utf8(output.stdout).unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            (output.status.code(), report, said)
+        })
+    };
+    let (status, _, said) = report(&[]).await.unwrap();
+    assert_eq!(status, Some(1));
+    assert!(said.ends_with("1 check failed, no warnings\n"), "{said}");
+    let users = folder.path().join("users.json");
+    std::fs::write(&users, r#"{"users": {}}"#).unwrap();
+    std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let (status, report, _) = report(&[]).await.unwrap();
+    assert_eq!(status, Some(0));
+    let verdict = report.lines().last().unwrap();
+    assert_eq!(verdict, "no check failed, 1 warning");
+}
+
+/// Objects made to try out conditions are doctor's too: their names are in its help, and those that
+/// stay in its report.
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_reports_every_object_that_stays() {
+    let s3 = FakeS3::start().await;
+    // The first is for an object that isn't there yet: whether DELETE is allowed.
+    s3.fault(
+        "DeleteObject",
+        When::From(2),
+        Fault::Status(403, "AccessDenied"),
+    );
+    let (_, found) = doctor(&s3, &[]).await;
+    let help = Command::new(env!("CARGO_BIN_EXE_sftpd"))
+        .args(["doctor", "--help"])
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for kind in [".sftpd-doctor-", ".sftpd-probe-"] {
+        assert!(help.contains(kind), "{kind}: {help}");
+        let left: Vec<String> = s3.objects();
+        let mut left = left.iter().filter(|key| key.starts_with(kind)).peekable();
+        assert!(left.peek().is_some(), "{kind}");
+        for key in left {
+            let is_reported = found.values().any(|(_, text)| text.contains(key.as_str()));
+            assert!(is_reported, "{key}: {found:?}");
+        }
+    }
+}
+
 /// libtest captures what passing tests print.
 #[test]
 fn a_skipped_test_says_so_on_the_real_standard_error() {

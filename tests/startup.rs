@@ -10,6 +10,7 @@ use aws_sdk_s3::config::{AsyncSleep, Sleep};
 use aws_sdk_s3::config::{retry::RetryConfig, timeout::TimeoutConfig};
 use sftpd::store::s3::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
 use sftpd::store::{Attributes, Condition, CopySource, Key, ListRequest, PartSource, Store};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -326,12 +327,122 @@ async fn errors_that_may_pass_exit_with_1() {
     );
     for (outcome, word) in [
         (outcomes.0, "can't listen"),
-        (outcomes.1, "InternalError"),
+        (outcomes.1, "the store has a fault (InternalError"),
         (outcomes.2, "does not answer"),
     ] {
         let (status, log) = outcome.exits();
         assert!(status == 1 && log.contains(word), "{status}: {log}");
     }
+}
+
+/// A store that is at fault is no reason to look at the settings, and an answer of something else
+/// is no error of S3's.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_says_whose_it_is() {
+    let s3 = FakeS3::start().await;
+    let busy = OneAnswer::error(503, "SlowDown", "Reduce your request rate.").await;
+    let broken = OneAnswer::error(500, "InternalError", "We encountered an error.").await;
+    let gateway = OneAnswer::start(502, "", "<html>Bad Gateway</html>").await;
+    let portal = OneAnswer::start(200, "", "<html>Log in to the hotel's network</html>").await;
+    let json = OneAnswer::start(200, "", "{}").await;
+    let plain = s3.endpoint.replace("http://", "https://");
+    let cases = [
+        (&busy.endpoint, 1, "the store is overloaded (SlowDown"),
+        (&broken.endpoint, 1, "the store has a fault (InternalError"),
+        (
+            &gateway.endpoint,
+            1,
+            "the store has a fault (HTTP status 502",
+        ),
+        (&portal.endpoint, 1, "was not written by S3"),
+        (&json.endpoint, 1, "was not written by S3"),
+        (&plain, 2, "speaks plain HTTP"),
+    ];
+    for (endpoint, expected, words) in cases {
+        let (status, log) = serve(&s3, with("AWS_ENDPOINT_URL", endpoint)).await.exits();
+        let sentence = log.lines().last().unwrap();
+        assert_eq!(status, expected, "{words}: {log}");
+        assert!(sentence.contains(words), "{words}: {log}");
+        assert!(sentence.contains(endpoint.as_str()), "{words}: {log}");
+        assert!(!sentence.contains("AWS_*"), "{words}: {log}");
+    }
+}
+
+/// The role is only the last place where the SDK looks, and often not the one that was meant.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_fail_to_load_name_every_source() {
+    let s3 = FakeS3::start().await;
+    let refusing = OneAnswer::start(403, "", "").await;
+    let setup = with("AWS_EC2_METADATA_DISABLED", "false")
+        .with("AWS_EC2_METADATA_SERVICE_ENDPOINT", &refusing.endpoint)
+        .with("AWS_PROFILE", "sales")
+        .without("AWS_ACCESS_KEY_ID")
+        .without("AWS_SECRET_ACCESS_KEY");
+    let (status, log) = serve(&s3, setup).await.exits();
+    assert_eq!(status, 1, "it may pass: {log}");
+    let sentence = log.lines().last().unwrap();
+    for word in ["AWS_ACCESS_KEY_ID", "\"sales\"", "AWS_PROFILE"] {
+        assert!(sentence.contains(word), "{word}: {log}");
+    }
+}
+
+/// A store that accepts connections and never answers a request.
+async fn mute_store() -> (String, AbortOnDropHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let accept = async move {
+        let mut open = Vec::new();
+        loop {
+            open.push(listener.accept().await);
+        }
+    };
+    (endpoint, AbortOnDropHandle::new(tokio::spawn(accept)))
+}
+
+/// Systemd gives the start 30 seconds unless it is told that it takes longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_never_answers_is_named_while_it_is_waited_for() {
+    let s3 = FakeS3::start().await;
+    let (endpoint, _mute) = mute_store().await;
+    let folder = tempfile::tempdir().unwrap();
+    let notify = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&notify).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let setup = with("AWS_ENDPOINT_URL", &endpoint)
+        .with("NOTIFY_SOCKET", notify.to_str().unwrap())
+        .args(&["--open-timeout", "4s"]);
+    let (status, log) = serve(&s3, setup).await.exits();
+    assert_eq!(status, 1, "{log}");
+    assert!(
+        log.contains(&format!("waiting for s3://test at {endpoint}")),
+        "{log}"
+    );
+    let sentence = log.lines().last().unwrap();
+    assert!(
+        sentence.contains("no answer within 4s") && sentence.contains(&endpoint),
+        "{log}"
+    );
+    let mut heard = [0; 100];
+    let length = socket.recv(&mut heard).unwrap();
+    assert!(heard[..length].starts_with(b"EXTEND_TIMEOUT_USEC="));
+    let mut doctor = sftpd_on(&s3, folder.path());
+    doctor
+        .args(["doctor", "--open-timeout", "4s", "--listen", "127.0.0.1:0"])
+        .env("AWS_ENDPOINT_URL", &endpoint);
+    let output = tokio::task::spawn_blocking(move || doctor.output().unwrap());
+    let output = output.await.unwrap();
+    let report = String::from_utf8(output.stdout).unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{report}{said}");
+    let list = report.lines().find(|line| line.contains("  list "));
+    assert!(
+        list.is_some_and(|line| line.contains("FAILED") && line.contains("no answer within 4s")),
+        "{report}"
+    );
+    assert!(
+        said.contains(&format!("waiting for s3://test at {endpoint}")),
+        "{said}"
+    );
 }
 
 /// Otherwise the next start would take the keys that there are for all.

@@ -2,6 +2,7 @@
 
 use super::listen::ListenAddress;
 use super::logging::LogFormat;
+use super::print;
 use super::serve::announce;
 use super::signals::watch_signals;
 use anyhow::Context;
@@ -19,7 +20,7 @@ pub async fn run(listen: &ListenAddress, log_format: LogFormat) -> anyhow::Resul
         .host_keys(server::generate()?)
         .listeners(log_format.listeners())
         .build()?;
-    let listener = listen.bind().await?;
+    let listener = listen.bind("--listen").await?;
     let drain = watch_signals(&server).context("can't catch signals")?;
     let address = announce(&listener, &server, &drain)?;
     let port = address.port();
@@ -28,11 +29,12 @@ pub async fn run(listen: &ListenAddress, log_format: LogFormat) -> anyhow::Resul
         SocketAddr::V6(ipv6) if !ipv6.ip().is_unspecified() => format!("[{}]", ipv6.ip()),
         _ => "127.0.0.1".to_owned(),
     };
-    println!("Files live in memory and are gone at the end (Ctrl-C). In another terminal:\n");
-    println!(
-        "  sftp -P {port} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null demo@{host}\n"
+    let invitation = format!(
+        "Files live in memory and are gone at the end (Ctrl-C). In another terminal:\n\n  \
+         sftp -P {port} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null demo@{host}\n\n\
+         Password: {password}\n"
     );
-    println!("Password: {password}");
+    print(invitation.as_bytes())?;
     server.serve(listener, drain.cancelled_owned()).await;
     Ok(())
 }

@@ -4,7 +4,9 @@
 //! again; if that is refused, the report names the objects that stay.
 
 use super::listen::ListenAddress;
+use super::print;
 use super::serve::{ServeArgs, StoreUrl, describe_missing};
+use super::waiting::with_notices;
 use anyhow::ensure;
 use bytes::Bytes;
 use sftpd::events::{Teller, TextLog};
@@ -61,6 +63,8 @@ struct Report {
     /// Findings are not printed as they are made.
     quiet: bool,
     findings: Vec<Finding>,
+    /// The first failure to print one.
+    printed: anyhow::Result<()>,
 }
 
 impl Report {
@@ -72,7 +76,10 @@ impl Report {
                 Grade::Warning => "warning",
                 Grade::Failed => "FAILED ",
             };
-            println!("{mark}  {check:<18} {}", finding.text);
+            let line = format!("{mark}  {check:<18} {}\n", finding.text);
+            if self.printed.is_ok() {
+                self.printed = print(line.as_bytes());
+            }
         }
         self.findings.push(finding);
     }
@@ -127,6 +134,10 @@ fn advice(error: &StoreError) -> String {
         }
         StoreError::Forbidden(_) => format!("allow it in the IAM policy ({ACTIONS_PAGE})"),
         StoreError::NoSuchBucket => "create the bucket, or correct --store".to_owned(),
+        _ if text.contains("SlowDown") => "the store is overloaded: try again later".to_owned(),
+        _ if text.contains("InternalError") || text.contains("HTTP status 5") => {
+            "the store has a fault: try again later, or ask the store's operator".to_owned()
+        }
         _ if is_about_checksums(&text) => {
             "for a store without checksums set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
                 .to_owned()
@@ -147,6 +158,7 @@ pub async fn run(settings: &ServeArgs, json: bool) -> anyhow::Result<()> {
     let mut report = Report {
         quiet: json,
         findings: Vec::new(),
+        printed: Ok(()),
     };
     check_users(&mut report, settings);
     check_host_keys(&mut report, settings);
@@ -156,28 +168,52 @@ pub async fn run(settings: &ServeArgs, json: bool) -> anyhow::Result<()> {
     }
     match store_url {
         StoreUrl::Memory => report.warning("store", "files live in memory and are gone at the end"),
-        StoreUrl::Bucket(bucket, prefix) => match S3Store::open(bucket).await {
+        StoreUrl::Bucket(bucket, prefix) => match open_store(bucket).await {
             Err(error) => report.failed(refused_check(&error), error.to_string()),
             Ok(store) => {
-                let base = top_key(prefix)?;
+                let place = settings.place(&store);
                 let checkup = Checkup {
                     report: &mut report,
+                    settings,
                     store: Arc::new(store),
-                    base,
+                    base: top_key(prefix)?,
                     name: random_password(),
                 };
-                checkup.run(settings.equal_parts).await;
+                with_notices(&place, checkup.run()).await;
             }
         },
     }
     let failed = report.count(Grade::Failed);
-    let warnings = report.count(Grade::Warning);
+    let verdict = verdict(failed, report.count(Grade::Warning));
+    report.printed?;
     if json {
         let all = serde_json::json!({"healthy": failed == 0, "findings": report.findings});
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        print((serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
     }
-    ensure!(failed == 0, "checks failed: {failed}; warnings: {warnings}");
-    Ok(())
+    ensure!(failed == 0, "{verdict}");
+    match json {
+        true => Ok(()),
+        false => print((verdict + "\n").as_bytes()),
+    }
+}
+
+async fn open_store(bucket: &str) -> Result<S3Store, StartError> {
+    with_notices("the AWS credentials", S3Store::open(bucket)).await
+}
+
+/// What the report comes to.
+fn verdict(failed: usize, warnings: usize) -> String {
+    let failed = match failed {
+        0 => "no check failed".to_owned(),
+        1 => "1 check failed".to_owned(),
+        failed => format!("{failed} checks failed"),
+    };
+    let warnings = match warnings {
+        0 => "no warnings".to_owned(),
+        1 => "1 warning".to_owned(),
+        warnings => format!("{warnings} warnings"),
+    };
+    format!("{failed}, {warnings}")
 }
 
 /// The name of the check that fails if the store can't be opened.
@@ -291,36 +327,19 @@ async fn check_address(
         Ok(_) => return report.ok(check, format!("{address} is free")),
         Err(error) => error,
     };
-    let (grade, advice) = match error.kind() {
+    let text = address.explain(&error, flag);
+    match error.kind() {
         ErrorKind::AddrInUse => {
-            let port = address.port();
-            (
-                Grade::Warning,
-                format!(
-                    "fine if sftpd is running; otherwise ss -ltnp 'sport = :{port}' tells by what"
-                ),
-            )
+            report.warning(check, format!("{text}; fine if sftpd is running"));
         }
-        ErrorKind::AddrNotAvailable => (
-            Grade::Failed,
-            format!("give {flag} an address of this machine"),
-        ),
-        ErrorKind::PermissionDenied => (
-            Grade::Failed,
-            format!("ports below 1024 need CAP_NET_BIND_SERVICE, or give {flag} another port"),
-        ),
-        _ => (Grade::Failed, format!("correct {flag}")),
-    };
-    report.add(
-        check,
-        grade,
-        format!("can't listen on {address} ({error}): {advice}"),
-    );
+        _ => report.failed(check, text),
+    }
 }
 
 /// The checks of the bucket.
 struct Checkup<'a> {
     report: &'a mut Report,
+    settings: &'a ServeArgs,
     store: Arc<S3Store>,
     base: Key,
     /// A random part of the names of the objects that are put.
@@ -328,13 +347,13 @@ struct Checkup<'a> {
 }
 
 impl Checkup<'_> {
-    async fn run(mut self, equal_parts: bool) {
+    async fn run(mut self) {
         // Without these, all others would fail for the same reason.
         if !self.check_credentials().await || !self.check_bucket().await {
             return;
         }
         self.check_objects().await;
-        self.check_uploads(equal_parts).await;
+        self.check_uploads(self.settings.equal_parts).await;
         self.check_clean_up().await;
     }
 
@@ -356,6 +375,12 @@ impl Checkup<'_> {
 
     /// Returns whether the bucket can be used.
     async fn check_bucket(&mut self) -> bool {
+        let listed = self.settings.try_bucket(&self.store, &self.base).await;
+        if let Err(error @ StartError::Unreachable { .. }) = &listed {
+            // Any other request would be waited for in vain.
+            self.report.failed("list", error.to_string());
+            return false;
+        }
         match self.store.regions().await {
             (ours, Some(theirs)) if ours != theirs => {
                 let text = format!(
@@ -374,7 +399,6 @@ impl Checkup<'_> {
             "sent where S3 demands them"
         };
         self.report.ok("checksums", sent);
-        let listed = self.store.check(&self.base).await;
         match &listed {
             Ok(Listing::Allowed) => self.report.ok("list", "directories can be listed"),
             Ok(Listing::Refused(why)) => {
@@ -456,25 +480,33 @@ impl Checkup<'_> {
 
     /// Several gateways on one bucket rely on conditional requests.
     async fn check_conditions(&mut self) {
-        let kept = self.store.try_all_conditions(&self.base).await;
-        match kept.map(|kept| describe_missing(&kept)) {
-            Ok(None) => self.report.ok(
-                "conditions",
-                "all kept: several gateways can serve the same files",
-            ),
+        let (kept, left) = match self.store.try_all_conditions(&self.base).await {
+            Ok(tried) => (tried.kept, tried.left),
+            Err(error) => (Err(error), Vec::new()),
+        };
+        let (mut grade, mut text) = match kept.map(|kept| describe_missing(&kept)) {
+            Ok(None) => {
+                let text = "all kept: several gateways can serve the same files";
+                (Grade::Ok, text.to_owned())
+            }
             Ok(Some(missing)) => {
                 let text = format!(
-                    "the store does not keep {missing}: serve the bucket from one gateway only, as several that \
-                     change the same file at once could lose changes"
+                    "serve the bucket from one gateway only, as several that change the same file at once could lose \
+                     changes: the store does not keep {missing}"
                 );
-                self.report.warning("conditions", text);
+                (Grade::Warning, text)
             }
             Err(error) => {
                 let text =
                     format!("can't be tested ({error}): serve the bucket from one gateway only");
-                self.report.warning("conditions", text);
+                (Grade::Warning, text)
             }
+        };
+        if !left.is_empty() {
+            grade = Grade::Warning;
+            text += &format!("; these test objects stay: {}", join_keys(&left));
         }
+        self.report.add("conditions", grade, text);
     }
 
     /// Replaces the object, and gets the version that it was before.
@@ -516,10 +548,9 @@ impl Checkup<'_> {
         for key in &keys {
             removed = removed.and(self.store.delete(key, &Condition::None).await);
         }
-        let left: Vec<_> = keys.iter().map(Key::as_str).collect();
         let without = format!(
             "users can't remove or rename, and these test objects stay: {}",
-            left.join(", ")
+            join_keys(&keys)
         );
         self.report
             .add_outcome(check, removed, "files can be removed", Some(&without));
@@ -623,12 +654,18 @@ impl Checkup<'_> {
             }
             Err(error) => {
                 let text = format!(
-                    "can't be read ({error}): check that a rule removes incomplete uploads"
+                    "can't be looked at ({error}): check that a rule removes incomplete uploads, or allow \
+                     s3:GetLifecycleConfiguration"
                 );
                 self.report.warning("lifecycle", text);
             }
         }
     }
+}
+
+fn join_keys(keys: &[Key]) -> String {
+    let keys: Vec<&str> = keys.iter().map(Key::as_str).collect();
+    keys.join(", ")
 }
 
 async fn upload_parts(upload: &MultipartUpload, sizes: [u64; 3]) -> Result<Object, StoreError> {

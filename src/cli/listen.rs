@@ -1,8 +1,8 @@
 //! Addresses to listen on, as people write them.
 
-use anyhow::Context;
+use anyhow::bail;
 use std::fmt::{self, Display};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use tokio::net::TcpListener;
@@ -59,16 +59,29 @@ impl Display for ListenAddress {
 }
 
 impl ListenAddress {
-    /// The port; 0 stands for any free one.
-    pub fn port(&self) -> u16 {
-        self.port
+    /// As [`ListenAddress::try_bind`], with an error that names the address and the next step.
+    /// `flag` is the one that gives the address.
+    pub async fn bind(&self, flag: &str) -> anyhow::Result<TcpListener> {
+        match self.try_bind().await {
+            Ok(listener) => Ok(listener),
+            Err(error) => bail!("{}", self.explain(&error, flag)),
+        }
     }
 
-    /// As [`ListenAddress::try_bind`], with an error that names the address.
-    pub async fn bind(&self) -> anyhow::Result<TcpListener> {
-        self.try_bind()
-            .await
-            .with_context(|| format!("can't listen on {self}"))
+    /// A sentence about a failure to listen: the address, the reason and the next step.
+    pub fn explain(&self, error: &io::Error, flag: &str) -> String {
+        let port = self.port;
+        let advice = match error.kind() {
+            ErrorKind::AddrInUse => format!(
+                "`ss -ltnp 'sport = :{port}'` tells by what; end that, or give {flag} another port"
+            ),
+            ErrorKind::AddrNotAvailable => format!("give {flag} an address of this machine"),
+            ErrorKind::PermissionDenied => {
+                format!("ports below 1024 need CAP_NET_BIND_SERVICE, or give {flag} another port")
+            }
+            _ => format!("correct {flag}"),
+        };
+        format!("can't listen on {self} ({error}): {advice}")
     }
 
     /// Listens on the first of the host's addresses that can be bound. Every address of the machine

@@ -16,6 +16,7 @@ mod serve;
 mod signals;
 mod systemd;
 pub mod users;
+mod waiting;
 
 use anyhow::Context;
 use clap::{ArgMatches, CommandFactory, Parser};
@@ -37,13 +38,13 @@ const AFTER_HELP: &str = "Try it without a bucket: sftpd demo\nLog: RUST_LOG=sft
 /// Nothing a client sends is written to a disk, nothing half-sent appears in the bucket, and CLOSE
 /// says OK only after S3 did.
 #[derive(Parser)]
-#[command(version, after_help = AFTER_HELP)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 100)]
 pub enum Command {
     /// Serve a bucket. S3 credentials, region and endpoint come from the usual AWS settings
     /// (AWS_* variables, profiles, roles); AWS_ENDPOINT_URL names another S3 server.
     Serve(Box<ServeArgs>),
     /// Try everything that `serve` with these settings needs, and say what is wrong and what to do.
-    /// Puts objects named .sftpd-doctor-… and removes them.
+    /// Puts objects named .sftpd-doctor-… and .sftpd-probe-…, removes them, and names those that stay.
     Doctor {
         #[command(flatten)]
         settings: Box<ServeArgs>,

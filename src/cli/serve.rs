@@ -5,6 +5,7 @@ use super::logging::{BINARY_TARGET, LogFormat};
 use super::memory::uploads_beside;
 use super::signals::watch_signals;
 use super::systemd::{notify_systemd, tell_systemd};
+use super::waiting::with_notices;
 use super::{Usage, descriptors, exporter};
 use anyhow::{Context, anyhow, bail};
 use bytesize::ByteSize;
@@ -22,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// Longest time of a flag. Far longer ones would exceed the range of the clock.
@@ -192,9 +194,7 @@ impl ServeArgs {
         let store: Arc<dyn Store> = match store_url {
             StoreUrl::Memory => Arc::new(MemoryStore::default()),
             StoreUrl::Bucket(bucket, prefix) => {
-                let opened = open_bucket(bucket, &top_key(prefix)?).await;
-                let opened = opened.map_err(exit_status);
-                Arc::new(opened.with_context(|| format!("can't serve {}", self.store))?)
+                Arc::new(self.open_bucket(bucket, &top_key(prefix)?).await?)
             }
         };
         let prefix = match store_url {
@@ -207,6 +207,42 @@ impl ServeArgs {
         match self.apply(builder).build() {
             Ok(server) => Ok(server),
             Err(error) => Err(name_flags(error).into()),
+        }
+    }
+
+    /// Opens the bucket and tests it.
+    async fn open_bucket(&self, bucket: &str, top: &Key) -> anyhow::Result<S3Store> {
+        let cant_serve = |place: &str| format!("can't serve {place}");
+        let opened = with_notices("the AWS credentials", S3Store::open(bucket)).await;
+        let store = opened
+            .map_err(exit_status)
+            .with_context(|| cant_serve(&self.store))?;
+        let place = self.place(&store);
+        match with_notices(&place, self.try_bucket(&store, top)).await {
+            Ok(Listing::Allowed) => {}
+            // Credentials that may only put objects are valid.
+            Ok(Listing::Refused(why)) => log::warn!("clients will see no directories: {why}"),
+            Err(error) => return Err(exit_status(error).context(cant_serve(&place))),
+        }
+        Ok(with_notices(&place, find_conditions(store, top)).await)
+    }
+
+    /// Sends the first request to the bucket. The store may be silent for `--open-timeout`.
+    pub async fn try_bucket(&self, store: &S3Store, top: &Key) -> Result<Listing, StartError> {
+        let limit = self.open_timeout;
+        match timeout(limit, store.check(top)).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => Err(StartError::Unreachable {
+                why: format!("no answer within {}", humantime::format_duration(limit)),
+            }),
+        }
+    }
+
+    /// The store in sentences for the operator.
+    pub fn place(&self, store: &S3Store) -> String {
+        match store.endpoint() {
+            Some(url) => format!("{} at {url}", self.store),
+            None => self.store.clone(),
         }
     }
 
@@ -332,17 +368,6 @@ fn parse_store_timeout(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// Opens a bucket and tests it.
-async fn open_bucket(bucket: &str, top: &Key) -> Result<S3Store, StartError> {
-    let store = S3Store::open(bucket).await?;
-    match store.check(top).await? {
-        Listing::Allowed => {}
-        // Credentials that may only put objects are valid.
-        Listing::Refused(why) => log::warn!("clients will see no directories: {why}"),
-    }
-    Ok(find_conditions(store, top).await)
-}
-
 /// Finds out which conditional requests the store honours, and logs which it doesn't.
 async fn find_conditions(store: S3Store, top: &Key) -> S3Store {
     match store.find_conditions(top).await {
@@ -424,11 +449,11 @@ pub async fn run(settings: &ServeArgs, changed: &[String]) -> anyhow::Result<()>
     descriptors::provide(settings.max_sessions);
     // Before anything is recorded.
     let metrics = match &settings.metrics {
-        Some(address) => Some((address.bind().await?, exporter::install()?)),
+        Some(address) => Some((address.bind("--metrics").await?, exporter::install()?)),
         None => None,
     };
     let server = settings.server().await?;
-    let listener = settings.listen.bind().await?;
+    let listener = settings.listen.bind("--listen").await?;
     let drain = watch_signals(&server).context("can't catch signals")?;
     if let Some((listener, handle)) = metrics {
         let address = listener.local_addr().context("no address")?;

@@ -118,6 +118,7 @@ impl S3Store {
             }
         }
         let is_aws = endpoint.is_none();
+        let url = endpoint.as_ref().map(|endpoint| endpoint.url.clone());
         let unsigned_payload = endpoint.is_none_or(|endpoint| endpoint.over_tls);
         // AWS documents that it keeps them all.
         let conditions = match is_aws {
@@ -128,6 +129,7 @@ impl S3Store {
             unsigned_payload,
             is_aws,
             conditions,
+            endpoint: url,
             ..S3Store::new(Client::from_conf(config.build()), bucket)
         })
     }
@@ -142,6 +144,7 @@ impl S3Store {
             unsigned_payload: false,
             is_aws: false,
             conditions: KeptConditions::NONE,
+            endpoint: None,
             doubts: Arc::default(),
         }
     }
@@ -321,7 +324,10 @@ pub(super) fn credentials_error(error: &CredentialsError) -> StartError {
             why,
         },
         // A role's server, or a command of the profile, which may recover.
-        _ => StartError::CredentialsUnavailable { why },
+        _ => StartError::CredentialsUnavailable {
+            profile: profile_name(),
+            why,
+        },
     }
 }
 

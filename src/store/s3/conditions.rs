@@ -12,6 +12,14 @@ const CONTENT: &[u8] = b"sftpd\n";
 /// No object has it.
 const OTHER_ETAG: &str = "\"00000000000000000000000000000000\"";
 
+/// What came of trying out the conditions.
+pub struct TriedConditions {
+    /// Those that the store keeps, or why that is not known.
+    pub kept: Result<KeptConditions>,
+    /// Objects made for it that the store did not remove.
+    pub left: Vec<Key>,
+}
+
 impl S3Store {
     /// Relies on these conditions of the store from now on.
     pub fn with_conditions(mut self, conditions: KeptConditions) -> S3Store {
@@ -25,12 +33,21 @@ impl S3Store {
     pub async fn find_conditions(&self, prefix: &Key) -> Result<KeptConditions> {
         match self.is_aws {
             true => Ok(KeptConditions::ALL),
-            false => self.try_all_conditions(prefix).await,
+            false => {
+                let tried = self.try_all_conditions(prefix).await?;
+                for key in tried.left {
+                    log::warn!(
+                        "an object made to try out the store may stay as {:?}",
+                        key.as_str()
+                    );
+                }
+                tried.kept
+            }
         }
     }
 
-    /// Tries each condition in a case where it is not true.
-    pub async fn try_all_conditions(&self, prefix: &Key) -> Result<KeptConditions> {
+    /// Tries each condition in a case where it is not true. Fails if nothing could be tried.
+    pub async fn try_all_conditions(&self, prefix: &Key) -> Result<TriedConditions> {
         // All must be sent, whatever the store is known to keep.
         let trying = S3Store {
             client: self.client.clone(),
@@ -38,6 +55,7 @@ impl S3Store {
             unsigned_payload: self.unsigned_payload,
             is_aws: self.is_aws,
             conditions: KeptConditions::ALL,
+            endpoint: self.endpoint.clone(),
             doubts: self.doubts.clone(),
         };
         let key = probe_key(prefix)?;
@@ -48,16 +66,14 @@ impl S3Store {
         trying
             .put_object(&key, content, &Attributes::default(), &Condition::None)
             .await?;
-        let found = trying.try_conditions(&key, &other).await;
-        for key in [&key, &other] {
-            if let Err(error) = trying.delete(key, &Condition::None).await {
-                log::warn!(
-                    "an object made to try out the store may stay as {:?}: {error}",
-                    key.as_str()
-                );
+        let kept = trying.try_conditions(&key, &other).await;
+        let mut left = Vec::new();
+        for key in [key, other] {
+            if trying.delete(&key, &Condition::None).await.is_err() {
+                left.push(key);
             }
         }
-        found
+        Ok(TriedConditions { kept, left })
     }
 
     /// `key` is an object, `other` is none.

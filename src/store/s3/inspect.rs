@@ -6,6 +6,11 @@ use super::errors::{failed, status};
 use aws_sdk_s3::types::ExpirationStatus;
 
 impl S3Store {
+    /// The URL of the server that the AWS settings name; `None` for S3 itself.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.endpoint.as_deref()
+    }
+
     /// The region that requests go to, and the one that the bucket is in, if S3 says so
     /// (HeadBucket).
     pub async fn regions(&self) -> (String, Option<String>) {

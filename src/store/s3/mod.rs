@@ -25,6 +25,7 @@ mod start;
 
 #[doc(hidden)]
 pub use client::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
+pub use conditions::TriedConditions;
 pub use start::{Listing, StartError};
 
 use super::patience::{SignsOfLife, TIME_PER_PART, copy_time};
@@ -52,6 +53,8 @@ pub struct S3Store {
     is_aws: bool,
     /// Conditions that the store is known to keep. Others are not sent.
     conditions: KeptConditions,
+    /// The server's URL, if the settings name one: it is in sentences for the operator.
+    endpoint: Option<String>,
     doubts: Arc<Doubts>,
 }
 

@@ -2,6 +2,7 @@
 //! what its outcome means to the operator. Called by the binary. One table says which failures need
 //! the operator, and which may pass ([`StartError::needs_operator`]).
 
+use super::answers::NotFromS3;
 use super::errors::{sentence, status};
 use super::{S3Store, client};
 use crate::store::Key;
@@ -26,8 +27,11 @@ pub enum StartError {
     NoCredentials { profile: String },
     #[error("the AWS credentials of profile {profile:?} can't be used: {why}")]
     CredentialSettings { profile: String, why: String },
-    #[error("the source of the AWS credentials does not give them: {why}")]
-    CredentialsUnavailable { why: String },
+    #[error(
+        "can't load the AWS credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not both set, and profile \
+         {profile:?} or the role has none to give ({why}): set both variables, or AWS_PROFILE, or correct that source"
+    )]
+    CredentialsUnavailable { profile: String, why: String },
     #[error(
         "the endpoint {endpoint:?} is no URL like https://s3.example.com or http://10.0.0.5:9000: correct \
          AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the profile's endpoint_url"
@@ -63,8 +67,18 @@ pub enum StartError {
          of its CA"
     )]
     UnknownIssuer { why: String },
+    #[error(
+        "the endpoint speaks plain HTTP ({why}): write http:// instead of https://, or give the port of its TLS"
+    )]
+    PlainHttp { why: String },
     #[error("the store does not answer ({why}): check the network and the endpoint")]
     Unreachable { why: String },
+    #[error("{why}, and check the endpoint")]
+    NotS3 { why: String },
+    #[error("the store is overloaded ({why}): try again later")]
+    Overloaded { why: String },
+    #[error("the store has a fault ({why}): try again later, or ask the store's operator")]
+    Faulty { why: String },
     #[error("the store answers {why}: check the AWS_* settings, the endpoint and the region")]
     Refused { why: String },
 }
@@ -90,9 +104,14 @@ impl StartError {
             StartError::WrongCredentials { .. }
             | StartError::WrongToken { .. }
             | StartError::WrongClock { .. } => true,
-            StartError::Account { .. } | StartError::UnknownIssuer { .. } => true,
+            StartError::Account { .. }
+            | StartError::UnknownIssuer { .. }
+            | StartError::PlainHttp { .. } => true,
             StartError::CredentialsUnavailable { .. } | StartError::Unreachable { .. } => false,
-            StartError::Refused { .. } => false,
+            StartError::NotS3 { .. }
+            | StartError::Overloaded { .. }
+            | StartError::Faulty { .. }
+            | StartError::Refused { .. } => false,
         }
     }
 }
@@ -131,6 +150,10 @@ impl S3Store {
         let Some(status) = status(error) else {
             return Err(unanswered(error));
         };
+        if let Some(doubt) = find_cause::<NotFromS3>(error) {
+            let why = doubt.to_string();
+            return Err(StartError::NotS3 { why });
+        }
         let message = error.message().unwrap_or_default();
         let why = match error.code() {
             Some(code) => format!("{code}: {message}"),
@@ -163,6 +186,8 @@ impl S3Store {
                 region: bucket_region(error),
                 why,
             },
+            _ if matches!(status, 429 | 503) => StartError::Overloaded { why },
+            _ if status >= 500 => StartError::Faulty { why },
             _ => StartError::Refused { why },
         })
     }
@@ -193,6 +218,7 @@ fn unanswered<E: Error + 'static>(error: &SdkError<E>) -> StartError {
         Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
             StartError::UnknownIssuer { why }
         }
+        Some(rustls::Error::InvalidMessage(_)) => StartError::PlainHttp { why },
         _ => StartError::Unreachable { why },
     }
 }
