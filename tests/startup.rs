@@ -9,7 +9,10 @@ mod support;
 use aws_sdk_s3::config::{AsyncSleep, Sleep};
 use aws_sdk_s3::config::{retry::RetryConfig, timeout::TimeoutConfig};
 use sftpd::store::s3::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};
-use sftpd::store::{Attributes, Condition, CopySource, Key, ListRequest, PartSource, Store};
+use sftpd::store::{
+    Attributes, Condition, CopySource, Key, ListRequest, PartSource, PatientStore, Store,
+    StoreError, Timeouts,
+};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -636,6 +639,63 @@ async fn bodies_are_not_signed_over_tls() {
         (before.0 + 1, before.1 + 1)
     );
     assert_eq!(server.logged("can't be used and is not trusted"), 1);
+}
+
+/// A store at an address where nothing listens, with this pause between two tries.
+async fn absent_store(s3: &FakeS3, pause: Duration) -> Arc<dyn Store> {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = format!("http://{}", closed.local_addr().unwrap());
+    s3_store_with(s3, |config| {
+        let retry = RetryConfig::standard()
+            .with_max_attempts(3)
+            .with_initial_backoff(pause)
+            .with_max_backoff(pause);
+        config.endpoint_url(nobody).retry_config(retry)
+    })
+}
+
+/// Nothing was sent, so nothing can have been done. A connection that breaks leaves it open.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_connections_that_were_all_refused_leave_no_doubt() {
+    let s3 = FakeS3::start().await;
+    let key = Key::new("f").unwrap();
+    let (attributes, condition) = (Attributes::default(), Condition::None);
+    let absent = absent_store(&s3, Duration::from_millis(1)).await;
+    let put = absent.put(&key, "x".into(), &attributes, &condition).await;
+    assert!(
+        matches!(&put, Err(StoreError::Other(why)) if why.contains("every connection to the store was refused")),
+        "{put:?}"
+    );
+    let (store, _) = hurried_store(&s3, LONG);
+    s3.fault("PutObject", When::Every, Fault::ResetBefore);
+    let put = store.put(&key, "x".into(), &attributes, &condition).await;
+    assert!(matches!(put, Err(StoreError::Unknown(_))), "{put:?}");
+}
+
+/// The SDK is in the pause before its next try, and would keep the reason to itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_given_up_says_why_its_last_try_failed() {
+    let s3 = FakeS3::start().await;
+    let key = Key::new("f").unwrap();
+    let timeouts = Timeouts {
+        open: Duration::from_millis(300),
+        close: Duration::from_millis(300),
+    };
+    let absent = absent_store(&s3, Duration::from_secs(3600)).await;
+    let absent = PatientStore::new(absent, timeouts);
+    for failed in [
+        absent.head(&key).await,
+        absent
+            .put(&key, "x".into(), &Attributes::default(), &Condition::None)
+            .await,
+    ] {
+        let why = failed.unwrap_err().to_string();
+        assert!(
+            why.contains("the store did not respond for 300ms")
+                && why.contains("Connection refused"),
+            "{why}"
+        );
+    }
 }
 
 /// The timeout of the SDK's client for requests without one of their own.

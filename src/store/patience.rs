@@ -12,7 +12,7 @@ use super::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep_until};
 
@@ -40,6 +40,9 @@ pub struct SignsOfLife {
     last: Arc<Mutex<Instant>>,
     /// How long the request may be silent.
     timeout: Duration,
+    /// Why the last try failed, if one did.
+    // A std lock: never held across an await.
+    last_failure: Arc<Mutex<Option<String>>>,
     /// Those of the request of which this one is a part.
     outer: Option<Arc<SignsOfLife>>,
 }
@@ -53,6 +56,7 @@ impl SignsOfLife {
             Err(_outside) => SignsOfLife {
                 last: Arc::new(Mutex::new(Instant::now())),
                 timeout: DEFAULT_TIMEOUT,
+                last_failure: Arc::default(),
                 outer: None,
             },
         }
@@ -63,6 +67,7 @@ impl SignsOfLife {
         let signs = SignsOfLife {
             last: Arc::new(Mutex::new(Instant::now())),
             timeout,
+            last_failure: Arc::default(),
             outer: CURRENT.try_with(|outer| Arc::new(outer.clone())).ok(),
         };
         signs.give_in_advance(in_advance);
@@ -80,9 +85,32 @@ impl SignsOfLife {
         self.extend(Instant::now() + more.min(MAX_IN_ADVANCE));
     }
 
+    /// Says why a try failed that another one follows. If the request is given up before that is
+    /// answered, its error has this reason.
+    pub fn note_failure(&self, why: String) {
+        if let Some(outer) = &self.outer {
+            outer.note_failure(why.clone());
+        }
+        *self.last_failure() = Some(why);
+    }
+
+    /// The end of a sentence about the request: why its last try failed, if one did.
+    pub(super) fn describe_last_failure(&self) -> String {
+        match &*self.last_failure() {
+            Some(why) => format!(" (its last try: {why})"),
+            None => String::new(),
+        }
+    }
+
     /// How long the request may be silent: the server's `open_timeout` or `close_timeout`.
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    fn last_failure(&self) -> MutexGuard<'_, Option<String>> {
+        self.last_failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Those of the outer request too, which would end this one with itself.
@@ -132,9 +160,10 @@ impl PatientStore {
     /// A request that makes and removes no object.
     async fn look<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
         let timeout = self.timeouts.open;
-        match wait(request, timeout, Duration::ZERO).await {
+        let signs = SignsOfLife::begin(timeout, Duration::ZERO);
+        match wait_for_signs(request, &signs).await {
             Some(result) => result,
-            None => Err(StoreError::Other(silence(timeout))),
+            None => Err(StoreError::Other(silence(&signs))),
         }
     }
 
@@ -145,16 +174,18 @@ impl PatientStore {
         timeout: Duration,
         in_advance: Duration,
     ) -> Result<T> {
-        match wait(request, timeout, in_advance).await {
+        let signs = SignsOfLife::begin(timeout, in_advance);
+        match wait_for_signs(request, &signs).await {
             Some(result) => result,
-            None => Err(StoreError::Unknown(silence(timeout))),
+            None => Err(StoreError::Unknown(silence(&signs))),
         }
     }
 }
 
-fn silence(timeout: Duration) -> String {
-    let time = humantime::format_duration(timeout);
-    format!("it gave no sign of life for {time}")
+fn silence(signs: &SignsOfLife) -> String {
+    let time = humantime::format_duration(signs.timeout);
+    let last_failure = signs.describe_last_failure();
+    format!("the store did not respond for {time}{last_failure}")
 }
 
 /// Waits for the request as long as it gives signs of life. `None` if it has been silent for the
@@ -164,7 +195,12 @@ pub(super) async fn wait<T>(
     timeout: Duration,
     in_advance: Duration,
 ) -> Option<T> {
-    let signs = SignsOfLife::begin(timeout, in_advance);
+    wait_for_signs(request, &SignsOfLife::begin(timeout, in_advance)).await
+}
+
+/// As [`wait`], with the signs of life that the request gives.
+async fn wait_for_signs<T>(request: impl Future<Output = T>, signs: &SignsOfLife) -> Option<T> {
+    let timeout = signs.timeout;
     let request = CURRENT.scope(signs.clone(), request);
     tokio::pin!(request);
     loop {

@@ -6,6 +6,7 @@
 
 use super::identity::RenewableIdentities;
 use super::signs::WatchAnswer;
+use super::tries::WatchTries;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::AfterDeserializationInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -29,6 +30,7 @@ pub fn check_answers(client: &Client) -> Client {
         .to_builder()
         .interceptor(CheckAnswers)
         .interceptor(WatchAnswer)
+        .interceptor(WatchTries)
         .identity_cache(identities.clone());
     Client::from_conf(
         config

@@ -2,7 +2,9 @@
 
 use super::super::StoreError;
 use super::answers::NotFromS3;
+use super::tries::NeverSent;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use std::error::Error;
 
 /// An error with its causes, for people: the SDK's own text comes with a dump of its structures.
 pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
@@ -12,10 +14,29 @@ pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
         if let Some(doubt) = cause.downcast_ref::<NotFromS3>() {
             return doubt.to_string();
         }
+        if let Some(refused) = cause.downcast_ref::<NeverSent>() {
+            return refused.to_string();
+        }
         texts.push(cause.to_string());
         next = cause.source();
     }
     texts.join(": ")
+}
+
+/// The first cause of this type. An I/O error holds its cause inside, and its `source` is the
+/// source of that cause.
+pub fn find_cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = match error.downcast_ref::<std::io::Error>() {
+            Some(error) => error.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// The HTTP status of the answer, if there is one.
@@ -51,8 +72,9 @@ pub fn uncertain<E>(error: SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    let is_refusal =
-        matches!(status(&error), Some(400 | 403 | 409)) || error.code() == Some("NoSuchBucket");
+    let is_refusal = matches!(status(&error), Some(400 | 403 | 409))
+        || error.code() == Some("NoSuchBucket")
+        || find_cause::<NeverSent>(&error).is_some();
     let text = explain(&error);
     match failed(error) {
         refusal if is_refusal => refusal,

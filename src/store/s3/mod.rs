@@ -22,6 +22,7 @@ mod ranges;
 mod resend;
 mod signs;
 mod start;
+mod tries;
 
 #[doc(hidden)]
 pub use client::{ANSWER_TIMEOUT, AnswerTimeouts, LIST_TIMEOUT};

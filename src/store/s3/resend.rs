@@ -95,7 +95,8 @@ fn as_doubt(refusal: StoreError) -> StoreError {
 }
 
 fn no_answer(operation: &str) -> String {
-    format!("the store did not answer {operation}, which was sent {TRIES} times")
+    let last_failure = SignsOfLife::current().describe_last_failure();
+    format!("the store did not answer {operation}, which was sent {TRIES} times{last_failure}")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! the operator, and which may pass ([`StartError::needs_operator`]).
 
 use super::answers::NotFromS3;
-use super::errors::{sentence, status};
+use super::errors::{find_cause, sentence, status};
 use super::{S3Store, client};
 use crate::store::Key;
 use aws_credential_types::provider::error::CredentialsError;
@@ -221,20 +221,4 @@ fn unanswered<E: Error + 'static>(error: &SdkError<E>) -> StartError {
         Some(rustls::Error::InvalidMessage(_)) => StartError::PlainHttp { why },
         _ => StartError::Unreachable { why },
     }
-}
-
-/// The first cause of this type. An I/O error holds its cause inside, and its `source` is the
-/// source of that cause.
-fn find_cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = match error.downcast_ref::<std::io::Error>() {
-            Some(error) => error.get_ref().map(|inner| inner as &(dyn Error + 'static)),
-            None => error.source(),
-        };
-    }
-    None
 }
