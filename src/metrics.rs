@@ -12,7 +12,7 @@ pub const BUILD_INFO: &str = "sftpd_build_info";
 pub const CONNECTIONS: &str = "sftpd_connections";
 /// Limit on connections.
 pub const MAX_SESSIONS: &str = "sftpd_max_sessions";
-/// Label: reason (full, strangers, descriptors).
+/// Label: reason (full, strangers, descriptors, user_limit).
 pub const REFUSED_CONNECTIONS: &str = "sftpd_refused_connections_total";
 /// SFTP sessions that are open.
 pub const SESSIONS: &str = "sftpd_sessions";

@@ -647,3 +647,33 @@ async fn a_rename_of_more_names_than_the_pool_holds_fails() {
     );
     assert_eq!((s3.objects().len(), s3.count("CopyObject")), (3000, 0));
 }
+
+#[tokio::test]
+async fn one_user_does_not_take_every_connection() {
+    let store = Arc::new(MemoryStore::default());
+    let server = Server::with(store, |builder| builder.max_sessions(40)).await;
+    let mut held = Vec::new();
+    let refused = loop {
+        assert!(held.len() < 40, "alice has every place");
+        let mut ssh = SshClient::connect(server.address).await;
+        match ssh.login("alice", PASSWORD).await {
+            true => held.push(ssh),
+            false => break ssh,
+        }
+    };
+    assert_eq!(held.len(), 10);
+    let said = refused.last_words().await;
+    assert!(said.contains("too many connections of this user"), "{said}");
+    // The password was right: no penalty.
+    for _ in 0..20 {
+        let mut ssh = SshClient::connect(server.address).await;
+        assert!(!ssh.login("alice", PASSWORD).await);
+    }
+    let other = server.client_as("writer").await;
+    other.put("/f", b"x").await.unwrap();
+    drop(held.pop());
+    within("a place is free", async {
+        while Client::try_connect(server.address).await.is_none() {}
+    })
+    .await;
+}

@@ -16,7 +16,7 @@ use russh_sftp::protocol::{FileAttributes, OpenFlags};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::process::Process;
+use support::process::{Process, add_user};
 use support::proxy::{Fate, Proxy};
 use support::s3::{FakeS3, Fault, When};
 use support::*;
@@ -150,10 +150,19 @@ async fn connections_beyond_the_limit_are_refused_and_disturb_no_transfer() {
     const PLACES: usize = 8;
     let s3 = FakeS3::start().await;
     let process = Process::start(&s3, &["--max-sessions", &PLACES.to_string()]);
+    // Each has half of the places.
+    let users = ["alice", "bob"];
+    add_user(
+        process.folder(),
+        "bob",
+        &["--home", "alice"],
+        Some(PASSWORD),
+    );
     let data = noise(6 * MIB, 1);
     let mut transfers = Vec::new();
     for n in 0..PLACES {
-        let client = process.client().await;
+        let client = Client::login(process.address, users[n % 2], PASSWORD).await;
+        let client = client.unwrap();
         let handle = client.open(&format!("/{n}"), PUT).await.unwrap();
         client.write(&handle, 0, &data[..MIB]).await.unwrap();
         transfers.push((client, handle));
@@ -185,7 +194,7 @@ async fn connections_beyond_the_limit_are_refused_and_disturb_no_transfer() {
             .all(|heard| heard.contains("try again later"))
     );
     assert!((0..PLACES).all(|n| s3.object(&format!("alice/{n}")).as_ref() == Some(&data)));
-    drop(transfers.pop());
+    drop(transfers.swap_remove(0));
     within("a place is free", async {
         while Client::try_connect(process.address).await.is_none() {}
     })

@@ -12,6 +12,7 @@ use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use sftpd::sftp::End;
 use sftpd::store::memory::MemoryStore;
 use sftpd::users::{Account, Attempt, Auth, Login};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use support::s3::{FakeS3, Fault, When};
@@ -19,6 +20,8 @@ use support::server::has_password;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 
 async fn server_with_memory_store() -> Server {
     Server::start(Arc::new(MemoryStore::default())).await
@@ -601,13 +604,55 @@ async fn an_idle_session_ends_and_a_busy_one_does_not() {
     busy.put("/g", b"still here").await.unwrap();
 }
 
+/// Logs in over a stream of this process, so that the clock can be paused. The task ends with the
+/// connection.
+async fn connect_in_memory(server: &sftpd::server::Server) -> (SshClient, JoinHandle<()>) {
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let server = server.clone();
+    let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 22));
+    let serving = tokio::spawn(async move { server.serve_stream(theirs, peer).await });
+    let connected = SshClient::over(ours, russh::client::Config::default()).await;
+    let mut ssh = connected.unwrap();
+    assert!(ssh.login("alice", PASSWORD).await);
+    (ssh, serving)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_a_channel_ends_after_a_minute() {
+    let minute = Duration::from_secs(60);
+    let store = Arc::new(MemoryStore::default());
+    let server = sftpd::server::Server::builder(store, AnyUser);
+    let server = server.build().unwrap();
+    let (ssh, serving) = connect_in_memory(&server).await;
+    let began = Instant::now();
+    serving.await.unwrap();
+    let lasted = began.elapsed();
+    assert!(lasted >= minute && lasted < 2 * minute, "{lasted:?}");
+    assert!(ssh.last_words().await.contains("no session for too long"));
+
+    // A minute from the end of the last session on, however long that was.
+    let (ssh, serving) = connect_in_memory(&server).await;
+    for _ in 0..3 {
+        let sftp = ssh.sftp().await;
+        sleep(minute + minute / 2).await;
+        sftp.close_session().unwrap();
+        sleep(minute - Duration::from_secs(1)).await;
+        assert!(!serving.is_finished());
+    }
+    // One that asks for nothing.
+    let _channel = ssh.channel().await.unwrap();
+    let began = Instant::now();
+    serving.await.unwrap();
+    assert!(began.elapsed() < 3 * minute);
+}
+
 #[tokio::test]
 async fn a_connection_beyond_the_limit_is_refused_with_a_message() {
     let server = Server::with(Arc::new(MemoryStore::default()), |builder| {
         builder.max_sessions(2)
     })
     .await;
-    let (first, _second) = (server.client().await, server.client().await);
+    let (first, _second) = (server.client().await, server.client_as("writer").await);
     let mut heard = String::new();
     let mut third = TcpStream::connect(server.address).await.unwrap();
     within("the refusal", third.read_to_string(&mut heard))

@@ -324,9 +324,12 @@ async fn log_in_beside_idle_connections(places: usize, logins: usize) {
         idle.push(connect_from(&server, last_byte).await);
     }
     let mut clients = Vec::new();
-    for n in 0..logins {
-        let client = Client::try_connect(server.address).await;
-        clients.push(client.unwrap_or_else(|| panic!("{n}: no place")));
+    for user in ["alice", "writer", "reader"]
+        .into_iter()
+        .cycle()
+        .take(logins)
+    {
+        clients.push(server.client_as(user).await);
     }
     clients[0].put("/f", b"x").await.unwrap();
 }

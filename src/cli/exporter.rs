@@ -85,7 +85,7 @@ fn zero_counters() {
     for name in [CONNECTIONS, SESSIONS, OPEN_UPLOADS] {
         gauge!(name).set(0);
     }
-    for reason in ["full", "strangers", "descriptors"] {
+    for reason in ["full", "strangers", "descriptors", "user_limit"] {
         counter!(REFUSED_CONNECTIONS, "reason" => reason).absolute(0);
     }
     for result in ["aborted", "left"] {

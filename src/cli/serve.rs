@@ -76,7 +76,7 @@ pub struct ServeArgs {
     /// next start see them.
     #[arg(long, env = "SFTPD_DIR_MARKERS", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value = "off", default_missing_value = "on", value_parser = parse_switch, value_name = "on|off")]
     dir_markers: bool,
-    /// Connections at once; more are refused.
+    /// Connections at once, of which one user may have a quarter; more are refused.
     #[arg(long, env = "SFTPD_MAX_SESSIONS", default_value = "1000", value_parser = parse_session_limit, value_name = "N")]
     pub max_sessions: usize,
     /// Files open for writing at once, of which one user may have three quarters. The default is

@@ -300,6 +300,9 @@ impl Display for ConnectionRefusal {
 }
 
 const TOO_MANY_UNAUTHENTICATED: &str = "too many connections that have not logged in";
+/// For the client too.
+pub(super) const TOO_MANY_OF_USER: &str =
+    "too many connections of this user: close some, or try again later";
 const SHUTTING_DOWN: &str = "the server is shutting down";
 
 /// Why a connection has ended.
@@ -323,6 +326,8 @@ pub enum ConnectionEnd {
     SecondCredential,
     /// Its client has opened too many channels, one after the other.
     ManyChannels,
+    /// Its user has too many connections.
+    UserLimit,
     /// It had no session for too long.
     Unused,
     /// The server shuts down.
@@ -346,6 +351,7 @@ impl Display for ConnectionEnd {
             ConnectionEnd::ManyChannels => {
                 "too many channels were opened on this connection: connect again"
             }
+            ConnectionEnd::UserLimit => TOO_MANY_OF_USER,
             ConnectionEnd::Unused => "no session for too long",
             ConnectionEnd::Shutdown => SHUTTING_DOWN,
         })
@@ -395,6 +401,8 @@ pub enum LoginRefusal {
     UserPenalty,
     /// The password was not checked: too many failed logins from this address.
     AddressPenalty,
+    /// The credential is right, but the user has too many connections.
+    UserLimit,
     /// The application's `Auth` wants no login of the client, and the connection ends.
     Disconnected,
     /// The application's `Auth` has accepted it with an account that can't be used. The log says
@@ -539,7 +547,8 @@ impl ConnectionRefusal {
 impl ConnectionEnd {
     fn level(self) -> Level {
         match self {
-            ConnectionEnd::Closed | ConnectionEnd::NoSsh => Level::Debug,
+            // The refused login has a line already.
+            ConnectionEnd::UserLimit | ConnectionEnd::Closed | ConnectionEnd::NoSsh => Level::Debug,
             ConnectionEnd::LoginTimeout
             | ConnectionEnd::Dropped
             | ConnectionEnd::ManyChannels

@@ -35,6 +35,7 @@ impl Events for Metrics {
                 | LoginRefusal::Panicked => {
                     count_login(credential, "refused");
                 }
+                LoginRefusal::UserLimit => count_refused_connection("user_limit"),
                 LoginRefusal::UserPenalty | LoginRefusal::AddressPenalty => {
                     count_login(credential, "unheard");
                 }
@@ -76,7 +77,11 @@ fn count_refusal(reason: ConnectionRefusal) {
         // The load balancer's mistake, and no limit of the server.
         ConnectionRefusal::ProxyHeader => return,
     };
-    counter!(REFUSED_CONNECTIONS, "reason" => label).increment(1);
+    count_refused_connection(label);
+}
+
+fn count_refused_connection(reason: &'static str) {
+    counter!(REFUSED_CONNECTIONS, "reason" => reason).increment(1);
 }
 
 fn count_login(credential: &Credential, result: &'static str) {

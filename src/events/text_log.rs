@@ -1,5 +1,6 @@
 //! The log for people: a line an event.
 
+use super::event::TOO_MANY_OF_USER;
 use super::{
     ConnectionEnd, ConnectionRefusal, Credential, Event, Events, FailedRequest, LoginRefusal, Read,
     RequestKind, SessionEnd, TransferResult, Who, Written,
@@ -131,6 +132,7 @@ fn write_connection_end(f: &mut Formatter<'_>, reason: ConnectionEnd) -> fmt::Re
         | ConnectionEnd::Rejected
         | ConnectionEnd::SecondCredential
         | ConnectionEnd::ManyChannels
+        | ConnectionEnd::UserLimit
         | ConnectionEnd::Unused
         | ConnectionEnd::Shutdown => write!(f, "disconnected: {reason}"),
     }
@@ -163,6 +165,7 @@ fn write_login_refusal(
             "login not looked at",
             "too many failed logins from this address",
         ),
+        LoginRefusal::UserLimit => ("login refused", TOO_MANY_OF_USER),
         LoginRefusal::Disconnected => ("login failed", "no login is wanted of this client"),
         LoginRefusal::InvalidAccount => ("login failed", "the account can't be used"),
         LoginRefusal::Panicked => ("login failed", "the application's login panicked"),

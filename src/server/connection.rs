@@ -13,6 +13,7 @@ use crate::events::{
 };
 use crate::path::Home;
 use crate::sftp::{self, End, Received, SessionParams, Sink, Source};
+use crate::transfer::UserLimits;
 use crate::users::{Account, Attempt, Certificate, Login, Proof, PublicKey};
 use crate::vfs::Vfs;
 use crate::{Panicked, catch_panic};
@@ -28,10 +29,9 @@ use russh::{
 use russh::{Disconnect, Error, Pty};
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::SetOnce;
+use tokio::sync::{OwnedSemaphorePermit, SetOnce};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,6 +42,9 @@ const MAX_CHANNELS: usize = 10;
 /// KiB of each that the server has closed first. russh forgets only those that the client closes
 /// first. With a limit they take no more than the memory of one session, 4 MiB.
 const MAX_REMEMBERED_CHANNELS: usize = 1000;
+/// A connection without a channel ends after this time, or after the idle timeout if that is
+/// shorter: clients that log in open one at once, or are through.
+const MAX_UNUSED_TIME: Duration = Duration::from_secs(60);
 /// For the last message to reach the client before the channel or the socket is closed.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// The only subsystem.
@@ -62,22 +65,23 @@ struct Connection {
     /// Tells what happens before the login.
     events: Teller,
     /// Set by the login.
-    account: Arc<SetOnce<Arc<Account>>>,
+    login: Arc<SetOnce<LoggedIn>>,
     /// The tasks of channels.
     channels: TaskTracker,
+    /// When the last channel was closed, at first when the connection began.
+    // A std lock: never held across an await.
+    unused_since: Arc<Mutex<Instant>>,
     client: ssh::Client,
     /// What the socket notices.
     signals: Arc<Signals>,
-    /// Cancelled when the connection has to end instead of a login.
-    rejected: CancellationToken,
+    /// Set, with the reason, when the connection has to end instead of a login.
+    rejected: Arc<SetOnce<ConnectionEnd>>,
     /// Cancelled when the server ends the connection, and with [`closed`](Self::closed): no login
     /// is waited for any more.
     ending: CancellationToken,
     /// How much the client may send before it is allowed more.
     // A std lock: never held across an await.
     window: Arc<Mutex<Window>>,
-    /// How many channels were opened so far.
-    opened: Arc<AtomicUsize>,
     /// The channels that russh remembers.
     // A std lock: never held across an await.
     remembered: Arc<Mutex<HashSet<ChannelId>>>,
@@ -86,6 +90,15 @@ struct Connection {
     used_up: CancellationToken,
     /// Cancelled when the connection has ended. Cancelling it closes the socket.
     closed: CancellationToken,
+}
+
+/// What a login has brought.
+struct LoggedIn {
+    account: Arc<Account>,
+    /// Shared with the user's other connections.
+    limits: Arc<UserLimits>,
+    /// The connection's place among those of the user.
+    _place: OwnedSemaphorePermit,
 }
 
 /// Runs the connection until either side ends it, or it is `dropped`: that cancels the slot's token
@@ -98,8 +111,8 @@ pub(super) async fn serve(
     slot: PreAuthSlot,
     dropped: CancellationToken,
 ) {
-    let account: Arc<SetOnce<Arc<Account>>> = Arc::default();
-    let mut open = OpenConnection::new(events.clone(), account.clone(), dropped);
+    let login: Arc<SetOnce<LoggedIn>> = Arc::default();
+    let mut open = OpenConnection::new(events.clone(), login.clone(), dropped);
     let deadline = Instant::now() + shared.settings.login_timeout;
     let closed = slot.evicted.clone();
     let signals: Arc<Signals> = Arc::default();
@@ -118,14 +131,14 @@ pub(super) async fn serve(
         shared,
         peer,
         events,
-        account,
+        login,
         channels: TaskTracker::new(),
+        unused_since: Arc::new(Mutex::new(Instant::now())),
         client,
         signals,
-        rejected: CancellationToken::new(),
+        rejected: Arc::default(),
         ending: closed.child_token(),
         window: Arc::new(Mutex::new(window)),
-        opened: Arc::default(),
         remembered: Arc::default(),
         used_up: CancellationToken::new(),
         closed,
@@ -147,8 +160,8 @@ pub(super) async fn serve(
 /// A connection that was admitted. Dropped, it tells that the connection has ended.
 struct OpenConnection {
     events: Teller,
-    /// See [`Connection::account`].
-    account: Arc<SetOnce<Arc<Account>>>,
+    /// See [`Connection::login`].
+    login: Arc<SetOnce<LoggedIn>>,
     /// Cancelled when the application has dropped the connection.
     dropped: CancellationToken,
     opened: Instant,
@@ -158,13 +171,13 @@ struct OpenConnection {
 impl OpenConnection {
     fn new(
         events: Teller,
-        account: Arc<SetOnce<Arc<Account>>>,
+        login: Arc<SetOnce<LoggedIn>>,
         dropped: CancellationToken,
     ) -> OpenConnection {
         events.tell(Event::ConnectionOpened);
         OpenConnection {
             events,
-            account,
+            login,
             dropped,
             opened: Instant::now(),
             reason: ConnectionEnd::Shutdown,
@@ -217,8 +230,8 @@ impl OpenConnection {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        let events = match self.account.get() {
-            Some(account) => self.events.logged_in(account.clone()),
+        let events = match self.login.get() {
+            Some(login) => self.events.logged_in(login.account.clone()),
             None => self.events.clone(),
         };
         events.tell(Event::ConnectionEnded {
@@ -254,6 +267,7 @@ async fn disconnect(running: &mut RunningSession<Connection>, reason: Connection
         ConnectionEnd::Rejected | ConnectionEnd::SecondCredential => {
             Disconnect::NoMoreAuthMethodsAvailable
         }
+        ConnectionEnd::UserLimit => Disconnect::TooManyConnections,
         ConnectionEnd::Closed
         | ConnectionEnd::NoSsh
         | ConnectionEnd::LoginTimeout
@@ -315,9 +329,9 @@ impl Connection {
         tokio::select! {
             // A login just in time counts.
             biased;
-            _account = self.account.wait() => {}
+            _login = self.login.wait() => {}
             () = drain.cancelled() => {}
-            () = self.rejected.cancelled() => return ConnectionEnd::Rejected,
+            reason = self.rejected.wait() => return *reason,
             () = self.signals.silent() => return ConnectionEnd::SecondCredential,
             () = sleep_until(deadline) => return ConnectionEnd::LoginTimeout,
         }
@@ -337,21 +351,34 @@ impl Connection {
         reason
     }
 
-    /// Resolves when no channel was open, or opened, for the idle timeout. russh's own timeout
+    /// Resolves when no channel was open for [`Connection::max_unused_time`]. russh's own timeout
     /// takes every answer to a keep-alive for activity.
     async fn wait_until_unused(&self) {
+        let max_time = self.max_unused_time();
         loop {
-            let before = self.opened.load(Ordering::Relaxed);
-            sleep(self.shared.settings.idle_timeout).await;
-            if self.channels.is_empty() && self.opened.load(Ordering::Relaxed) == before {
-                return;
+            let unused = self.unused_since().elapsed();
+            match self.channels.is_empty() {
+                true if unused >= max_time => return,
+                true => sleep(max_time - unused).await,
+                false => sleep(max_time).await,
             }
         }
     }
 
+    /// How long a client may hold a connection without a session.
+    fn max_unused_time(&self) -> Duration {
+        self.shared.settings.idle_timeout.min(MAX_UNUSED_TIME)
+    }
+
+    fn unused_since(&self) -> MutexGuard<'_, Instant> {
+        self.unused_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Asks the application whether the client may log in with this.
     async fn ask(&self, user: &str, proof: Proof) -> Answer {
-        if self.rejected.is_cancelled() {
+        if self.rejected.get().is_some() {
             return Answer::Refuse(LoginRefusal::Disconnected);
         }
         let attempt = Attempt::new(user, self.peer, proof);
@@ -377,7 +404,7 @@ impl Connection {
             },
             Login::Refuse => Answer::Refuse(LoginRefusal::Wrong),
             Login::Disconnect => {
-                self.rejected.cancel();
+                let _ = self.rejected.set(ConnectionEnd::Rejected);
                 Answer::Refuse(LoginRefusal::Disconnected)
             }
         }
@@ -422,15 +449,27 @@ impl Connection {
     /// Tells of an attempt to log in, and answers it.
     fn finish_login(&self, user: &str, credential: Credential, answer: Answer) -> Auth {
         match answer {
-            Answer::Accept(account) => {
-                let events = self.events.logged_in(account.clone());
-                events.tell(Event::LoginAccepted { credential });
-                let _ = self.account.set(account);
-                Auth::Accept
-            }
+            Answer::Accept(account) => self.accept_login(user, credential, account),
             Answer::Refuse(reason) => self.refuse_login(user, credential, reason),
             Answer::TooLate => Auth::reject(),
         }
+    }
+
+    /// Lets the client in, unless its user has too many connections: that ends this one.
+    fn accept_login(&self, user: &str, credential: Credential, account: Arc<Account>) -> Auth {
+        let limits = self.shared.user_limits(&account.name);
+        let Some(place) = limits.open_connection() else {
+            let _ = self.rejected.set(ConnectionEnd::UserLimit);
+            return self.refuse_login(user, credential, LoginRefusal::UserLimit);
+        };
+        let events = self.events.logged_in(account.clone());
+        events.tell(Event::LoginAccepted { credential });
+        let _ = self.login.set(LoggedIn {
+            account,
+            limits,
+            _place: place,
+        });
+        Auth::Accept
     }
 
     /// Answers a password that is not checked as a wrong one.
@@ -509,6 +548,7 @@ impl Connection {
         // the end of the connection.
         let _ = write.close().await;
         self.window().close(id);
+        *self.unused_since() = Instant::now();
     }
 
     /// Waits for what the client wants of the channel, and does it. Returns the exit status; `None`
@@ -520,9 +560,9 @@ impl Connection {
         write: Arc<ChannelWriteHalf<Msg>>,
         account: Arc<Account>,
     ) -> Option<u32> {
-        let idle_timeout = self.shared.settings.idle_timeout;
+        let deadline = Instant::now() + self.max_unused_time();
         loop {
-            let Ok(Some(message)) = timeout(idle_timeout, read.wait()).await else {
+            let Ok(Some(message)) = timeout_at(deadline, read.wait()).await else {
                 return None;
             };
             match message {
@@ -770,14 +810,12 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Error> {
-        match self.account.get() {
-            Some(account) if self.has_room() => {
+        match self.login.get() {
+            Some(login) if self.has_room() => {
                 let id = channel.id();
-                self.opened.fetch_add(1, Ordering::Relaxed);
-                let limits = self.shared.user_limits(&account.name);
-                self.window().open(id, limits);
+                self.window().open(id, login.limits.clone());
                 reply.accept().await;
-                let session = self.clone().serve_channel(channel, account.clone());
+                let session = self.clone().serve_channel(channel, login.account.clone());
                 let stop = self.shared.stop.clone();
                 self.channels.spawn(stop.run_until_cancelled_owned(session));
                 self.remember(id);

@@ -62,7 +62,7 @@ struct Shared {
     uploads: Arc<Semaphore>,
     /// How much SSH windows may grow.
     windows: WindowBudget,
-    /// Limits of the users that have a session, by name.
+    /// Limits of the users that have a connection, by name.
     users: Mutex<HashMap<String, Weak<UserLimits>>>,
     /// Tells what the server does by itself.
     events: Teller,
@@ -105,6 +105,7 @@ impl Shared {
         }
         users.retain(|_, limits| limits.strong_count() > 0);
         let limits = Arc::new(UserLimits::new(
+            self.settings.max_sessions,
             self.settings.max_uploads,
             &self.mounts.pool,
         ));

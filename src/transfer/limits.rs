@@ -16,8 +16,14 @@ const OWN_BLOCKS: usize = 1024;
 /// Semaphores count KiB: one request for permits is at most `u32::MAX`.
 const UNIT: u64 = 1024;
 
+/// Connections that one user may have at least, if half of all are not fewer: as many transfers as
+/// common clients run side by side.
+const MIN_USER_CONNECTIONS: usize = 10;
+
 /// Limits that the sessions of one user share.
 pub struct UserLimits {
+    max_connections: usize,
+    connections: Arc<Semaphore>,
     handles: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
     read_ahead: Arc<Semaphore>,
@@ -27,17 +33,30 @@ pub struct UserLimits {
 }
 
 impl UserLimits {
-    /// One user may take three quarters of the server's uploads, of its read-ahead, and of what SSH
-    /// windows may grow by.
-    pub fn new(max_uploads: usize, pool: &BufferPool) -> UserLimits {
+    /// One user may take a quarter of the server's connections, and three quarters of its uploads,
+    /// of its read-ahead, and of what SSH windows may grow by.
+    pub fn new(max_sessions: usize, max_uploads: usize, pool: &BufferPool) -> UserLimits {
         let share = |all: usize| Arc::new(Semaphore::new((all - all.div_ceil(4)).max(1)));
         let in_units = |bytes: u64| usize::try_from(bytes / UNIT).unwrap_or(Semaphore::MAX_PERMITS);
+        let max_connections = max_user_connections(max_sessions);
         UserLimits {
+            max_connections,
+            connections: Arc::new(Semaphore::new(max_connections)),
             handles: Arc::new(Semaphore::new(MAX_USER_HANDLES)),
             uploads: share(max_uploads),
             read_ahead: share(in_units(pool.size_of(Share::ReadAhead))),
             windows: share(in_units(pool.size())),
         }
+    }
+
+    /// Limit on the connections of the user.
+    pub fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
+    /// A place for a connection; `None` if the user has none left.
+    pub fn open_connection(&self) -> Option<OwnedSemaphorePermit> {
+        self.connections.clone().try_acquire_owned().ok()
     }
 
     /// A place for an open file or directory; `None` if the user has none left.
@@ -49,6 +68,13 @@ impl UserLimits {
     pub fn open_upload(&self) -> Option<OwnedSemaphorePermit> {
         self.uploads.clone().try_acquire_owned().ok()
     }
+}
+
+/// Limit on the connections of one user, of this many in all: a quarter, so that no user keeps the
+/// others out. With few connections up to half of them, for clients that open several.
+fn max_user_connections(max_sessions: usize) -> usize {
+    let most = (max_sessions / 2).max(1);
+    (max_sessions / 4).max(MIN_USER_CONNECTIONS).min(most)
 }
 
 /// Limits that the files of one session share. Clones share them.
@@ -113,4 +139,15 @@ impl SessionLimits {
 fn try_acquire(semaphore: &Arc<Semaphore>, bytes: u64) -> Option<OwnedSemaphorePermit> {
     let permits = u32::try_from(bytes.div_ceil(UNIT)).ok()?;
     semaphore.clone().try_acquire_many_owned(permits).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_has_a_quarter_of_the_connections_and_with_few_up_to_half() {
+        let limits = [1, 2, 3, 8, 20, 40, 80, 1000].map(max_user_connections);
+        assert_eq!(limits, [1, 1, 1, 4, 10, 10, 20, 250]);
+    }
 }

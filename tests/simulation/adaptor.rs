@@ -428,7 +428,7 @@ impl Gateway {
             BufferPool::new(memory),
             sizes,
         );
-        let limits = Arc::new(UserLimits::new(MAX_UPLOADS, &context.pool));
+        let limits = Arc::new(UserLimits::new(1000, MAX_UPLOADS, &context.pool));
         let uploads = Arc::new(Semaphore::new(MAX_UPLOADS));
         Gateway {
             context: Arc::new(context),

@@ -1,15 +1,23 @@
 //! An SFTP client that sends what a test tells it to.
 
-use super::{PASSWORD, PUT, wait::PATIENCE};
-use russh::client::{AuthResult, Handle, Msg};
+use super::wait::{PATIENCE, within};
+use super::{PASSWORD, PUT};
+use russh::client::{AuthResult, DisconnectReason, Handle, Msg};
 use russh::keys::{Algorithm, PrivateKey, PrivateKeyWithHashAlg};
 use russh_sftp::client::RawSftpSession;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, Packet, StatusCode};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::SetOnce;
 
-struct AnyHost;
+/// Accepts every host key.
+#[derive(Default)]
+struct AnyHost {
+    /// What the server says at the end of the connection.
+    said: Arc<SetOnce<String>>,
+}
 
 impl russh::client::Handler for AnyHost {
     type Error = russh::Error;
@@ -20,10 +28,23 @@ impl russh::client::Handler for AnyHost {
     ) -> Result<bool, russh::Error> {
         Ok(true)
     }
+
+    async fn disconnected(
+        &mut self,
+        reason: DisconnectReason<russh::Error>,
+    ) -> Result<(), russh::Error> {
+        match reason {
+            DisconnectReason::ReceivedDisconnect(info) => {
+                let _ = self.said.set(info.message);
+                Ok(())
+            }
+            DisconnectReason::Error(error) => Err(error),
+        }
+    }
 }
 
 /// An SSH connection.
-pub struct SshClient(Handle<AnyHost>);
+pub struct SshClient(Handle<AnyHost>, Arc<SetOnce<String>>);
 
 impl SshClient {
     pub async fn connect(server: SocketAddr) -> SshClient {
@@ -44,8 +65,26 @@ impl SshClient {
         server: SocketAddr,
         config: russh::client::Config,
     ) -> Option<SshClient> {
-        let connected = russh::client::connect(Arc::new(config), server, AnyHost).await;
-        connected.ok().map(SshClient)
+        let host = AnyHost::default();
+        let said = host.said.clone();
+        let connected = russh::client::connect(Arc::new(config), server, host).await;
+        Some(SshClient(connected.ok()?, said))
+    }
+
+    /// On a stream that leads to a server.
+    pub async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        config: russh::client::Config,
+    ) -> Result<SshClient, russh::Error> {
+        let host = AnyHost::default();
+        let said = host.said.clone();
+        let handle = russh::client::connect_stream(Arc::new(config), stream, host).await?;
+        Ok(SshClient(handle, said))
+    }
+
+    /// What the server says when it ends the connection.
+    pub async fn last_words(&self) -> &str {
+        within("the server's last words", self.1.wait()).await
     }
 
     pub fn is_closed(&self) -> bool {

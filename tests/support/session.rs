@@ -32,7 +32,7 @@ pub fn settings(
     let tasks = context.tasks.clone();
     let settings = SessionParams {
         pool: context.pool.clone(),
-        limits: Arc::new(UserLimits::new(256, &context.pool)),
+        limits: Arc::new(UserLimits::new(1000, 256, &context.pool)),
         uploads: Arc::new(Semaphore::new(256)),
         vfs: Vfs::new(context, Arc::default(), Home::new("", home).unwrap(), false),
         access: Access::ReadWrite,
