@@ -692,9 +692,45 @@ async fn a_drain_lets_transfers_finish() {
         .await
         .unwrap();
     busy.close(&handle).await.unwrap();
+    // What clients do after their last CLOSE.
+    let attributes = FileAttributes::empty();
+    busy.sftp.setstat("/f", attributes).await.unwrap();
+    busy.posix_rename("/f", "/g").await.unwrap();
     within("the server's end", &mut server.task).await.unwrap();
-    assert_eq!(s3.object("alice/f").unwrap(), data);
+    assert_eq!(s3.object("alice/g").unwrap(), data);
     s3.assert_no_uploads();
+}
+
+/// The client keeps its connection, and goes on with its requests.
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_whatever_clients_do() {
+    let store = Arc::new(MemoryStore::default());
+    let server = sftpd::server::Server::builder(store, AnyUser);
+    let server = server.build().unwrap();
+    let (silent, _) = connect_in_memory(&server).await;
+    let silent = silent.sftp().await;
+    let (busy, _) = connect_in_memory(&server).await;
+    let busy = busy.sftp().await;
+    let opened = busy.open("/f", PUT, FileAttributes::empty()).await;
+    let handle = opened.unwrap().handle;
+    let asking = tokio::spawn(async move {
+        while silent.stat("/").await.is_ok() {
+            sleep(Duration::from_secs(1)).await;
+        }
+    });
+    let writing = tokio::spawn(async move {
+        sleep(Duration::from_secs(5)).await;
+        busy.close(handle).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        busy.stat("/f").await.unwrap();
+        busy
+    });
+    let began = Instant::now();
+    server.shut_down().await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    asking.await.unwrap();
+    writing.await.unwrap();
 }
 
 #[tokio::test]

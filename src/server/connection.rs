@@ -45,7 +45,9 @@ const MAX_REMEMBERED_CHANNELS: usize = 1000;
 /// A connection without a channel ends after this time, or after the idle timeout if that is
 /// shorter: clients that log in open one at once, or are through.
 const MAX_UNUSED_TIME: Duration = Duration::from_secs(60);
-/// For the last message to reach the client before the channel or the socket is closed.
+/// For the last message to reach the client before the channel or the socket is closed, and for a
+/// client to end the connection after its last channel. OpenSSH's ssh drops answers that it still
+/// holds when a disconnect message arrives together with the end of the channel.
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// The only subsystem.
 const SUBSYSTEM: &str = "sftp";
@@ -344,10 +346,14 @@ impl Connection {
         };
         // A tracker can be waited for once it is closed. Sessions that are open may go on.
         self.channels.close();
-        tokio::select! {
-            () = self.channels.wait() => {}
-            () = self.shared.stop.cancelled() => {}
-        }
+        let had_channels = !self.channels.is_empty();
+        let end = async {
+            self.channels.wait().await;
+            if had_channels {
+                sleep(GOODBYE_TIME).await;
+            }
+        };
+        self.shared.stop.run_until_cancelled(end).await;
         reason
     }
 

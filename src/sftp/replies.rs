@@ -103,6 +103,11 @@ impl Replies {
         self.small_room.is_closed()
     }
 
+    /// Is a request still to be answered by another task?
+    pub fn are_owed(&self) -> bool {
+        self.queue.strong_count() > 1
+    }
+
     /// Room for the data of a file that is being written.
     pub fn try_room(&self, len: u32) -> Option<OwnedSemaphorePermit> {
         try_acquire(&self.upload_data_room, len as usize + REPLY_OVERHEAD)

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -27,6 +27,12 @@ pub const MAX_HANDLES: usize = 256;
 
 /// Limit on the uploads of one session between CLOSE and its reply; the next CLOSE waits.
 const MAX_CLOSING: usize = 16;
+
+/// While the server drains, a session with nothing open ends after this time without a request:
+/// clients set times and rename after their last CLOSE.
+const QUIET_TIME: Duration = Duration::from_millis(1500);
+/// The same for one whose client sends more requests.
+const MAX_LAST_REQUESTS_TIME: Duration = Duration::from_secs(10);
 
 /// What comes from the client.
 #[derive(Debug)]
@@ -219,9 +225,14 @@ impl Session {
     async fn serve_requests(&mut self, requests: &RequestQueue, last: &Clock) -> Result<(), End> {
         let idle_timeout = self.settings.idle_timeout;
         let drain = self.settings.drain.clone();
+        let mut last_requests_end = None;
         loop {
-            if drain.is_cancelled() && self.handles.is_empty() && self.waiting.is_empty() {
-                return Err(End::Drained);
+            let is_through = drain.is_cancelled() && self.handles.is_empty() && self.waiting.is_empty();
+            if is_through && !self.replies.are_owed() {
+                let now = Instant::now();
+                if *last_requests_end.get_or_insert(now + MAX_LAST_REQUESTS_TIME) <= now {
+                    return Err(End::Drained);
+                }
             }
             let next = tokio::select! {
                 biased;
@@ -232,6 +243,7 @@ impl Session {
                 next = requests.next() => next,
                 () = wait_until_idle(last, idle_timeout) => return Err(End::Idle(idle_timeout)),
                 () = drain.cancelled(), if !drain.is_cancelled() => continue,
+                () = wait_until_quiet(&self.replies, last), if is_through => return Err(End::Drained),
             };
             let incoming = match next {
                 Next::Request(incoming) => incoming,
@@ -252,6 +264,15 @@ impl Session {
             // the client's.
             last.send_replace(Instant::now());
         }
+    }
+}
+
+/// Resolves once every request is answered, and nothing has happened for [`QUIET_TIME`].
+async fn wait_until_quiet(replies: &Replies, last: &Clock) {
+    wait_until_idle(last, QUIET_TIME).await;
+    while replies.are_owed() {
+        sleep(QUIET_TIME).await;
+        wait_until_idle(last, QUIET_TIME).await;
     }
 }
 
