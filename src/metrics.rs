@@ -19,6 +19,9 @@ pub const SESSIONS: &str = "sftpd_sessions";
 /// Labels: method (key, password, certificate), result (accepted, refused; unheard, of passwords
 /// only).
 pub const LOGINS: &str = "sftpd_logins_total";
+/// Connections that ended before a login. Label: reason (a
+/// [`LoginRefusal`](crate::events::LoginRefusal), or no_common_algorithm).
+pub const NO_LOGINS: &str = "sftpd_connections_without_login_total";
 /// Labels: direction (upload, download), result (ok, failed, cut_off).
 pub const TRANSFERS: &str = "sftpd_transfers_total";
 /// Labels as for [`TRANSFERS`].

@@ -5,12 +5,17 @@
 
 mod support;
 
+use russh::keys::Algorithm;
+use russh::{Preferred, cipher, kex, mac};
 use russh_sftp::protocol::FileAttributes;
 use sftpd::events::{Event, Events, TransferResult, Who};
 use sftpd::store::memory::MemoryStore;
-use sftpd::users::{Account, Attempt, Login};
+use sftpd::users::{Account, Attempt, Login, Proof, Refusal};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use support::server::has_password;
 use support::{Client, MIB, PASSWORD, PUT, Server, SshClient, eventually};
 
 /// Keeps all that it is told.
@@ -69,6 +74,18 @@ fn text(event: &Event) -> String {
             format!(
                 "written {} {bytes} {parts} {result:?} {declared:?}",
                 written.path
+            )
+        }
+        Event::NoLogin(told) => {
+            let (name, keys, passwords) = (&told.name, told.keys.len(), told.passwords);
+            assert!(told.keys.iter().all(|key| key.starts_with("SHA256:")));
+            format!("no login {name:?} {keys} {passwords} {:?}", told.reason)
+        }
+        Event::NoCommonAlgorithm(told) => {
+            assert!(told.client.as_ref().unwrap().starts_with("SSH-2.0-russh"));
+            format!(
+                "no common {:?} {:?} {:?}",
+                told.kind, told.offered, told.algorithms
             )
         }
         Event::Renamed {
@@ -138,6 +155,7 @@ async fn every_event_is_told_once_and_in_order() {
             "started true",
             "connected",
             "login failed: user \"alice\", password",
+            "no login Some(\"alice\") 0 1 Wrong",
             "connection ended: Closed",
             "connected",
             "logged in with password",
@@ -147,7 +165,7 @@ async fn every_event_is_told_once_and_in_order() {
             "written /d/f 5 0 Ok None",
             "opened /d/f true false false None",
             "read /d/f 5/5 1 Ok",
-            "list \"/d\" 1 entries",
+            "list \"/d\" 1 entry",
             "renamed /d/f to /g false",
             "opened /h false true true None",
             "written /h 0 0 Ok None",
@@ -338,4 +356,148 @@ async fn events_have_the_keys_of_objects() {
         "files/customers/42/e/f",
     ];
     assert_eq!(keys, expected);
+}
+
+/// The users alice, with a password, and bob, who is disabled.
+async fn alice_or_bob(attempt: Attempt) -> Login {
+    match (attempt.user.as_str(), &attempt.proof) {
+        ("alice", Proof::Password(_)) if has_password(&attempt) => {
+            Login::Accept(Account::new("alice"))
+        }
+        ("alice", _) => Login::Refuse,
+        ("bob", _) => Login::RefuseBecause(Refusal::Disabled),
+        _ => Login::RefuseBecause(Refusal::UnknownUser),
+    }
+}
+
+/// A server for alice and bob.
+async fn start_for_two(recorder: &Arc<Recorder>) -> Server {
+    let store = Arc::new(MemoryStore::default());
+    let listener: Arc<dyn Events> = recorder.clone();
+    let builder = sftpd::server::Server::builder(store, alice_or_bob);
+    Server::run(builder.listeners(vec![listener])).await
+}
+
+#[tokio::test]
+async fn a_connection_without_a_login_is_told_once_with_its_reason() {
+    let recorder = Arc::new(Recorder::default());
+    let server = start_for_two(&recorder).await;
+    let expected = [
+        "no login None 0 0 NothingOffered",
+        "no login Some(\"alice\") 2 0 Wrong",
+        "no login Some(\"alice\") 1 1 Wrong",
+        "no login Some(\"bob\") 1 0 Disabled",
+        "no login Some(\"carol\") 1 0 UnknownUser",
+    ];
+    for (n, expected) in expected.into_iter().enumerate() {
+        let mut ssh = SshClient::connect(server.address).await;
+        let tries: &[&str] = match n {
+            0 => &[],
+            1 => &["alice", "alice"],
+            2 => &["alice"],
+            3 => &["bob"],
+            _ => &["carol"],
+        };
+        for user in tries {
+            assert!(!ssh.login_with_new_key(user).await);
+        }
+        if n == 2 {
+            assert!(!ssh.login("alice", "wrong").await);
+        }
+        drop(ssh);
+        recorder.wait_for(expected).await;
+    }
+    let told = recorder.texts();
+    let ended = told.iter().filter(|text| text.starts_with("no login"));
+    assert_eq!(ended.count(), expected.len());
+    // Offers are not told one by one.
+    let refused = told.iter().filter(|text| text.starts_with("login failed"));
+    assert_eq!(refused.count(), 1, "{told:?}");
+}
+
+#[tokio::test]
+async fn refused_keys_before_a_login_are_not_told() {
+    let recorder = Arc::new(Recorder::default());
+    let server = start_for_two(&recorder).await;
+    let mut ssh = SshClient::connect(server.address).await;
+    assert!(!ssh.login_with_new_key("alice").await);
+    assert!(ssh.login("alice", PASSWORD).await);
+    drop(ssh);
+    recorder.wait_for("connection ended: NoSession").await;
+    let expected = [
+        "started true",
+        "connected",
+        "logged in with password",
+        "connection ended: NoSession",
+    ];
+    assert_eq!(recorder.texts(), expected);
+}
+
+#[tokio::test]
+async fn a_login_that_comes_too_late_is_told() {
+    let recorder = Arc::new(Recorder::default());
+    let listener: Arc<dyn Events> = recorder.clone();
+    let server = Server::with(Arc::new(MemoryStore::default()), |builder| {
+        builder
+            .login_timeout(Duration::from_millis(300))
+            .listeners(vec![listener])
+    })
+    .await;
+    let _silent = tokio::net::TcpStream::connect(server.address).await;
+    recorder.wait_for("no login None 0 0 LoginTimeout").await;
+}
+
+#[tokio::test]
+async fn what_client_and_server_can_not_agree_on_is_told() {
+    let ours = || Preferred {
+        cipher: Cow::Borrowed(&[cipher::AES_256_CTR]),
+        ..Preferred::DEFAULT
+    };
+    let cases = [
+        (
+            Preferred {
+                kex: Cow::Borrowed(&[kex::DH_G14_SHA256]),
+                ..ours()
+            },
+            "no common KeyExchange [\"diffie-hellman-group14-sha256\"] Some(\"legacy\")",
+        ),
+        (
+            Preferred {
+                mac: Cow::Borrowed(&[mac::HMAC_SHA256]),
+                ..ours()
+            },
+            "no common Mac [\"hmac-sha2-256\"] Some(\"legacy\")",
+        ),
+        (
+            Preferred {
+                cipher: Cow::Borrowed(&[cipher::AES_256_CBC]),
+                ..ours()
+            },
+            "no common Cipher [\"aes256-cbc\"] None",
+        ),
+        (
+            Preferred {
+                key: Cow::Borrowed(&[Algorithm::Rsa { hash: None }]),
+                ..ours()
+            },
+            "no common HostKey [\"ssh-rsa\"] None",
+        ),
+    ];
+    for (preferred, expected) in cases {
+        let recorder = Arc::new(Recorder::default());
+        let server = start(vec![recorder.clone()]).await;
+        let config = russh::client::Config {
+            preferred,
+            ..russh::client::Config::default()
+        };
+        let stream = tokio::net::TcpStream::connect(server.address).await;
+        let connected = SshClient::over(stream.unwrap(), config).await;
+        assert!(connected.is_err());
+        recorder
+            .wait_for("connection ended: NoCommonAlgorithm")
+            .await;
+        let told = recorder.texts();
+        assert_eq!(told[2], expected);
+        assert_eq!(told.len(), 4, "{told:?}");
+    }
 }

@@ -6,8 +6,10 @@
 
 mod support;
 
+use russh::{Preferred, kex};
 use russh_sftp::protocol::FileAttributes;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
@@ -18,7 +20,7 @@ use std::time::Duration;
 use support::commands::{Ran, are_installed};
 use support::process::{Process, add_user, sftpd_on};
 use support::s3::{FakeS3, Fault, When};
-use support::{Client, MIB, PASSWORD, PUT, eventually};
+use support::{Client, MIB, PASSWORD, PUT, SshClient, eventually};
 
 /// What a field may hold, in the words of the page: a type, or its only values.
 #[derive(Clone, Debug)]
@@ -29,6 +31,9 @@ impl Kind {
         match self.0.as_str() {
             "string" => value.is_string(),
             "string or null" => value.is_string() || value.is_null(),
+            "array of strings" => value
+                .as_array()
+                .is_some_and(|values| values.iter().all(Value::is_string)),
             "number" => value.is_number(),
             "number or null" => value.is_number() || value.is_null(),
             "boolean" => value.is_boolean(),
@@ -185,6 +190,16 @@ async fn wait_for(server: &Process, event: &str) {
 async fn do_what_sftp_does_not(server: &Process) {
     let wrong = Client::login(server.address, "alice", "wrong").await;
     assert!(wrong.is_none());
+    let old = russh::client::Config {
+        preferred: Preferred {
+            kex: Cow::Borrowed(&[kex::DH_G14_SHA256]),
+            ..Preferred::DEFAULT
+        },
+        ..russh::client::Config::default()
+    };
+    let stream = tokio::net::TcpStream::connect(server.address).await;
+    let connected = SshClient::over(stream.unwrap(), old).await;
+    assert!(connected.is_err());
     let client = server.client().await;
     client.put("/sized", b"12345").await.unwrap();
     let empty = FileAttributes {

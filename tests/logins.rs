@@ -11,7 +11,7 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 use support::commands::Running;
-use support::gateway::{Content, Gateway, script};
+use support::gateway::{Content, Gateway, HOST, script};
 use support::wait::wait_until;
 use support::{PASSWORD, noise};
 
@@ -33,6 +33,65 @@ fn put_and_get(gateway: &Gateway, program: &str, before: &[&str], credential: &[
     gateway.expect_object(name, &bytes);
     assert_eq!(gateway.read("back"), Content(bytes));
     fs::remove_file(gateway.path("back")).unwrap();
+}
+
+// OpenSSH's client offers each key that it has.
+
+#[test]
+fn refused_keys_leave_a_line_with_their_fingerprints_and_the_reason() {
+    let Some(gateway) = Gateway::start(&["ssh", "ssh-keygen"]) else {
+        return;
+    };
+    let (home, _) = home_with_unknown_key(&gateway, false);
+    let key = home.join(".ssh/id_ed25519");
+    let mut show = gateway.command("ssh-keygen");
+    let shown = gateway.run(show.arg("-lf").arg(&key));
+    let fingerprint = shown.split(' ').nth(1).unwrap();
+    for (user, reason) in [
+        ("alice", "the user has no such key or password"),
+        ("nobody", "there is no such user"),
+    ] {
+        let known_hosts = format!("UserKnownHostsFile={}", gateway.known_hosts().display());
+        let mut ssh = gateway.command("ssh");
+        ssh.args([
+            "-F",
+            "none",
+            "-o",
+            "IdentitiesOnly=yes",
+            "-o",
+            "BatchMode=yes",
+        ]);
+        ssh.arg("-o").arg(known_hosts).arg("-i").arg(&key);
+        ssh.args(["-p", &gateway.port.to_string()]);
+        ssh.args(["-s", &format!("{user}@127.0.0.1"), "sftp"]);
+        gateway.refused(&mut ssh);
+        let line = format!("no login: user \"{user}\", key {fingerprint}");
+        wait_until("the line", || gateway.said(&line).is_some());
+        let said = gateway.said(&line).unwrap();
+        assert!(said.contains(reason), "{said}");
+        assert!(said.contains("(SSH-2.0-OpenSSH_"), "{said}");
+    }
+}
+
+#[test]
+fn a_client_without_a_common_key_exchange_leaves_a_line_that_names_the_flag() {
+    let Some(gateway) = Gateway::start(&["ssh"]) else {
+        return;
+    };
+    let mut ssh = gateway.command("ssh");
+    ssh.arg("-F").arg(gateway.ssh_config());
+    ssh.args(["-o", "KexAlgorithms=diffie-hellman-group14-sha256"]);
+    gateway.refused(ssh.args(["-s", HOST, "sftp"]));
+    wait_until("the line", || {
+        gateway
+            .said("no common key exchange: SSH-2.0-OpenSSH_")
+            .is_some()
+    });
+    let said = gateway.said("no common key exchange: ").unwrap();
+    assert!(
+        said.ends_with("offers diffie-hellman-group14-sha256: --algorithms legacy has one of them"),
+        "{said}"
+    );
 }
 
 // Ruby's Net::SSH has no X25519; with OpenSSL 3 it reads no private keys in OpenSSH's format but

@@ -998,7 +998,7 @@ async fn a_running_server_follows_disable_enable_and_remove() {
     gateway.users(&["disable", "alice"]);
     assert!(!gateway.admits_alice().await);
     eventually("the log tells why", || {
-        gateway.process.logged("user alice is disabled") > 0
+        gateway.process.logged("the user is disabled") > 0
     })
     .await;
     gateway.users(&["enable", "alice"]);

@@ -88,6 +88,19 @@ fn zero_counters() {
     for reason in ["full", "strangers", "descriptors", "user_limit"] {
         counter!(REFUSED_CONNECTIONS, "reason" => reason).absolute(0);
     }
+    for reason in [
+        "wrong",
+        "unknown_user",
+        "disabled",
+        "sha1_signature",
+        "nothing_offered",
+        "login_timeout",
+        "user_penalty",
+        "address_penalty",
+        "no_common_algorithm",
+    ] {
+        counter!(NO_LOGINS, "reason" => reason).absolute(0);
+    }
     for result in ["aborted", "left"] {
         counter!(ABORTED_UPLOADS, "result" => result).absolute(0);
     }

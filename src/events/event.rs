@@ -60,6 +60,11 @@ pub enum Event {
         /// Why.
         reason: LoginRefusal,
     },
+    /// A connection ends whose client has not logged in. Not told if the server has ended it for
+    /// a reason of its own, such as [`ConnectionEnd::Evicted`]: `ConnectionEnded` says that.
+    NoLogin(NoLogin),
+    /// Client and server have no algorithm of some kind in common, and the connection ends.
+    NoCommonAlgorithm(NoCommonAlgorithm),
     /// An SFTP session has begun. A connection may have several.
     SessionStarted,
     /// An SFTP session has ended.
@@ -203,6 +208,54 @@ pub struct Credential {
     pub key_id: Option<String>,
 }
 
+/// A client that has not logged in, and what it has tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct NoLogin {
+    /// The last user name that the client gave. It may be anything.
+    pub name: Option<String>,
+    /// Fingerprints of the keys that it offered, the first eight: `SHA256:…`.
+    pub keys: Vec<String>,
+    /// Passwords that it tried.
+    pub passwords: u32,
+    /// Why it has not logged in.
+    pub reason: LoginRefusal,
+    /// The client's software: its identification string.
+    pub client: Option<String>,
+}
+
+/// An offer of a client of which the server has nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct NoCommonAlgorithm {
+    /// What was to be agreed on.
+    pub kind: AlgorithmKind,
+    /// The client's software: its identification string.
+    pub client: Option<String>,
+    /// What it offers, the first twenty names.
+    pub offered: Vec<String>,
+    /// The [`Algorithms`](crate::server::Algorithms) that would have something in common with
+    /// it, as `--algorithms` names them.
+    pub algorithms: Option<String>,
+}
+
+/// What client and server have to agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum AlgorithmKind {
+    /// Key exchange.
+    KeyExchange,
+    /// Type of the host key, and its signature.
+    HostKey,
+    /// Cipher.
+    Cipher,
+    /// Message authentication code.
+    Mac,
+    /// Compression.
+    Compression,
+}
+
 /// A file that was read, from OPEN to CLOSE.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -312,8 +365,12 @@ const SHUTTING_DOWN: &str = "the server is shutting down";
 pub enum ConnectionEnd {
     /// The client, or the network between, has ended it.
     Closed,
+    /// The same, of a client that has logged in and had no session.
+    NoSession,
     /// The client does not speak SSH, or not in time.
     NoSsh,
+    /// Client and server have no algorithms in common.
+    NoCommonAlgorithm,
     /// The client did not log in in time.
     LoginTimeout,
     /// It has made room for another one: too many have not logged in.
@@ -339,7 +396,9 @@ impl Display for ConnectionEnd {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ConnectionEnd::Closed => "closed by the client",
+            ConnectionEnd::NoSession => "closed by the client, without a session",
             ConnectionEnd::NoSsh => "no SSH",
+            ConnectionEnd::NoCommonAlgorithm => "no algorithms in common",
             ConnectionEnd::LoginTimeout => "no login in time",
             ConnectionEnd::Evicted => TOO_MANY_UNAUTHENTICATED,
             ConnectionEnd::Dropped => "dropped by the application",
@@ -395,8 +454,18 @@ impl LoginMethod {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LoginRefusal {
-    /// The credential is not one of this user, or there is no such user.
+    /// The credential is not one of this user.
     Wrong,
+    /// There is no such user. An application's `Auth` may say [`Wrong`](Self::Wrong) instead.
+    UnknownUser,
+    /// The credential is right, and the user is disabled.
+    Disabled,
+    /// The client signs with SHA-1, as old ones do with RSA keys.
+    Sha1Signature,
+    /// The client has offered neither a key nor a password.
+    NothingOffered,
+    /// The client has offered neither in time.
+    LoginTimeout,
     /// The password was not checked: too many failed logins of this user from this address.
     UserPenalty,
     /// The password was not checked: too many failed logins from this address.
@@ -410,6 +479,26 @@ pub enum LoginRefusal {
     InvalidAccount,
     /// The application's `Auth` panicked.
     Panicked,
+}
+
+impl LoginRefusal {
+    /// As metrics and JSON name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LoginRefusal::Wrong => "wrong",
+            LoginRefusal::UnknownUser => "unknown_user",
+            LoginRefusal::Disabled => "disabled",
+            LoginRefusal::Sha1Signature => "sha1_signature",
+            LoginRefusal::NothingOffered => "nothing_offered",
+            LoginRefusal::LoginTimeout => "login_timeout",
+            LoginRefusal::UserPenalty => "user_penalty",
+            LoginRefusal::AddressPenalty => "address_penalty",
+            LoginRefusal::UserLimit => "user_limit",
+            LoginRefusal::Disconnected => "disconnected",
+            LoginRefusal::InvalidAccount => "invalid_account",
+            LoginRefusal::Panicked => "panicked",
+        }
+    }
 }
 
 /// Why a session has ended.
@@ -498,7 +587,9 @@ pub enum Status {
 }
 
 fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(duration.as_secs_f64())
+    // More digits than microseconds mean nothing.
+    let micros = duration.as_micros() as f64;
+    serializer.serialize_f64(micros / 1e6)
 }
 
 impl Event {
@@ -509,6 +600,8 @@ impl Event {
             Event::ServerStarted { .. }
             | Event::ServerStopped
             | Event::LoginAccepted { .. }
+            | Event::NoLogin(_)
+            | Event::NoCommonAlgorithm(_)
             | Event::Removed { .. }
             | Event::Renamed { .. }
             | Event::DirectoryMade { .. }
@@ -547,9 +640,12 @@ impl ConnectionRefusal {
 impl ConnectionEnd {
     fn level(self) -> Level {
         match self {
-            // The refused login has a line already.
-            ConnectionEnd::UserLimit | ConnectionEnd::Closed | ConnectionEnd::NoSsh => Level::Debug,
+            ConnectionEnd::Closed | ConnectionEnd::NoSsh => Level::Debug,
+            // The login, or the attempt, has a line already.
             ConnectionEnd::LoginTimeout
+            | ConnectionEnd::NoCommonAlgorithm
+            | ConnectionEnd::UserLimit => Level::Debug,
+            ConnectionEnd::NoSession
             | ConnectionEnd::Dropped
             | ConnectionEnd::ManyChannels
             | ConnectionEnd::Unused

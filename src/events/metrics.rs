@@ -5,7 +5,7 @@ use super::{
     ConnectionEnd, ConnectionRefusal, Credential, Event, Events, LoginRefusal, TransferResult, Who,
 };
 use crate::metrics::{
-    ABORTED_UPLOADS, CONNECTIONS, LOGINS, OPEN_UPLOADS, REFUSED_CONNECTIONS, SESSIONS,
+    ABORTED_UPLOADS, CONNECTIONS, LOGINS, NO_LOGINS, OPEN_UPLOADS, REFUSED_CONNECTIONS, SESSIONS,
     TRANSFERRED_BYTES, TRANSFERS,
 };
 use metrics::{counter, gauge};
@@ -30,6 +30,11 @@ impl Events for Metrics {
                 credential, reason, ..
             } => match reason {
                 LoginRefusal::Wrong
+                | LoginRefusal::UnknownUser
+                | LoginRefusal::Disabled
+                | LoginRefusal::Sha1Signature
+                | LoginRefusal::NothingOffered
+                | LoginRefusal::LoginTimeout
                 | LoginRefusal::Disconnected
                 | LoginRefusal::InvalidAccount
                 | LoginRefusal::Panicked => {
@@ -40,6 +45,8 @@ impl Events for Metrics {
                     count_login(credential, "unheard");
                 }
             },
+            Event::NoLogin(no_login) => count_no_login(no_login.reason.as_str()),
+            Event::NoCommonAlgorithm(_) => count_no_login("no_common_algorithm"),
             Event::SessionStarted => gauge!(SESSIONS).increment(1),
             Event::SessionEnded { .. } => gauge!(SESSIONS).decrement(1),
             Event::Opened { write: true, .. } => gauge!(OPEN_UPLOADS).increment(1),
@@ -82,6 +89,10 @@ fn count_refusal(reason: ConnectionRefusal) {
 
 fn count_refused_connection(reason: &'static str) {
     counter!(REFUSED_CONNECTIONS, "reason" => reason).increment(1);
+}
+
+fn count_no_login(reason: &'static str) {
+    counter!(NO_LOGINS, "reason" => reason).increment(1);
 }
 
 fn count_login(credential: &Credential, result: &'static str) {

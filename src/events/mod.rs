@@ -10,8 +10,9 @@ mod metrics;
 mod text_log;
 
 pub use event::{
-    ConnectionEnd, ConnectionRefusal, Credential, Event, FailedRequest, LoginMethod, LoginRefusal,
-    Read, RequestKind, SessionEnd, Status, TransferResult, Written,
+    AlgorithmKind, ConnectionEnd, ConnectionRefusal, Credential, Event, FailedRequest, LoginMethod,
+    LoginRefusal, NoCommonAlgorithm, NoLogin, Read, RequestKind, SessionEnd, Status,
+    TransferResult, Written,
 };
 #[doc(hidden)]
 pub use json_log::record_as_json;
@@ -22,6 +23,7 @@ pub use log::Level;
 pub use metrics::Metrics;
 #[doc(hidden)]
 pub use text_log::Escaped;
+pub(crate) use text_log::Plural;
 pub use text_log::TextLog;
 
 use crate::path::MAX_KEY;

@@ -2,8 +2,9 @@
 
 use super::event::TOO_MANY_OF_USER;
 use super::{
-    ConnectionEnd, ConnectionRefusal, Credential, Event, Events, FailedRequest, LoginRefusal, Read,
-    RequestKind, SessionEnd, TransferResult, Who, Written,
+    AlgorithmKind, ConnectionEnd, ConnectionRefusal, Credential, Event, Events, FailedRequest,
+    LoginRefusal, NoCommonAlgorithm, NoLogin, Read, RequestKind, SessionEnd, TransferResult, Who,
+    Written,
 };
 use std::fmt::{self, Display, Formatter, Write};
 use std::net::SocketAddr;
@@ -33,6 +34,19 @@ pub struct Escaped<T>(pub T);
 impl<T: Display> Display for Escaped<T> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(EscapeControls(f), "{}", self.0)
+    }
+}
+
+/// A number of things: what one of them is called, and several.
+pub struct Plural(pub u64, pub &'static str, pub &'static str);
+
+impl Display for Plural {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Plural(count, one, several) = self;
+        match count {
+            1 => write!(f, "1 {one}"),
+            _ => write!(f, "{count} {several}"),
+        }
     }
 }
 
@@ -71,6 +85,8 @@ impl Display for Event {
                 credential,
                 reason,
             } => write_login_refusal(f, name, credential, *reason),
+            Event::NoLogin(no_login) => write!(f, "{no_login}"),
+            Event::NoCommonAlgorithm(found) => write!(f, "{found}"),
             Event::SessionStarted => write!(f, "session started"),
             Event::SessionEnded {
                 reason,
@@ -81,7 +97,9 @@ impl Display for Event {
             Event::Opened { path, write, .. } => write_opened(f, path, *write),
             Event::Read(read) => write!(f, "{read}"),
             Event::Written(written) => write!(f, "{written}"),
-            Event::Listed { path, entries } => write!(f, "list {path:?} {entries} entries"),
+            Event::Listed { path, entries } => {
+                write!(f, "list {path:?} {}", Plural(*entries, "entry", "entries"))
+            }
             Event::Removed { path, .. } => write!(f, "remove {path:?}"),
             Event::Renamed { from, to, .. } => write!(f, "rename {from:?} to {to:?}"),
             Event::DirectoryMade { path } => write!(f, "mkdir {path:?}"),
@@ -125,7 +143,10 @@ fn write_refusal(
 
 fn write_connection_end(f: &mut Formatter<'_>, reason: ConnectionEnd) -> fmt::Result {
     match reason {
-        ConnectionEnd::Closed | ConnectionEnd::NoSsh => write!(f, "connection ended: {reason}"),
+        ConnectionEnd::Closed
+        | ConnectionEnd::NoSession
+        | ConnectionEnd::NoSsh
+        | ConnectionEnd::NoCommonAlgorithm => write!(f, "connection ended: {reason}"),
         ConnectionEnd::LoginTimeout
         | ConnectionEnd::Evicted
         | ConnectionEnd::Dropped
@@ -155,22 +176,90 @@ fn write_login_refusal(
     credential: &Credential,
     reason: LoginRefusal,
 ) -> fmt::Result {
-    let (what, why) = match reason {
+    let what = match reason {
         LoginRefusal::Wrong => return write!(f, "login failed: user {name:?}, {credential}"),
-        LoginRefusal::UserPenalty => (
-            "login not looked at",
-            "too many failed logins of this user from this address",
-        ),
-        LoginRefusal::AddressPenalty => (
-            "login not looked at",
-            "too many failed logins from this address",
-        ),
-        LoginRefusal::UserLimit => ("login refused", TOO_MANY_OF_USER),
-        LoginRefusal::Disconnected => ("login failed", "no login is wanted of this client"),
-        LoginRefusal::InvalidAccount => ("login failed", "the account can't be used"),
-        LoginRefusal::Panicked => ("login failed", "the application's login panicked"),
+        LoginRefusal::UserPenalty | LoginRefusal::AddressPenalty => "login not looked at",
+        LoginRefusal::UserLimit => "login refused",
+        LoginRefusal::UnknownUser
+        | LoginRefusal::Disabled
+        | LoginRefusal::Sha1Signature
+        | LoginRefusal::NothingOffered
+        | LoginRefusal::LoginTimeout
+        | LoginRefusal::Disconnected
+        | LoginRefusal::InvalidAccount
+        | LoginRefusal::Panicked => "login failed",
     };
-    write!(f, "{what}: user {name:?}, {credential}: {why}")
+    write!(
+        f,
+        "{what}: user {name:?}, {credential}: {}",
+        explain(reason)
+    )
+}
+
+fn explain(reason: LoginRefusal) -> &'static str {
+    match reason {
+        LoginRefusal::Wrong => "the user has no such key or password",
+        LoginRefusal::UnknownUser => "there is no such user",
+        LoginRefusal::Disabled => "the user is disabled (`sftpd users enable` ends that)",
+        LoginRefusal::Sha1Signature => {
+            "the client signs with SHA-1 (ssh-rsa): use a newer client, or an ed25519 key"
+        }
+        LoginRefusal::NothingOffered => "it offered neither a key nor a password",
+        LoginRefusal::LoginTimeout => "no login in time",
+        LoginRefusal::UserPenalty => "too many failed logins of this user from this address",
+        LoginRefusal::AddressPenalty => "too many failed logins from this address",
+        LoginRefusal::UserLimit => TOO_MANY_OF_USER,
+        LoginRefusal::Disconnected => "no login is wanted of this client",
+        LoginRefusal::InvalidAccount => "the account can't be used",
+        LoginRefusal::Panicked => "the application's login panicked",
+    }
+}
+
+impl Display for NoLogin {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "no login: ")?;
+        match &self.name {
+            Some(name) => write!(f, "user {name:?}")?,
+            None => write!(f, "no user name")?,
+        }
+        for key in &self.keys {
+            write!(f, ", key {key}")?;
+        }
+        if self.passwords > 0 {
+            let passwords = Plural(self.passwords.into(), "password", "passwords");
+            write!(f, ", {passwords}")?;
+        }
+        write!(f, ": {}", explain(self.reason))?;
+        match &self.client {
+            Some(client) => write!(f, " ({client})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Display for NoCommonAlgorithm {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            AlgorithmKind::KeyExchange => "key exchange",
+            AlgorithmKind::HostKey => "type of host key",
+            AlgorithmKind::Cipher => "cipher",
+            AlgorithmKind::Mac => "MAC",
+            AlgorithmKind::Compression => "compression",
+        };
+        let client = self.client.as_deref().unwrap_or("the client");
+        let offered = self.offered.join(",");
+        write!(f, "no common {kind}: {client} offers {offered}")?;
+        match (&self.algorithms, self.kind) {
+            (Some(algorithms), _) => write!(f, ": --algorithms {algorithms} has one of them"),
+            (None, AlgorithmKind::HostKey) => {
+                write!(
+                    f,
+                    ": use a newer client, or add a key of such a type to --host-keys"
+                )
+            }
+            (None, _) => write!(f, ": use a newer client"),
+        }
+    }
 }
 
 fn write_session_end(
@@ -208,13 +297,10 @@ impl Display for Read {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let path = &self.path;
         let bytes = self.bytes;
-        let requests = self.requests;
+        let requests = Plural(self.requests, "request", "requests");
         let seconds = self.duration.as_secs_f64();
         match &self.error {
-            None => write!(
-                f,
-                "get {path:?} {bytes} bytes {requests} requests {seconds:.3} s"
-            ),
+            None => write!(f, "get {path:?} {bytes} bytes {requests} {seconds:.3} s"),
             Some(error) => write!(
                 f,
                 "get {path:?} failed after {bytes} bytes {seconds:.3} s: {error}"
@@ -227,11 +313,11 @@ impl Display for Written {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let path = &self.path;
         let bytes = self.bytes;
-        let parts = self.parts;
+        let parts = Plural(self.parts.into(), "part", "parts");
         let seconds = self.duration.as_secs_f64();
         match self.result {
             TransferResult::Ok => {
-                write!(f, "put {path:?} {bytes} bytes {parts} parts {seconds:.3} s")
+                write!(f, "put {path:?} {bytes} bytes {parts} {seconds:.3} s")
             }
             TransferResult::Failed => {
                 let error = self.error.as_deref().unwrap_or_default();
@@ -282,9 +368,10 @@ fn write_left(f: &mut Formatter<'_>, key: &str, upload_id: &str, error: &str) ->
 }
 
 fn write_abandoned(f: &mut Formatter<'_>, key: &str, upload_id: &str, parts: usize) -> fmt::Result {
+    let parts = Plural(parts as u64, "part", "parts");
     write!(
         f,
-        "aborted the abandoned multipart upload {upload_id} of {key:?}, {parts} parts"
+        "aborted the abandoned multipart upload {upload_id} of {key:?}, {parts}"
     )
 }
 

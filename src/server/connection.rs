@@ -6,6 +6,7 @@
 use super::admission::PreAuthSlot;
 use super::penalties::Penalized;
 use super::transport::{Signals, Socket, Stream};
+use super::tries::Tries;
 use super::window::Window;
 use super::{Shared, ssh};
 use crate::events::{
@@ -14,7 +15,7 @@ use crate::events::{
 use crate::path::Home;
 use crate::sftp::{self, End, Received, SessionParams, Sink, Source};
 use crate::transfer::UserLimits;
-use crate::users::{Account, Attempt, Certificate, Login, Proof, PublicKey};
+use crate::users::{Account, Attempt, Certificate, Login, Proof, PublicKey, Refusal};
 use crate::vfs::Vfs;
 use crate::{Panicked, catch_panic};
 use bytes::Bytes;
@@ -66,8 +67,13 @@ struct Connection {
     peer: SocketAddr,
     /// Tells what happens before the login.
     events: Teller,
+    /// What the client has tried so far.
+    // A std lock: never held across an await.
+    tries: Arc<Mutex<Tries>>,
     /// Set by the login.
     login: Arc<SetOnce<LoggedIn>>,
+    /// Set by the first SFTP session.
+    had_session: Arc<SetOnce<()>>,
     /// The tasks of channels.
     channels: TaskTracker,
     /// When the last channel was closed, at first when the connection began.
@@ -114,15 +120,18 @@ pub(super) async fn serve(
     dropped: CancellationToken,
 ) {
     let login: Arc<SetOnce<LoggedIn>> = Arc::default();
-    let mut open = OpenConnection::new(events.clone(), login.clone(), dropped);
+    let tries: Arc<Mutex<Tries>> = Arc::default();
+    let mut open = OpenConnection::new(events.clone(), tries.clone(), login.clone(), dropped);
     let deadline = Instant::now() + shared.settings.login_timeout;
     let closed = slot.evicted.clone();
     let signals: Arc<Signals> = Arc::default();
     let mut socket = Socket::new(stream, closed.clone().cancelled_owned(), signals.clone());
-    let client = match identify_client(&mut socket, peer, deadline, &shared).await {
-        Ok(client) => client,
+    let identification = match identify_client(&mut socket, peer, deadline, &shared).await {
+        Ok(identification) => identification,
         Err(reason) => return open.end(reason, &closed),
     };
+    lock(&tries).set_client(&identification);
+    let client = ssh::Client::identify(&identification);
     if client == ssh::Client::Libssh {
         socket.hold_newkeys();
     }
@@ -133,7 +142,9 @@ pub(super) async fn serve(
         shared,
         peer,
         events,
+        tries,
         login,
+        had_session: Arc::default(),
         channels: TaskTracker::new(),
         unused_since: Arc::new(Mutex::new(Instant::now())),
         client,
@@ -162,6 +173,8 @@ pub(super) async fn serve(
 /// A connection that was admitted. Dropped, it tells that the connection has ended.
 struct OpenConnection {
     events: Teller,
+    /// See [`Connection::tries`].
+    tries: Arc<Mutex<Tries>>,
     /// See [`Connection::login`].
     login: Arc<SetOnce<LoggedIn>>,
     /// Cancelled when the application has dropped the connection.
@@ -173,12 +186,14 @@ struct OpenConnection {
 impl OpenConnection {
     fn new(
         events: Teller,
+        tries: Arc<Mutex<Tries>>,
         login: Arc<SetOnce<LoggedIn>>,
         dropped: CancellationToken,
     ) -> OpenConnection {
         events.tell(Event::ConnectionOpened);
         OpenConnection {
             events,
+            tries,
             login,
             dropped,
             opened: Instant::now(),
@@ -198,7 +213,7 @@ impl OpenConnection {
         let reason = tokio::select! {
             ended = &mut running => {
                 log::debug!("{}: connection ended: {ended:?}", connection.peer);
-                self.end(ConnectionEnd::Closed, &connection.closed);
+                self.end(connection.explain_end(&ended), &connection.closed);
                 None
             }
             reason = must_end => Some(reason),
@@ -234,7 +249,12 @@ impl Drop for OpenConnection {
     fn drop(&mut self) {
         let events = match self.login.get() {
             Some(login) => self.events.logged_in(login.account.clone()),
-            None => self.events.clone(),
+            None => {
+                if let Some(no_login) = lock(&self.tries).no_login(self.reason) {
+                    self.events.tell(Event::NoLogin(no_login));
+                }
+                self.events.clone()
+            }
         };
         events.tell(Event::ConnectionEnded {
             reason: self.reason,
@@ -243,16 +263,22 @@ impl Drop for OpenConnection {
     }
 }
 
-/// Exchanges identification strings. Fails if the connection has to be closed.
+/// A std lock: never held across an await.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Exchanges identification strings. Returns the client's, and fails if the connection has to be
+/// closed.
 async fn identify_client(
     socket: &mut Socket,
     peer: SocketAddr,
     deadline: Instant,
     shared: &Shared,
-) -> Result<ssh::Client, ConnectionEnd> {
+) -> Result<Bytes, ConnectionEnd> {
     tokio::select! {
         exchanged = socket.exchange_identification(ssh::IDENTIFICATION) => match exchanged {
-            Ok(identification) => Ok(ssh::Client::identify(&identification)),
+            Ok(identification) => Ok(identification),
             Err(error) => {
                 log::debug!("{peer}: no SSH: {error}");
                 Err(ConnectionEnd::NoSsh)
@@ -271,7 +297,9 @@ async fn disconnect(running: &mut RunningSession<Connection>, reason: Connection
         }
         ConnectionEnd::UserLimit => Disconnect::TooManyConnections,
         ConnectionEnd::Closed
+        | ConnectionEnd::NoSession
         | ConnectionEnd::NoSsh
+        | ConnectionEnd::NoCommonAlgorithm
         | ConnectionEnd::LoginTimeout
         | ConnectionEnd::Evicted
         | ConnectionEnd::Dropped
@@ -377,9 +405,21 @@ impl Connection {
     }
 
     fn unused_since(&self) -> MutexGuard<'_, Instant> {
-        self.unused_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.unused_since)
+    }
+
+    /// Why russh has ended the connection. Tells what client and server could not agree on.
+    fn explain_end(&self, ended: &Result<(), Error>) -> ConnectionEnd {
+        if let Err(Error::NoCommonAlgo { kind, theirs, .. }) = ended {
+            let client = lock(&self.tries).client();
+            let found = ssh::tell_no_common(client, kind, theirs);
+            self.events.tell(Event::NoCommonAlgorithm(found));
+            return ConnectionEnd::NoCommonAlgorithm;
+        }
+        match (self.login.get(), self.had_session.get()) {
+            (Some(_), None) => ConnectionEnd::NoSession,
+            (Some(_), Some(())) | (None, _) => ConnectionEnd::Closed,
+        }
     }
 
     /// Asks the application whether the client may log in with this.
@@ -409,6 +449,8 @@ impl Connection {
                 }
             },
             Login::Refuse => Answer::Refuse(LoginRefusal::Wrong),
+            Login::RefuseBecause(Refusal::UnknownUser) => Answer::Refuse(LoginRefusal::UnknownUser),
+            Login::RefuseBecause(Refusal::Disabled) => Answer::Refuse(LoginRefusal::Disabled),
             Login::Disconnect => {
                 let _ = self.rejected.set(ConnectionEnd::Rejected);
                 Answer::Refuse(LoginRefusal::Disconnected)
@@ -446,7 +488,8 @@ impl Connection {
 
     /// Called when a credential was refused. paramiko sends SERVICE_REQUEST before the next one,
     /// and russh does not answer that: the connection ends then, as the client would wait in vain.
-    fn note_refusal(&self) {
+    fn note_refusal(&self, user: &str, credential: &Credential, reason: LoginRefusal) {
+        lock(&self.tries).add(user, credential, reason);
         if self.client == ssh::Client::Paramiko {
             self.signals.watch_for_silence();
         }
@@ -487,18 +530,14 @@ impl Connection {
         self.refuse_login(user, password_credential(), reason)
     }
 
+    /// Tells of a refused login, and the client that it may try again.
     fn refuse_login(&self, user: &str, credential: Credential, reason: LoginRefusal) -> Auth {
+        self.note_refusal(user, &credential, reason);
         self.events.tell(Event::LoginRefused {
             name: shorten(user),
             credential,
             reason,
         });
-        self.refuse_credential()
-    }
-
-    /// Tells the client that it may try again.
-    fn refuse_credential(&self) -> Auth {
-        self.note_refusal();
         Auth::Reject {
             // Otherwise russh drops the method, and one mistyped password ends the login.
             proceed_with_methods: Some(ssh::methods()),
@@ -507,13 +546,11 @@ impl Connection {
     }
 
     fn window(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.window)
     }
 
     fn remembered(&self) -> MutexGuard<'_, HashSet<ChannelId>> {
-        self.remembered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.remembered)
     }
 
     /// Counts a channel that was opened and is served.
@@ -646,6 +683,7 @@ impl Connection {
             idle_timeout: self.shared.settings.idle_timeout,
             drain: self.shared.drain.clone(),
         };
+        let _ = self.had_session.set(());
         let mut open = OpenSession::new(events);
         let outgoing = Outgoing {
             write,
@@ -739,6 +777,11 @@ impl Sink for Outgoing {
 impl Handler for Connection {
     type Error = Error;
 
+    async fn auth_none(&mut self, user: &str) -> Result<Auth, Error> {
+        lock(&self.tries).set_name(user);
+        Ok(Auth::reject())
+    }
+
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Error> {
         let attempt = self.shared.penalties.begin(self.peer.ip(), user);
         let attempt = match self.ending.run_until_cancelled(attempt).await {
@@ -761,17 +804,18 @@ impl Handler for Connection {
     ) -> Result<Auth, Error> {
         let key = PublicKey::from_client(offer.public_key.clone());
         let answer = match offer.algorithm {
-            SHA1_SIGNATURE => Answer::Refuse(LoginRefusal::Wrong),
-            _ => self.ask(user, Proof::OfferedKey(key)).await,
+            SHA1_SIGNATURE => Answer::Refuse(LoginRefusal::Sha1Signature),
+            _ => self.ask(user, Proof::OfferedKey(key.clone())).await,
         };
         match answer {
             Answer::Accept(_) => Ok(Auth::Accept),
-            // Not told: clients offer every key that they have.
-            Answer::Refuse(_) | Answer::TooLate => {
+            // Told only if no login follows: clients offer every key that they have.
+            Answer::Refuse(reason) => {
                 // paramiko signs without an offer, and russh calls this first all the same.
-                self.note_refusal();
+                self.note_refusal(user, &key_credential(&key), reason);
                 Ok(Auth::reject())
             }
+            Answer::TooLate => Ok(Auth::reject()),
         }
     }
 
@@ -783,7 +827,7 @@ impl Handler for Connection {
         let algorithm = key.algorithm;
         let key = PublicKey::from_client(key.public_key.clone());
         let answer = match algorithm {
-            SHA1_SIGNATURE => Answer::Refuse(LoginRefusal::Wrong),
+            SHA1_SIGNATURE => Answer::Refuse(LoginRefusal::Sha1Signature),
             _ => self.ask(user, Proof::ProvedKey(key.clone())).await,
         };
         // Keys can't be guessed, and clients try all that they have: no penalty for refused ones.

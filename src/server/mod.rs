@@ -13,6 +13,7 @@ mod mounts;
 mod penalties;
 mod ssh;
 mod transport;
+mod tries;
 mod window;
 
 pub use builder::{BuildError, ServerBuilder};
@@ -20,7 +21,7 @@ pub use host_keys::{HostKey, InvalidHostKey, generate, load, load_or_create, tem
 pub use ipnet::IpNet;
 pub use ssh::{Algorithms, UnknownAlgorithms};
 
-use crate::events::{Event, Teller};
+use crate::events::{Event, Plural, Teller};
 use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS};
 use crate::store::Store;
 use crate::transfer::UserLimits;
@@ -300,17 +301,16 @@ async fn shut_down(shared: &Shared) {
 async fn drain_connections(shared: &Shared) {
     let drain_timeout = shared.settings.drain_timeout;
     let connections = &shared.connections;
-    log::info!(
-        "shutting down: {} sessions may finish within {drain_timeout:?}",
-        connections.len()
-    );
+    let sessions = Plural(connections.len() as u64, "session", "sessions");
+    log::info!("shutting down: {sessions} may finish within {drain_timeout:?}");
     tokio::select! {
         () = connections.wait() => {}
         () = shared.stop.cancelled() => {}
         () = sleep(drain_timeout) => {}
     }
     if !connections.is_empty() {
-        log::warn!("{} sessions are cut off", connections.len());
+        let count = connections.len() as u64;
+        log::warn!("{} cut off", Plural(count, "session is", "sessions are"));
     }
 }
 

@@ -1,11 +1,13 @@
 //! What the server offers in SSH: algorithms, buffers and time limits of russh.
 
+use super::HostKey;
 use super::builder::Settings;
 use super::window;
+use crate::events::{AlgorithmKind, NoCommonAlgorithm};
 use russh::cipher::{
     AES_128_CTR, AES_128_GCM, AES_192_CTR, AES_256_CTR, AES_256_GCM, CHACHA20_POLY1305,
 };
-use russh::keys::Algorithm;
+use russh::keys::{Algorithm, PrivateKey};
 use russh::{Limits, MethodKind, MethodSet, Preferred, SshId, compression, kex, mac};
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -159,6 +161,72 @@ fn signature_algorithms() -> Vec<Algorithm> {
     algorithms
 }
 
+/// The host keys to show. Who wants [`Algorithms::PostQuantum`] distrusts the NIST curves: no ECDSA
+/// then, unless there is no other key.
+fn host_keys(keys: &[HostKey], offered: Algorithms) -> Vec<PrivateKey> {
+    let mut shown: Vec<PrivateKey> = keys.iter().map(|key| key.0.clone()).collect();
+    let is_ecdsa = |key: &PrivateKey| key.algorithm().is_ecdsa();
+    if offered == Algorithms::PostQuantum && !shown.iter().all(is_ecdsa) {
+        shown.retain(|key| !is_ecdsa(key));
+    }
+    shown
+}
+
+/// Limits on the names in an event about a client's offer, and on each of them in characters.
+const MAX_NAMES: usize = 20;
+const MAX_NAME: usize = 64;
+
+/// The event about a client with which the server has nothing in common.
+pub fn tell_no_common(
+    client: Option<String>,
+    kind: &russh::AlgorithmKind,
+    theirs: &[String],
+) -> NoCommonAlgorithm {
+    let kind = match kind {
+        russh::AlgorithmKind::Kex => AlgorithmKind::KeyExchange,
+        russh::AlgorithmKind::Key => AlgorithmKind::HostKey,
+        russh::AlgorithmKind::Cipher => AlgorithmKind::Cipher,
+        russh::AlgorithmKind::Compression => AlgorithmKind::Compression,
+        russh::AlgorithmKind::Mac => AlgorithmKind::Mac,
+    };
+    let names = theirs.iter().filter(|name| !is_extension(name));
+    let names = names.take(MAX_NAMES);
+    NoCommonAlgorithm {
+        kind,
+        client,
+        offered: names
+            .map(|name| name.chars().take(MAX_NAME).collect())
+            .collect(),
+        algorithms: find_common(kind, theirs).map(|choice| choice.as_str().to_owned()),
+    }
+}
+
+/// The algorithms that would have one in common with what a client offers; `None` if all are as
+/// good as those that it was offered, or no choice would help.
+fn find_common(kind: AlgorithmKind, theirs: &[String]) -> Option<Algorithms> {
+    let choices = [Algorithms::Modern, Algorithms::Legacy];
+    choices.into_iter().find(|choice| match kind {
+        AlgorithmKind::KeyExchange => have_common(&key_exchanges(*choice), theirs),
+        AlgorithmKind::Mac => have_common(&macs(*choice), theirs),
+        // The same for all.
+        AlgorithmKind::HostKey | AlgorithmKind::Cipher | AlgorithmKind::Compression => false,
+    })
+}
+
+/// Whether a client announces an extension by this name in its list of key exchanges.
+fn is_extension(name: &str) -> bool {
+    let announced = [
+        kex::EXTENSION_SUPPORT_AS_CLIENT,
+        kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+    ];
+    announced.iter().any(|known| known.as_ref() == name)
+}
+
+fn have_common(ours: &[impl AsRef<str>], theirs: &[String]) -> bool {
+    ours.iter()
+        .any(|name| theirs.iter().any(|other| other == name.as_ref()))
+}
+
 /// russh's own list, only legacy with encrypt-and-MAC.
 fn macs(offered: Algorithms) -> Vec<mac::Name> {
     let mut macs = Preferred::DEFAULT.mac.to_vec();
@@ -190,7 +258,7 @@ pub(super) fn config(settings: &Settings, offered: Algorithms) -> russh::server:
         auth_rejection_time: Duration::from_millis(100),
         // The first request, "none", only asks for the methods.
         auth_rejection_time_initial: Some(Duration::ZERO),
-        keys: settings.host_keys.iter().map(|key| key.0.clone()).collect(),
+        keys: host_keys(&settings.host_keys, offered),
         window_size: window::FIRST_SIZE,
         maximum_packet_size: MAX_PACKET,
         // Messages that russh queues for us before it stops reading the socket.

@@ -2,7 +2,7 @@
 
 use super::file_watch::{FileWatch, Poll};
 use super::password::PasswordCheck;
-use super::{Attempt, Auth, Login, Proof, PublicKey, User};
+use super::{Attempt, Auth, Login, Proof, PublicKey, Refusal, User};
 use async_trait::async_trait;
 use std::fmt::{self, Debug, Formatter};
 use std::path::PathBuf;
@@ -38,18 +38,20 @@ impl FileAuth {
     async fn find_key_owner(&self, name: &str, key: &PublicKey) -> Login {
         match self.watch.user(name).await {
             Some(user) if user.has_key(key) => admit(name, &user),
-            Some(_) | None => Login::Refuse,
+            Some(_) => Login::Refuse,
+            None => Login::RefuseBecause(Refusal::UnknownUser),
         }
     }
 
     async fn check_password(&self, name: &str, password: &str) -> Login {
-        // A user that doesn't exist has no password either.
-        let user = self.watch.user(name).await.unwrap_or_default();
-        // Checked for disabled users too, so that they take as long as a wrong password.
-        let hash = user.password.clone();
-        match self.passwords.is_right(hash, password).await {
-            true => admit(name, &user),
-            false => Login::Refuse,
+        let user = self.watch.user(name).await;
+        // Checked for unknown and disabled users too, so that they take as long as a wrong password.
+        let hash = user.as_ref().and_then(|user| user.password.clone());
+        let is_right = self.passwords.is_right(hash, password).await;
+        match user {
+            Some(user) if is_right => admit(name, &user),
+            Some(_) => Login::Refuse,
+            None => Login::RefuseBecause(Refusal::UnknownUser),
         }
     }
 }
@@ -70,9 +72,8 @@ impl Auth for FileAuth {
 
 /// Accepts a user whose key or password is right, unless the user is disabled.
 fn admit(name: &str, user: &User) -> Login {
-    if user.disabled {
-        log::info!("user {name} is disabled: `sftpd users enable {name}` ends that");
-        return Login::Refuse;
+    match user.disabled {
+        true => Login::RefuseBecause(Refusal::Disabled),
+        false => Login::Accept(user.account(name)),
     }
-    Login::Accept(user.account(name))
 }

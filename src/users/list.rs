@@ -1,7 +1,7 @@
 //! Users that the program itself lists.
 
 use super::password::{PasswordCheck, hash_password};
-use super::{Account, Attempt, Auth, Login, Proof, PublicKey};
+use super::{Account, Attempt, Auth, Login, Proof, PublicKey, Refusal};
 use async_trait::async_trait;
 use std::collections::HashMap;
 use std::fmt::{self, Debug, Formatter};
@@ -75,7 +75,8 @@ impl UserList {
     fn find_key_owner(&self, user: &str, key: &PublicKey) -> Login {
         match self.users.get(user) {
             Some(listed) if listed.keys.contains(key) => Login::Accept(listed.account.clone()),
-            Some(_) | None => Login::Refuse,
+            Some(_) => Login::Refuse,
+            None => Login::RefuseBecause(Refusal::UnknownUser),
         }
     }
 
@@ -89,7 +90,8 @@ impl UserList {
         let is_right = self.passwords.is_right(known, password).await;
         match found {
             Some(listed) if is_right => Login::Accept(listed.account.clone()),
-            Some(_) | None => Login::Refuse,
+            Some(_) => Login::Refuse,
+            None => Login::RefuseBecause(Refusal::UnknownUser),
         }
     }
 }
@@ -126,7 +128,7 @@ mod tests {
                 assert_eq!(account.name, user);
                 true
             }
-            Login::Refuse => false,
+            Login::Refuse | Login::RefuseBecause(_) => false,
             Login::Disconnect => panic!("disconnected"),
         }
     }

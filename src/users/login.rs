@@ -117,6 +117,19 @@ pub enum Login {
     Accept(Account),
     /// The client may not log in with this, and may try something else.
     Refuse,
+    /// As [`Login::Refuse`], with a reason for the log. The client gets the same answer.
+    RefuseBecause(Refusal),
     /// The connection ends, for example because the address is banned.
     Disconnect,
+}
+
+/// Why a client may not log in, where it is more than a key or a password that the user does not
+/// have. For the log, and never told to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// There is no user of this name.
+    UnknownUser,
+    /// The key or the password is right, and the user is disabled.
+    Disabled,
 }

@@ -24,5 +24,5 @@ pub use keys::{InvalidKey, PublicKey};
 #[doc(hidden)]
 pub use keys::{PRIVATE_KEY, is_private_key};
 pub use list::UserList;
-pub use login::{Attempt, Auth, Login, Proof};
+pub use login::{Attempt, Auth, Login, Proof, Refusal};
 pub use password::{PasswordCheck, hash_password, random_password};
