@@ -14,10 +14,18 @@ async fn main() -> ExitCode {
     let (command, matches) = arguments::parse::<Command>();
     let log_format = command.log_format();
     logging::start(log_format);
-    let Err(error) = cli::run(command, &matches).await else {
-        return ExitCode::SUCCESS;
+    let status = match cli::run(command, &matches).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            logging::report_error(&format!("sftpd: {error:#}"), log_format);
+            find_status(&error)
+        }
     };
-    logging::report_error(&format!("sftpd: {error:#}"), log_format);
+    logging::finish();
+    status
+}
+
+fn find_status(error: &anyhow::Error) -> ExitCode {
     if error.is::<Usage>() {
         // The operator must change something before another try.
         ExitCode::from(2)

@@ -28,6 +28,8 @@ pub const TRANSFERS: &str = "sftpd_transfers_total";
 pub const TRANSFERRED_BYTES: &str = "sftpd_transferred_bytes_total";
 /// Labels: operation (as S3 calls it), result (ok, refused, throttled, failed, no_answer).
 pub const S3_REQUESTS: &str = "sftpd_s3_request_duration_seconds";
+/// Lines of the log that were dropped, as it was not read.
+pub const DROPPED_LOG_LINES: &str = "sftpd_dropped_log_lines_total";
 /// Bytes taken from the pool.
 pub const BUFFER_MEMORY: &str = "sftpd_buffer_memory_bytes";
 /// Size of the pool in bytes.

@@ -14,9 +14,13 @@ use russh::ChannelMsg;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags};
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{ChildStderr, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::process::{Process, add_user};
+use support::commands::Running;
+use support::process::{Process, add_user, sftpd_on};
 use support::proxy::{Fate, Proxy};
 use support::s3::{FakeS3, Fault, When};
 use support::*;
@@ -141,6 +145,100 @@ async fn many_sessions_at_once_lose_nothing() {
 #[ignore = "takes a minute, in a release build"]
 async fn two_hundred_sessions_at_once_lose_nothing() {
     run_sessions(200, 12, 20 * MIB, 256).await;
+}
+
+// A log that is not read
+
+/// A server that logs much, and the end of the pipe that it logs to, read up to the line about its
+/// start, with what it has said until then.
+fn start_with_unread_log(s3: &FakeS3, folder: &Path) -> (Running, BufReader<ChildStderr>, String) {
+    add_user(folder, "alice", &[], Some(PASSWORD));
+    let mut command = sftpd_on(s3, folder);
+    command
+        .args(["serve", "--listen", "127.0.0.1:0"])
+        .args(["--metrics", "127.0.0.1:0"])
+        .env("RUST_LOG", "sftpd=debug")
+        .stderr(Stdio::piped());
+    let mut server = Running::spawn(&mut command);
+    let mut log = BufReader::new(server.0.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("listening on") {
+        assert!(log.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    (server, log, said)
+}
+
+fn address_behind(text: &str, said: &str) -> String {
+    let (_, rest) = said.split_once(text).unwrap();
+    rest.lines().next().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_not_read_stops_nothing() {
+    let s3 = FakeS3::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (mut server, log, said) = start_with_unread_log(&s3, folder.path());
+    let address = address_behind("listening on ", &said).parse().unwrap();
+    let metrics = address_behind("metrics on ", &said);
+    let client = Client::connect(address).await;
+    // More than the pipe and the queue hold.
+    let name = "x".repeat(900);
+    for _ in 0..2000 {
+        within("a put", client.put(&format!("/{name}"), b"x"))
+            .await
+            .unwrap();
+    }
+    let another = within("a login", Client::connect(address)).await;
+    assert_eq!(
+        within("a get", another.get(&format!("/{name}")))
+            .await
+            .unwrap(),
+        b"x"
+    );
+    assert_eq!(http_get(&metrics, "/healthz").1, "ok\n");
+    let text = http_get(&metrics, "/metrics").1;
+    let dropped = text
+        .lines()
+        .find_map(|line| line.strip_prefix("sftpd_dropped_log_lines_total "));
+    assert!(dropped.unwrap().parse::<u64>().unwrap() > 0, "{text}");
+
+    // Once it is read, it says what is missing, and goes on.
+    let reading =
+        tokio::task::spawn_blocking(move || log.lines().map_while(Result::ok).collect::<Vec<_>>());
+    drop(another);
+    let pid = server.0.id().to_string();
+    let killed = std::process::Command::new("kill").arg(&pid).status();
+    assert!(killed.unwrap().success());
+    let lines = within("the end of the log", reading).await.unwrap();
+    assert!(server.0.wait().unwrap().success());
+    let told = lines
+        .iter()
+        .filter(|line| line.contains(" lines of the log were dropped"));
+    assert!(told.count() > 0, "{} lines", lines.len());
+    assert!(
+        lines.last().unwrap().ends_with("stopped"),
+        "{:?}",
+        lines.last()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_never_read_does_not_keep_the_server_from_ending() {
+    let s3 = FakeS3::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (mut server, _log, said) = start_with_unread_log(&s3, folder.path());
+    let address = address_behind("listening on ", &said).parse().unwrap();
+    let client = Client::connect(address).await;
+    let name = "x".repeat(900);
+    for _ in 0..200 {
+        client.put(&format!("/{name}"), b"x").await.unwrap();
+    }
+    drop(client);
+    let pid = server.0.id().to_string();
+    let killed = std::process::Command::new("kill").arg(&pid).status();
+    assert!(killed.unwrap().success());
+    let ended = tokio::task::spawn_blocking(move || server.0.wait());
+    assert!(within("the end", ended).await.unwrap().unwrap().success());
 }
 
 // Limits

@@ -101,6 +101,7 @@ fn zero_counters() {
     ] {
         counter!(NO_LOGINS, "reason" => reason).absolute(0);
     }
+    counter!(DROPPED_LOG_LINES).absolute(0);
     for result in ["aborted", "left"] {
         counter!(ABORTED_UPLOADS, "result" => result).absolute(0);
     }

@@ -2,15 +2,18 @@
 //!
 //! Systemd's journal adds the time by itself and reads a line's priority from its first characters
 //! ([sd-daemon(3)](https://www.freedesktop.org/software/systemd/man/latest/sd-daemon.html)).
-//! Anywhere else a line begins with the time.
+//! Anywhere else a line begins with the time. Lines leave through a [`LogQueue`], so that the server
+//! never waits for who reads them.
 
+use super::log_queue::{LogQueue, QueueWriter};
 use clap::ValueEnum;
-use env_logger::fmt::Formatter;
+use env_logger::Target;
 use log::{Level, LevelFilter, Record};
 use rustix::fs::fstat;
 use sftpd::events::{Escaped, Events, JSON_TARGET, JsonLog, Metrics, TextLog, record_as_json};
 use std::io::{Write, stderr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 use std::{env, io, panic};
 
 /// Used without RUST_LOG. At `info`, the S3 SDK and russh log what only their authors need.
@@ -21,6 +24,9 @@ const FILTER_ADVICE: &str =
 
 /// The target of lines that no module of the library logs.
 pub const BINARY_TARGET: &str = "sftpd";
+
+/// Where the log goes, once it is started.
+static QUEUE: OnceLock<Arc<LogQueue>> = OnceLock::new();
 
 /// What a line looks like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -65,14 +71,20 @@ pub fn start(format: LogFormat) {
     let asked = env::var_os("RUST_LOG").unwrap_or_default();
     let filter = choose_filter(&asked.to_string_lossy());
     let destination = find_destination();
-    let write = move |out: &mut Formatter, record: &Record<'_>| match format {
-        LogFormat::Text => write_line(out, record, destination),
-        LogFormat::Json => write_json(out, record, destination),
-    };
-    env_logger::Builder::new()
+    let mut builder = env_logger::Builder::new();
+    builder
         .parse_filters(&filter.directives)
-        .format(write)
-        .init();
+        .format(move |out, record| write_record(out, record, format, destination));
+    match LogQueue::start(stderr(), move |dropped| {
+        tell_dropped(dropped, format, destination)
+    }) {
+        Ok(queue) => {
+            let queue = QUEUE.get_or_init(|| queue).clone();
+            builder.target(Target::Pipe(Box::new(QueueWriter(queue))));
+        }
+        Err(error) => print_error(&format!("sftpd: the log has no thread of its own: {error}")),
+    }
+    builder.init();
     if format == LogFormat::Json {
         panic::set_hook(Box::new(|panic| {
             log::error!(target: BINARY_TARGET, "{panic}");
@@ -80,6 +92,13 @@ pub fn start(format: LogFormat) {
     }
     if let Some(warning) = filter.warning {
         log::warn!("{warning}");
+    }
+}
+
+/// Waits, for a bounded time, until the log is written.
+pub fn finish() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush();
     }
 }
 
@@ -94,12 +113,20 @@ pub fn report_error(text: &str, format: LogFormat) {
 /// Writes the error that ends the program to standard error, for the journal with its priority.
 pub fn print_error(text: &str) {
     match find_destination() {
-        Destination::Other => eprintln!("{}", text.trim_end()),
+        Destination::Other => print_line(text.trim_end()),
         Destination::Journal => {
             for line in text.lines().filter(|line| !line.is_empty()) {
-                eprintln!("{}{line}", journal_priority(Level::Error));
+                print_line(&format!("{}{line}", journal_priority(Level::Error)));
             }
         }
+    }
+}
+
+/// Writes to standard error, behind the lines of the log.
+fn print_line(line: &str) {
+    match QUEUE.get() {
+        Some(queue) => queue.push(format!("{line}\n").as_bytes()),
+        None => eprintln!("{line}"),
     }
 }
 
@@ -164,10 +191,42 @@ fn find_destination() -> Destination {
     }
 }
 
+/// The line about lines that were dropped.
+fn tell_dropped(dropped: u64, format: LogFormat, destination: Destination) -> Vec<u8> {
+    let mut line = Vec::new();
+    let written = write_record(
+        &mut line,
+        &Record::builder()
+            .level(Level::Warn)
+            .target(BINARY_TARGET)
+            .args(format_args!(
+                "{dropped} lines of the log were dropped: it was not read"
+            ))
+            .build(),
+        format,
+        destination,
+    );
+    // Memory takes everything.
+    debug_assert!(written.is_ok());
+    line
+}
+
+fn write_record(
+    out: &mut impl Write,
+    record: &Record<'_>,
+    format: LogFormat,
+    destination: Destination,
+) -> io::Result<()> {
+    match format {
+        LogFormat::Text => write_line(out, record, destination),
+        LogFormat::Json => write_json(out, record, destination),
+    }
+}
+
 /// Writes one line. Control characters are escaped, so that names that clients choose and S3's
 /// responses can't forge log lines.
 fn write_line(
-    out: &mut Formatter,
+    out: &mut impl Write,
     record: &Record<'_>,
     destination: Destination,
 ) -> io::Result<()> {
@@ -181,7 +240,7 @@ fn write_line(
             journal_priority(level)
         ),
         Destination::Other => {
-            let time = out.timestamp();
+            let time = humantime::format_rfc3339_seconds(SystemTime::now());
             writeln!(out, "[{time} {level:<5} {module}] {text}")
         }
     }
@@ -189,7 +248,7 @@ fn write_line(
 
 /// Writes one line of JSON. Events are JSON already.
 fn write_json(
-    out: &mut Formatter,
+    out: &mut impl Write,
     record: &Record<'_>,
     destination: Destination,
 ) -> io::Result<()> {

@@ -9,6 +9,7 @@ mod descriptors;
 mod doctor;
 mod exporter;
 mod listen;
+mod log_queue;
 pub mod logging;
 mod manual;
 mod memory;
