@@ -2,10 +2,11 @@
 //! of an object in the bucket, all in one order. So most of the work is one question: who asked for
 //! this change?
 //!
-//! Contents are mostly unique, so bytes say whose they are.
+//! Contents are mostly unique, so bytes say whose they are. What a session may rely on, beside what
+//! others do, is checked in `session_rules`.
 
-use super::history::{Cause, Event, Fault, Found, History, Leftovers, Outcome, What, object};
-use super::plan::Action;
+use super::history::{Cause, Event, Fault, Found, History, Leftovers, Outcome, What, Who, object};
+use super::plan::{Action, BreakKind};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -46,6 +47,30 @@ pub enum Rule {
     /// A list shows all files that were there from its beginning to its end, and none that were
     /// never there.
     ListIsTrue,
+    /// A size that is shown is one that OPEN can start from: of what is stored, or of an upload of
+    /// the session itself.
+    SizesAreTrue,
+    /// The last CLOSE, remove or rename that was told OK is what is shown, whatever older uploads
+    /// are open.
+    LastChangeIsShown,
+    /// A resumed upload that is told OK is what was shown and the rest of its source.
+    ResumeIsWhole,
+    /// A download of as many bytes as STAT has told is one version, whole.
+    DownloadIsWhole,
+    /// What a session sends about one name is carried out in the order in which it was sent, though
+    /// a CLOSE may be late.
+    SessionKeepsOrder,
+    /// A session sees what it was told OK for, or will be.
+    SessionSeesItsWrites,
+    /// A request waits for a CLOSE that its session sends in time, and is refused because of an
+    /// upload only if that is still open.
+    OvertakingWaits,
+    /// What its session still writes is neither read, nor edited, nor moved.
+    OpenFilesAreLeftAlone,
+    /// REMOVE of a file that its session still writes gives the upload up.
+    RemoveGivesUp,
+    /// A request that waits for a CLOSE is not carried out once its client is gone.
+    WaitingEndsWithTheSession,
     /// Nobody copied anything, so no content is in two places at the end.
     OnePlace,
     /// Every request is answered.
@@ -73,9 +98,10 @@ pub fn check(history: &History) -> Vec<Violation> {
     story.check_changes();
     story.check_refused_renames();
     story.check_winners();
-    for deed in story.deeds.clone() {
-        story.check_deed(&deed);
+    for number in 0..story.deeds.len() {
+        story.check_number(number);
     }
+    story.check_sessions();
     // A request that is sent again may bring back what was moved since.
     if history.count_faults(&[Fault::Repeated]) == 0 {
         story.check_places();
@@ -84,24 +110,46 @@ pub fn check(history: &History) -> Vec<Violation> {
     story.violations
 }
 
+/// When something happened.
+#[derive(Clone, Copy)]
+pub(super) struct Moment {
+    /// Index of the event.
+    pub index: usize,
+    /// In virtual milliseconds.
+    pub at: u64,
+}
+
 /// An action, from its beginning to its end.
 #[derive(Clone)]
-struct Deed {
-    id: usize,
-    action: Action,
+pub(super) struct Deed {
+    pub id: usize,
+    pub who: Who,
+    pub action: Action,
     /// Index of the event.
-    began: usize,
+    pub began: usize,
+    /// In virtual milliseconds.
+    pub began_at: u64,
+    /// When its STAT was answered, and with which size.
+    pub shown: Option<(usize, Option<u64>)>,
+    /// When its file was open for writing.
+    pub opened: Option<usize>,
+    /// When its CLOSE was sent.
+    pub closing: Option<Moment>,
     /// Index of the event; the last one where the client never learnt how it went.
-    ended: usize,
-    outcome: Outcome,
+    pub ended: usize,
+    /// Index of the event after which the client waited no longer.
+    pub left: Option<usize>,
+    /// When the client hung up.
+    pub hung_up: Option<Moment>,
+    pub outcome: Outcome,
     /// Did every request that the store saw about these names go well? Then a refusal is a clear
     /// one.
-    is_clear: bool,
+    pub is_clear: bool,
 }
 
 impl Deed {
     /// Can it have changed anything?
-    fn may_have_acted(&self) -> bool {
+    pub(super) fn may_have_acted(&self) -> bool {
         match self.outcome {
             Outcome::Done(_) | Outcome::Unanswered => true,
             Outcome::Missing | Outcome::Refused(_) => !self.is_clear,
@@ -109,11 +157,11 @@ impl Deed {
         }
     }
 
-    fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         matches!(self.outcome, Outcome::Done(_))
     }
 
-    fn is_under_way(&self, at: usize) -> bool {
+    pub(super) fn is_under_way(&self, at: usize) -> bool {
         self.began < at && at < self.ended
     }
 
@@ -124,7 +172,22 @@ impl Deed {
             (Action::Append { content: own, .. }, Some(content)) => {
                 content.ends_with(own.as_bytes())
             }
+            (Action::Resume { content: own, .. }, Some(content)) => {
+                let there = own.len() - self.rest().len()..own.len();
+                !self.rest().is_empty() && content.get(there) == Some(self.rest())
+            }
             _ => false,
+        }
+    }
+
+    /// What a resumed upload sends: its source without the bytes that it was shown.
+    pub(super) fn rest(&self) -> &[u8] {
+        match (&self.action, self.shown) {
+            (Action::Resume { content, .. }, Some((_, size))) => {
+                let there = size.unwrap_or(0) as usize;
+                content.as_bytes().get(there..).unwrap_or_default()
+            }
+            _ => &[],
         }
     }
 
@@ -133,7 +196,7 @@ impl Deed {
         matches!(&self.action, Action::Rename { from, .. } if is_at_or_below(key, from))
     }
 
-    fn violates(&self, rule: Rule, how: &str) -> Violation {
+    pub(super) fn violates(&self, rule: Rule, how: &str) -> Violation {
         Violation {
             rule,
             text: format!("#{}, {}: {how}", self.id, self.action),
@@ -143,28 +206,28 @@ impl Deed {
 
 /// A change of an object.
 #[derive(Clone)]
-struct Change {
-    at: usize,
-    key: String,
-    before: Option<Bytes>,
-    after: Option<Bytes>,
-    cause: Cause,
+pub(super) struct Change {
+    pub at: usize,
+    pub key: String,
+    pub before: Option<Bytes>,
+    pub after: Option<Bytes>,
+    pub cause: Cause,
     /// What it takes away was put there late: whoever looked before saw something else, and only a
     /// store that keeps conditions could have stopped it. Nobody was told OK for such content.
     takes_late: bool,
     /// Indexes of the deeds that can have made it.
-    deeds: BTreeSet<usize>,
+    pub deeds: BTreeSet<usize>,
 }
 
-struct Story {
-    deeds: Vec<Deed>,
-    changes: Vec<Change>,
+pub(super) struct Story {
+    pub deeds: Vec<Deed>,
+    pub changes: Vec<Change>,
     hung: Vec<usize>,
-    violations: Vec<Violation>,
+    pub violations: Vec<Violation>,
 }
 
 /// Is this key the path, or below it?
-fn is_at_or_below(key: &str, path: &str) -> bool {
+pub(super) fn is_at_or_below(key: &str, path: &str) -> bool {
     key.strip_prefix(path)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -175,13 +238,16 @@ fn is_marker(key: &str) -> bool {
 }
 
 /// Names that the outcome of an action depends on.
-fn paths(action: &Action) -> Vec<&str> {
+pub(super) fn paths(action: &Action) -> Vec<&str> {
     match action {
         Action::Put { file, .. }
         | Action::Append { file, .. }
         | Action::Cut { file, .. }
         | Action::Empty { file }
         | Action::Remove { file }
+        | Action::Resume { file, .. }
+        | Action::Download { file }
+        | Action::Look { file, .. }
         | Action::Get { file } => vec![file],
         Action::Rename { from, to, .. } => vec![from, to],
         Action::MakeDirectory { directory }
@@ -203,20 +269,50 @@ impl Story {
         };
         for (at, event) in events.iter().enumerate() {
             match &event.what {
-                What::Began { id, action, .. } => {
-                    let (id, action) = (*id, action.clone());
-                    let ended = usize::MAX;
-                    let outcome = Outcome::Unanswered;
-                    story.deeds.push(Deed {
-                        id,
-                        action,
-                        began: at,
-                        ended,
-                        outcome,
-                        is_clear: true,
-                    });
+                What::Began { id, who, action } => story.deeds.push(Deed {
+                    id: *id,
+                    who: *who,
+                    action: action.clone(),
+                    began: at,
+                    began_at: event.at,
+                    shown: None,
+                    opened: None,
+                    closing: None,
+                    ended: usize::MAX,
+                    left: None,
+                    hung_up: None,
+                    outcome: Outcome::Unanswered,
+                    is_clear: true,
+                }),
+                What::Shown { id, size } => story.deed_mut(*id).shown = Some((at, *size)),
+                What::Opened { id } => story.deed_mut(*id).opened = Some(at),
+                What::Closing { id } => {
+                    let (index, at) = (at, event.at);
+                    story.deed_mut(*id).closing = Some(Moment { index, at });
                 }
-                What::Ended { id, outcome } => story.end_deed(*id, outcome, at),
+                What::Ended { id, outcome } => {
+                    let deed = story.deed_mut(*id);
+                    deed.outcome = outcome.clone();
+                    deed.left = Some(at);
+                    // What nobody waits for may still be under way.
+                    if *outcome != Outcome::Unanswered {
+                        deed.ended = at;
+                    }
+                }
+                What::Left {
+                    who,
+                    kind: BreakKind::HangsUp,
+                } => {
+                    let (index, at) = (at, event.at);
+                    for deed in story.deeds.iter_mut().filter(|deed| deed.who == *who) {
+                        deed.hung_up = Some(Moment { index, at });
+                    }
+                }
+                // The server does not know.
+                What::Left {
+                    kind: BreakKind::FallsSilent,
+                    ..
+                } => {}
                 What::Hung { id } => story.hung.push(*id),
                 What::Changed {
                     key,
@@ -245,17 +341,11 @@ impl Story {
         last.is_some_and(|last| last.cause == Cause::Late)
     }
 
-    fn end_deed(&mut self, id: usize, outcome: &Outcome, at: usize) {
-        let deed = self
-            .deeds
-            .iter_mut()
+    fn deed_mut(&mut self, id: usize) -> &mut Deed {
+        let mut deeds = self.deeds.iter_mut();
+        deeds
             .find(|deed| deed.id == id)
-            .expect("what ends has begun");
-        deed.outcome = outcome.clone();
-        // What nobody waits for may still be under way.
-        if *outcome != Outcome::Unanswered {
-            deed.ended = at;
-        }
+            .expect("what goes on has begun")
     }
 
     fn note_faults(&mut self, events: &[Event]) {
@@ -275,7 +365,7 @@ impl Story {
     }
 
     /// What a key holds just after an event.
-    fn content(&self, key: &str, at: usize) -> Option<&Bytes> {
+    pub(super) fn content(&self, key: &str, at: usize) -> Option<&Bytes> {
         let change = self
             .changes
             .iter()
@@ -285,7 +375,7 @@ impl Story {
     }
 
     /// Does a test hold for what a key holds, at any time from one event to another?
-    fn was_ever(
+    pub(super) fn was_ever(
         &self,
         key: &str,
         from: usize,
@@ -356,7 +446,19 @@ impl Story {
 
     /// Which rule a change breaks that nothing asks for, and whose content it takes.
     fn explain_change(&self, change: &Change) -> Violation {
-        let broken = (0..self.deeds.len()).find_map(|deed| self.rule_broken_by(deed, change));
+        let numbers = 0..self.deeds.len();
+        let mut uploads = numbers
+            .clone()
+            .filter(|deed| self.deeds[*deed].action.is_upload());
+        let mut others = numbers
+            .clone()
+            .filter(|deed| !self.deeds[*deed].action.is_upload());
+        let broken = match numbers.clone().any(|deed| self.must_wait(deed, change)) {
+            true => Some(Rule::WaitingEndsWithTheSession),
+            false => uploads
+                .find_map(|deed| self.rule_broken_by(deed, change))
+                .or_else(|| others.find_map(|deed| self.rule_broken_by(deed, change))),
+        };
         let rule = match (broken, &change.after) {
             (Some(rule), _) => rule,
             (None, Some(_)) => Rule::NothingIsReplaced,
@@ -393,6 +495,10 @@ impl Story {
             Action::Append { file, .. } if is_stored_by(file) => match deed.may_have_acted() {
                 false => Some(Rule::RefusedChangesNothing),
                 true => Some(Rule::AppendsJoin),
+            },
+            Action::Resume { file, .. } if is_stored_by(file) => match deed.may_have_acted() {
+                false => Some(Rule::RefusedChangesNothing),
+                true => Some(Rule::ResumeIsWhole),
             },
             Action::Rename { from, to, replace } => {
                 let name = change
@@ -440,7 +546,7 @@ impl Story {
 
     fn asks_for(&self, number: usize, change: &Change) -> bool {
         let deed = &self.deeds[number];
-        if !deed.is_under_way(change.at) {
+        if !deed.is_under_way(change.at) || self.must_wait(number, change) {
             return false;
         }
         let before = change.before.as_deref();
@@ -455,6 +561,7 @@ impl Story {
                 let joined = [before.unwrap_or_default(), content.as_bytes()].concat();
                 after == Some(&joined)
             }
+            Action::Resume { .. } => self.resume_asks_for(number, change),
             Action::Cut { size, .. } => {
                 // What is missing is zeros.
                 let mut cut = before.unwrap_or_default().to_vec();
@@ -467,6 +574,8 @@ impl Story {
             | Action::RemoveDirectory { .. }
             | Action::List { .. }
             | Action::Get { .. }
+            | Action::Download { .. }
+            | Action::Look { .. }
             | Action::Idle => false,
         }
     }
@@ -681,22 +790,36 @@ impl Story {
         waiting
     }
 
-    /// The rules about one action alone.
-    fn check_deed(&mut self, deed: &Deed) {
-        let broken = match &deed.outcome {
+    /// The rules about one action alone. Its session has a right to see what it has asked for before.
+    fn check_number(&mut self, number: usize) {
+        let deed = self.deeds[number].clone();
+        if let Some(violation) = self.check_deed(&deed) {
+            self.violations.push(violation);
+            return;
+        }
+        let began = self.sees_from(number);
+        let Some(Violation { rule, text }) = self.check_deed(&Deed { began, ..deed }) else {
+            return;
+        };
+        let text = format!("{text}, after what its session had asked for before ({rule:?})");
+        let rule = Rule::SessionSeesItsWrites;
+        self.violations.push(Violation { rule, text });
+    }
+
+    fn check_deed(&self, deed: &Deed) -> Option<Violation> {
+        match &deed.outcome {
             Outcome::Done(Found::Nothing) if !self.is_really_done(deed) => {
                 Some(deed.violates(Rule::DoneMeansDone, "was told OK, but never took place"))
             }
-            Outcome::Done(Found::Content(content)) => self.check_get(deed, content),
+            Outcome::Done(Found::Content(content)) => self.check_content(deed, content),
             Outcome::Done(Found::Names(names)) => self.check_list(deed, names),
             Outcome::Missing if !self.is_really_missing(deed) => Some(deed.violates(
                 Rule::MissingMeansMissing,
                 "was told NO_SUCH_FILE, but the file was there all the time",
             )),
-            Outcome::Done(Found::Nothing) | Outcome::Missing => None,
+            Outcome::Done(Found::Nothing | Found::Size(_)) | Outcome::Missing => None,
             Outcome::Refused(_) | Outcome::Unanswered | Outcome::CutOff => None,
-        };
-        self.violations.extend(broken);
+        }
     }
 
     /// [`Rule::DoneMeansDone`].
@@ -711,22 +834,24 @@ impl Story {
             Action::Cut { file, size } => self.was_ever_while(deed, file, |there| {
                 there.is_some_and(|there| there.len() == *size)
             }),
-            // An upload in progress counts as the file, and may be empty yet.
-            Action::Empty { file } => {
-                self.was_ever_while(deed, file, |there| {
-                    there.is_some_and(|there| there.is_empty())
-                }) || self
-                    .deeds
-                    .iter()
-                    .any(|other| other.writes_during(deed, file))
-            }
+            Action::Resume { file, content } => self.was_ever_while(deed, file, |there| {
+                let start = content.len() - deed.rest().len();
+                there.and_then(|there| there.get(start..content.len())) == Some(deed.rest())
+            }),
+            Action::Empty { file } => self.was_ever_while(deed, file, |there| {
+                there.is_some_and(|there| there.is_empty())
+            }),
             Action::Remove { file } => self.was_ever_while(deed, file, |there| there.is_none()),
             Action::Rename { from, to, .. } => from == to || self.is_really_renamed(deed, from, to),
             // A directory without files is nothing that the bucket shows.
             Action::MakeDirectory { directory } | Action::RemoveDirectory { directory } => {
                 self.was_ever_empty(deed, directory)
             }
-            Action::List { .. } | Action::Get { .. } | Action::Idle => true,
+            Action::List { .. }
+            | Action::Get { .. }
+            | Action::Download { .. }
+            | Action::Look { .. }
+            | Action::Idle => true,
         }
     }
 
@@ -761,6 +886,9 @@ impl Story {
             | Action::Cut { file, .. }
             | Action::Empty { file }
             | Action::Remove { file }
+            | Action::Resume { file, .. }
+            | Action::Download { file }
+            | Action::Look { file, .. }
             | Action::Get { file } => self.was_ever_while(deed, file, |there| there.is_none()),
             Action::MakeDirectory { directory }
             | Action::RemoveDirectory { directory }
@@ -769,21 +897,42 @@ impl Story {
         }
     }
 
-    /// [`Rule::GetIsOneVersion`].
-    fn check_get(&self, deed: &Deed, content: &Bytes) -> Option<Violation> {
-        let Action::Get { file } = &deed.action else {
-            return None;
+    /// [`Rule::GetIsOneVersion`] and [`Rule::DownloadIsWhole`].
+    fn check_content(&self, deed: &Deed, content: &Bytes) -> Option<Violation> {
+        let (rule, file) = match &deed.action {
+            Action::Get { file } => (Rule::GetIsOneVersion, file),
+            Action::Download { file } => (Rule::DownloadIsWhole, file),
+            _ => return None,
         };
-        let was_current = self.was_ever_while(deed, file, |there| there == Some(content));
+        let was_current = self.was_ever_while(deed, file, |there| there == Some(content))
+            || self.is_cut_by_change(deed, file, content);
         let how = format!(
             "returned {}, which was not there",
             object(&Some(content.clone()))
         );
-        (!was_current).then(|| deed.violates(Rule::GetIsOneVersion, &how))
+        (!was_current).then(|| deed.violates(rule, &how))
     }
 
-    /// [`Rule::ListIsTrue`]. Uploads in progress are shown too.
-    fn check_list(&self, deed: &Deed, names: &[String]) -> Option<Violation> {
+    /// Is it a download of a file that was another one at its STAT, and is longer now? Then its client
+    /// can't know better.
+    fn is_cut_by_change(&self, deed: &Deed, file: &str, content: &Bytes) -> bool {
+        let mut all = self.deeds.iter();
+        // From its STAT on, though it may have to see more than was there then.
+        let Some(asked) = all.find(|other| other.id == deed.id) else {
+            return false;
+        };
+        let is_change = |change: &&Change| change.key == file && asked.is_under_way(change.at);
+        let is_longer =
+            |there: Option<&Bytes>| there.is_some_and(|there| there.starts_with(content));
+        let was_other = self.changes.iter().any(|change| is_change(&change))
+            || self.was_shown_what_failed(asked);
+        matches!(deed.action, Action::Download { .. })
+            && was_other
+            && self.was_ever_while(deed, file, is_longer)
+    }
+
+    /// [`Rule::ListIsTrue`]. Whose uploads may be shown is another rule.
+    fn check_list(&self, deed: &Deed, names: &[(String, u64)]) -> Option<Violation> {
         let Action::List { directory } = &deed.action else {
             return None;
         };
@@ -791,7 +940,7 @@ impl Story {
             let stays = !self.was_ever_while(deed, key, |there| there.is_none());
             let is_shown = names
                 .iter()
-                .any(|name| key == format!("{directory}/{name}"));
+                .any(|(name, _)| key == format!("{directory}/{name}"));
             if stays && !is_shown {
                 return Some(deed.violates(
                     Rule::ListIsTrue,
@@ -799,7 +948,7 @@ impl Story {
                 ));
             }
         }
-        for name in names {
+        for (name, _) in names {
             let key = format!("{directory}/{name}");
             let was_there = self.was_ever_while(deed, &key, |there| there.is_some());
             if !was_there
@@ -841,6 +990,9 @@ impl Story {
         let mut found = Vec::new();
         for (key, content) in contents {
             for token in tokens(content) {
+                if self.is_sent_twice(&token) {
+                    continue;
+                }
                 let other = places.insert(token.clone(), key);
                 if let Some(other) = other.filter(|other| *other != key) {
                     let token = String::from_utf8_lossy(&token).into_owned();
@@ -853,6 +1005,18 @@ impl Story {
             }
         }
         self.violations.extend(found);
+    }
+
+    /// Is it in the source of several uploads? One of them may have gone on after the other was
+    /// stored and moved.
+    fn is_sent_twice(&self, token: &[u8]) -> bool {
+        let sources = self.deeds.iter().filter(|deed| match &deed.action {
+            Action::Put { content, .. }
+            | Action::Append { content, .. }
+            | Action::Resume { content, .. } => content.as_bytes().starts_with(token),
+            _ => false,
+        });
+        sources.count() > 1
     }
 
     /// [`Rule::NothingHangs`] and [`Rule::QuietIsQuiet`].
@@ -876,17 +1040,22 @@ impl Story {
 impl Deed {
     /// Can a list show this name because of an upload?
     fn writes_during(&self, list: &Deed, key: &str) -> bool {
-        let is_write = matches!(
-            self.action,
-            Action::Put { .. } | Action::Append { .. } | Action::Cut { .. }
-        );
-        // An upload whose client has gone is cleared away a little later.
-        let ended = if self.outcome == Outcome::CutOff {
-            usize::MAX
-        } else {
-            self.ended
-        };
-        is_write && paths(&self.action) == [key] && self.began < list.ended && list.began < ended
+        self.writes(key) && self.began < list.ended && list.began < self.lingers()
+    }
+
+    /// Does it open this file for writing?
+    pub(super) fn writes(&self, key: &str) -> bool {
+        let opens = self.action.is_upload() || matches!(self.action, Action::Cut { .. });
+        opens && paths(&self.action) == [key]
+    }
+
+    /// Until when it may be seen: an upload whose client is gone is cleared away a little later, or
+    /// much later.
+    pub(super) fn lingers(&self) -> usize {
+        match self.outcome {
+            Outcome::CutOff => usize::MAX,
+            _ => self.ended,
+        }
     }
 }
 

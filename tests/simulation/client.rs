@@ -1,24 +1,27 @@
 //! A client: it does the steps of its plan one after the other, with real SFTP packets, and notes
-//! how each of them went.
+//! how each of them went. It may go on while a request or the CLOSE of a file is outstanding.
 
-use super::adaptor::{Connection, Gateway};
-use super::history::{Found, Journal, Outcome, What};
-use super::plan::{Action, ClientPlan, IDLE_TIMEOUT, Step};
-use bytes::{Buf, Bytes, BytesMut};
+use super::adaptor::Gateway;
+use super::history::{Found, Journal, Outcome, What, Who};
+use super::line::{Answer, Line, Pending, Stop, unexpected};
+use super::plan::{Action, BreakKind, ClientPlan, IDLE_TIMEOUT, Look, Manner, Step};
+use bytes::{Bytes, BytesMut};
 use russh_sftp::protocol::{
-    Close, Extended, FSetStat, FileAttributes, Init, MkDir, Open, OpenDir, OpenFlags, Packet, Read,
-    ReadDir, Remove, Rename, RmDir, SetStat, StatusCode, VERSION, Write,
+    Close, Extended, FSetStat, FileAttributes, Init, Lstat, MkDir, Open, OpenDir, OpenFlags,
+    Packet, Read, ReadDir, Remove, Rename, RmDir, SetStat, Stat, StatusCode, VERSION, Write,
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
-/// A request without an answer for this long, in virtual time, gets none: no fault takes more than
-/// seconds. It is less than the idle timeout, which would end the session and hide that.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(IDLE_TIMEOUT / 2);
 /// Bytes in one WRITE and READ: several make a part.
 const BLOCK: usize = 24;
+/// Why a client does not send what it was to send.
+pub const NOTHING_LEFT: &str = "(by the client) nothing is left to send";
+/// A client got less than STAT had told, and says so.
+pub const TOO_SHORT: &str = "(by the client) the file is shorter than it was said to be";
 
 /// Everything a client needs; each of the plan's clients runs in a task of its own.
 pub struct Client {
@@ -29,44 +32,81 @@ pub struct Client {
     pub sessions: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
-/// Why an action ends without OK.
-enum Stop {
-    Status(StatusCode, String),
-    /// The connection has ended.
-    Disconnected,
-    Hung,
+/// An open session. Dropped, it hangs up.
+struct Session {
+    who: Who,
+    line: Arc<Line>,
+    _receiving: AbortOnDropHandle<()>,
+    /// Actions that the client has not waited for.
+    background: Vec<JoinHandle<()>>,
+    /// Files whose CLOSE is never sent.
+    forgotten: Vec<JoinHandle<()>>,
 }
 
-type Answer<T> = Result<T, Stop>;
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.line.hang_up();
+    }
+}
 
-/// An open connection, and how far the action on it is.
-struct Session {
-    connection: Connection,
-    /// Bytes that came and are no whole packet yet.
-    received: BytesMut,
-    last_id: u32,
-    home: String,
-    slow: Duration,
-    /// Was the request sent after which the action may be carried out?
-    is_asked_for: bool,
+impl Session {
+    /// Waits for everything that will have an answer, and hangs up.
+    async fn finish(mut self, journal: &Journal) {
+        for action in std::mem::take(&mut self.background) {
+            action.await.expect("a client does not panic");
+        }
+        self.leave(BreakKind::HangsUp, journal).await;
+    }
+
+    /// Breaks the line, and waits until the last action has noted its end.
+    async fn leave(&mut self, kind: BreakKind, journal: &Journal) {
+        let who = self.who;
+        journal.note(What::Left { who, kind });
+        match kind {
+            BreakKind::HangsUp => self.line.hang_up(),
+            BreakKind::FallsSilent => self.line.fall_silent(),
+        }
+        let all = self.background.drain(..).chain(self.forgotten.drain(..));
+        for action in all {
+            action.await.expect("a client does not panic");
+        }
+    }
 }
 
 impl Client {
     /// Does all steps. A connection that ended is followed by another one.
     pub async fn run(self) {
         let mut session = None;
+        let mut sessions = 0;
+        let mut silent = Vec::new();
         for step in self.plan.steps.clone() {
             sleep(Duration::from_millis(step.pause)).await;
             let open = match session.take() {
                 Some(open) => Some(open),
-                None => self.connect().await,
+                None => {
+                    sessions += 1;
+                    self.connect(sessions).await
+                }
             };
-            let Some(open) = open else { continue };
-            session = self.take_step(open, step).await;
+            let Some(mut open) = open else { continue };
+            match self.take_step(&mut open, step).await {
+                Next::GoesOn => session = Some(open),
+                Next::Reconnects => open.leave(BreakKind::HangsUp, &self.journal).await,
+                Next::LeavesOpen => {
+                    open.leave(BreakKind::FallsSilent, &self.journal).await;
+                    silent.push(open);
+                }
+            }
+        }
+        if let Some(session) = session {
+            session.finish(&self.journal).await;
+        }
+        if !silent.is_empty() {
+            sleep(Duration::from_millis(2 * IDLE_TIMEOUT)).await;
         }
     }
 
-    async fn connect(&self) -> Option<Session> {
+    async fn connect(&self, number: usize) -> Option<Session> {
         let (connection, task) = self
             .gateway
             .connect(&self.plan.home, Duration::from_millis(IDLE_TIMEOUT));
@@ -74,84 +114,150 @@ impl Client {
             .lock()
             .expect("no panic while it is held")
             .push(task);
-        let mut session = Session {
-            connection,
-            received: BytesMut::new(),
-            last_id: 0,
-            home: self.plan.home.clone(),
-            slow: Duration::ZERO,
-            is_asked_for: false,
+        let line = Arc::new(Line::new(connection.requests));
+        let receiving = tokio::spawn(line.clone().receive(connection.replies));
+        let session = Session {
+            who: Who {
+                client: self.plan.number,
+                gateway: self.plan.gateway + 1,
+                session: number,
+            },
+            line,
+            _receiving: AbortOnDropHandle::new(receiving),
+            background: Vec::new(),
+            forgotten: Vec::new(),
         };
         let init = Init {
             version: VERSION,
             extensions: Default::default(),
         };
-        session.send(init.into()).ok()?;
-        session.receive().await.ok()?;
+        session.line.init(init).await.ok()?;
         Some(session)
     }
 
-    /// Returns the session if it can go on.
-    async fn take_step(&self, mut session: Session, step: Step) -> Option<Session> {
-        let who = format!(
-            "client {} at gateway {}",
-            self.plan.number,
-            self.plan.gateway + 1
-        );
-        let id = step.id;
+    async fn take_step(&self, session: &mut Session, step: Step) -> Next {
         self.journal.note(What::Began {
-            id,
-            who,
+            id: step.id,
+            who: session.who,
             action: step.action.clone(),
         });
-        session.slow = Duration::from_millis(step.slow);
-        session.is_asked_for = false;
-        let patience = step.hang_up.map_or(Duration::MAX, Duration::from_millis);
-        let stop = match timeout(patience, session.act(&step.action)).await {
-            Ok(Ok(found)) => {
-                self.journal.note(What::Ended {
-                    id,
-                    outcome: Outcome::Done(found),
-                });
-                return Some(session);
-            }
-            Ok(Err(stop)) => stop,
-            Err(_hangs_up) => Stop::Disconnected,
+        let mut deed = Deed {
+            id: step.id,
+            line: session.line.clone(),
+            journal: self.journal.clone(),
+            home: self.plan.home.clone(),
+            slow: Duration::from_millis(step.slow),
+            is_asked_for: false,
         };
-        match stop {
-            Stop::Status(StatusCode::NoSuchFile, _) => {
-                self.journal.note(What::Ended {
-                    id,
-                    outcome: Outcome::Missing,
-                });
-                Some(session)
-            }
-            Stop::Status(_, why) => {
-                self.journal.note(What::Ended {
-                    id,
-                    outcome: Outcome::Refused(why),
-                });
-                Some(session)
-            }
-            Stop::Disconnected => {
-                let outcome = if session.is_asked_for {
-                    Outcome::Unanswered
-                } else {
-                    Outcome::CutOff
+        let (patience, at_break) = match step.line_break {
+            Some(line_break) => {
+                let next = match line_break.kind {
+                    BreakKind::HangsUp => Next::Reconnects,
+                    BreakKind::FallsSilent => Next::LeavesOpen,
                 };
-                self.journal.note(What::Ended { id, outcome });
-                None
+                (Duration::from_millis(line_break.after), next)
             }
-            Stop::Hung => {
-                self.journal.note(What::Hung { id });
-                None
+            None => (Duration::MAX, Next::Reconnects),
+        };
+        let began = async {
+            let stage = deed.begin(&step.action).await?;
+            match (step.manner, stage) {
+                (Manner::Waits, stage) => deed.finish(stage).await.map(Stage::Over),
+                (_, stage) => Ok(stage),
+            }
+        };
+        let (stage, next) = match timeout(patience, began).await {
+            Ok(Ok(stage)) => (stage, Next::GoesOn),
+            Ok(Err(stop @ Stop::Status(..))) => return deed.conclude(Err(stop), Next::GoesOn),
+            Ok(Err(stop)) => return deed.conclude(Err(stop), Next::Reconnects),
+            Err(_broken) => return deed.conclude(Err(Stop::Disconnected), at_break),
+        };
+        match (stage, step.manner) {
+            (Stage::Over(found), _) => deed.conclude(Ok(found), next),
+            (Stage::Written(_), Manner::NeverCloses) => {
+                session.forgotten.push(tokio::spawn(deed.forget()));
+                next
+            }
+            (stage, Manner::ClosesLater(delay)) => {
+                let delay = Duration::from_millis(delay);
+                let action = deed.go_on(stage, delay);
+                session.background.push(tokio::spawn(action));
+                next
+            }
+            (stage, Manner::Waits | Manner::NeverCloses | Manner::Pipelines) => {
+                let action = deed.go_on(stage, Duration::ZERO);
+                session.background.push(tokio::spawn(action));
+                next
             }
         }
     }
 }
 
-impl Session {
-    async fn act(&mut self, action: &Action) -> Answer<Found> {
+/// What a client does after a step.
+enum Next {
+    GoesOn,
+    /// In a new session, after it has hung up.
+    Reconnects,
+    /// In a new session; the old one stays open.
+    LeavesOpen,
+}
+
+/// How far an action is.
+enum Stage {
+    Over(Found),
+    /// All is written to this handle. CLOSE is to be sent.
+    Written(String),
+    /// The one request is sent.
+    Sent(Pending),
+}
+
+/// An action under way.
+struct Deed {
+    id: usize,
+    line: Arc<Line>,
+    journal: Journal,
+    home: String,
+    slow: Duration,
+    /// Was the request sent after which the action may be carried out?
+    is_asked_for: bool,
+}
+
+impl Deed {
+    /// Notes how the action went. Returns what comes next: `next`, unless there was no answer.
+    fn conclude(&self, answer: Answer<Found>, next: Next) -> Next {
+        let id = self.id;
+        let outcome = match answer {
+            Ok(found) => Outcome::Done(found),
+            Err(Stop::Status(StatusCode::NoSuchFile, _)) => Outcome::Missing,
+            Err(Stop::Status(_, why)) => Outcome::Refused(why),
+            Err(Stop::Disconnected) if self.is_asked_for => Outcome::Unanswered,
+            Err(Stop::Disconnected) => Outcome::CutOff,
+            Err(Stop::Hung) => {
+                self.journal.note(What::Hung { id });
+                return Next::Reconnects;
+            }
+        };
+        self.journal.note(What::Ended { id, outcome });
+        next
+    }
+
+    /// Goes on in the background.
+    async fn go_on(mut self, stage: Stage, delay: Duration) {
+        let answer = match self.line.clone().unless_over(sleep(delay)).await {
+            Ok(()) => self.finish(stage).await,
+            Err(stop) => Err(stop),
+        };
+        self.conclude(answer, Next::GoesOn);
+    }
+
+    /// Leaves the file open as long as the session lasts.
+    async fn forget(self) {
+        self.line.over().await;
+        self.conclude(Err(Stop::Disconnected), Next::GoesOn);
+    }
+
+    /// Up to CLOSE, or to the answer of the only request.
+    async fn begin(&mut self, action: &Action) -> Answer<Stage> {
         match action {
             Action::Put {
                 file,
@@ -164,113 +270,151 @@ impl Session {
                     OpenFlags::empty()
                 };
                 let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::TRUNCATE | exclusive;
-                self.write_file(file, flags, content).await?;
+                self.write_file(file, flags, 0, content.as_bytes()).await
             }
             Action::Append { file, content } => {
                 let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::APPEND;
-                self.write_file(file, flags, content).await?;
+                self.write_file(file, flags, 0, content.as_bytes()).await
             }
-            Action::Cut { file, size } => self.cut(file, *size).await?,
+            Action::Resume { file, content } => self.resume(file, content.as_bytes()).await,
+            Action::Cut { file, size } => self.cut(file, *size).await,
             Action::Empty { file } => {
                 let path = self.path(file);
-                self.decide(|id| {
-                    SetStat {
-                        id,
-                        path,
-                        attrs: size_of(0),
-                    }
-                    .into()
-                })
-                .await?;
+                let attrs = size_of(0);
+                self.decide(|id| SetStat { id, path, attrs }.into())
             }
             Action::Remove { file } => {
                 let filename = self.path(file);
-                self.decide(|id| Remove { id, filename }.into()).await?;
+                self.decide(|id| Remove { id, filename }.into())
             }
-            Action::Rename { from, to, replace } => self.rename(from, to, *replace).await?,
+            Action::Rename { from, to, replace } => self.rename(from, to, *replace),
             Action::MakeDirectory { directory } => {
                 let path = self.path(directory);
-                self.decide(|id| {
-                    MkDir {
-                        id,
-                        path,
-                        attrs: FileAttributes::empty(),
-                    }
-                    .into()
-                })
-                .await?;
+                let attrs = FileAttributes::empty();
+                self.decide(|id| MkDir { id, path, attrs }.into())
             }
             Action::RemoveDirectory { directory } => {
                 let path = self.path(directory);
-                self.decide(|id| RmDir { id, path }.into()).await?;
+                self.decide(|id| RmDir { id, path }.into())
             }
-            Action::List { directory } => return self.list(directory).await,
-            Action::Get { file } => return self.get(file).await,
+            Action::List { directory } => self.list(directory).await.map(Stage::Over),
+            Action::Get { file } => self.get(file).await.map(Stage::Over),
+            Action::Download { file } => self.download(file).await.map(Stage::Over),
+            Action::Look { file, request } => {
+                let path = self.path(file);
+                self.decide(|id| match request {
+                    Look::Stat => Stat { id, path }.into(),
+                    Look::Lstat => Lstat { id, path }.into(),
+                })
+            }
             Action::Idle => {
                 sleep(Duration::from_millis(2 * IDLE_TIMEOUT)).await;
-                return Err(Stop::Disconnected);
+                Err(Stop::Disconnected)
             }
         }
-        Ok(Found::Nothing)
     }
 
-    async fn write_file(&mut self, file: &str, flags: OpenFlags, content: &str) -> Answer<()> {
+    async fn finish(&mut self, stage: Stage) -> Answer<Found> {
+        match stage {
+            Stage::Over(found) => Ok(found),
+            Stage::Written(handle) => {
+                self.rest().await;
+                self.is_asked_for = true;
+                let pending = self.line.send(|id| Close { id, handle }.into())?;
+                self.journal.note(What::Closing { id: self.id });
+                pending.answer().await?;
+                Ok(Found::Nothing)
+            }
+            Stage::Sent(pending) => match pending.answer().await? {
+                Packet::Attrs(stat) => Ok(Found::Size(stat.attrs.size.unwrap_or_default())),
+                _ok => Ok(Found::Nothing),
+            },
+        }
+    }
+
+    /// OPEN, and WRITEs from this offset on.
+    async fn write_file(
+        &mut self,
+        file: &str,
+        flags: OpenFlags,
+        start: usize,
+        content: &[u8],
+    ) -> Answer<Stage> {
         let handle = self.open(file, flags).await?;
-        let mut failed = None;
-        for (number, block) in content.as_bytes().chunks(BLOCK).enumerate() {
+        self.journal.note(What::Opened { id: self.id });
+        for (number, block) in content.chunks(BLOCK).enumerate() {
             self.rest().await;
-            let (handle, offset) = (handle.clone(), (number * BLOCK) as u64);
+            let (same, offset) = (handle.clone(), (start + number * BLOCK) as u64);
             let data = block.to_vec();
-            if let Err(stop) = self
-                .ask(|id| {
-                    Write {
-                        id,
-                        handle,
-                        offset,
-                        data,
+            let written = self.ask(|id| {
+                Write {
+                    id,
+                    handle: same,
+                    offset,
+                    data,
+                }
+                .into()
+            });
+            match written.await {
+                Ok(_) => {}
+                // A client that was told of a failure takes the file for lost, whatever CLOSE says.
+                Err(stop @ Stop::Status(..)) => {
+                    self.rest().await;
+                    self.is_asked_for = true;
+                    match self.ask(|id| Close { id, handle }.into()).await {
+                        Ok(_) | Err(Stop::Status(..)) => return Err(stop),
+                        Err(end) => return Err(end),
                     }
-                    .into()
-                })
-                .await
-            {
-                failed = Some(stop);
-                break;
+                }
+                Err(stop) => return Err(stop),
             }
         }
-        self.rest().await;
-        if let Some(stop @ (Stop::Disconnected | Stop::Hung)) = failed {
-            return Err(stop);
+        Ok(Stage::Written(handle))
+    }
+
+    /// As `reput` of OpenSSH and `put -c` of lftp.
+    async fn resume(&mut self, file: &str, content: &[u8]) -> Answer<Stage> {
+        let there = self.look(file).await?.unwrap_or(0) as usize;
+        match content.get(there..) {
+            None | Some([]) => Err(Stop::Status(StatusCode::Failure, NOTHING_LEFT.to_owned())),
+            Some(rest) => {
+                self.rest().await;
+                let flags = OpenFlags::WRITE | OpenFlags::CREATE;
+                self.write_file(file, flags, there, rest).await
+            }
         }
-        let closed = self.decide(|id| Close { id, handle }.into()).await;
-        match failed {
-            // A client that was told of a failure takes the file for lost, whatever CLOSE says.
-            Some(stop) => Err(stop),
-            None => closed.map(drop),
-        }
+    }
+
+    /// STAT.
+    async fn look(&mut self, file: &str) -> Answer<Option<u64>> {
+        let path = self.path(file);
+        let size = match self.ask(|id| Stat { id, path }.into()).await {
+            Ok(Packet::Attrs(stat)) => stat.attrs.size,
+            Err(Stop::Status(StatusCode::NoSuchFile, _)) => None,
+            other => return Err(unexpected(other)),
+        };
+        self.journal.note(What::Shown { id: self.id, size });
+        Ok(size)
     }
 
     /// A CLOSE after a refused FSETSTAT changes nothing, and its answer is of no interest.
-    async fn cut(&mut self, file: &str, size: usize) -> Answer<()> {
+    async fn cut(&mut self, file: &str, size: usize) -> Answer<Stage> {
         let handle = self.open(file, OpenFlags::WRITE).await?;
         self.rest().await;
         let same = handle.clone();
-        let is_cut = self
-            .ask(|id| {
-                FSetStat {
-                    id,
-                    handle: same,
-                    attrs: size_of(size as u64),
-                }
-                .into()
-            })
-            .await;
-        self.rest().await;
-        match is_cut {
-            Ok(_) => self
-                .decide(|id| Close { id, handle }.into())
-                .await
-                .map(drop),
+        let attrs = size_of(size as u64);
+        let is_cut = self.ask(|id| {
+            FSetStat {
+                id,
+                handle: same,
+                attrs,
+            }
+            .into()
+        });
+        match is_cut.await {
+            Ok(_) => Ok(Stage::Written(handle)),
             Err(Stop::Status(code, why)) => {
+                self.rest().await;
                 self.ask(|id| Close { id, handle }.into()).await?;
                 Err(Stop::Status(code, why))
             }
@@ -278,19 +422,17 @@ impl Session {
         }
     }
 
-    async fn rename(&mut self, from: &str, to: &str, replace: bool) -> Answer<()> {
+    fn rename(&mut self, from: &str, to: &str, replace: bool) -> Answer<Stage> {
         let (oldpath, newpath) = (self.path(from), self.path(to));
         if !replace {
-            self.decide(|id| {
+            return self.decide(|id| {
                 Rename {
                     id,
                     oldpath,
                     newpath,
                 }
                 .into()
-            })
-            .await?;
-            return Ok(());
+            });
         }
         let request = "posix-rename@openssh.com".to_owned();
         let mut data = Vec::new();
@@ -299,8 +441,6 @@ impl Session {
             data.extend(path.bytes());
         }
         self.decide(|id| Extended { id, request, data }.into())
-            .await?;
-        Ok(())
     }
 
     async fn list(&mut self, directory: &str) -> Answer<Found> {
@@ -314,7 +454,9 @@ impl Session {
             match self.ask(|id| ReadDir { id, handle: same }.into()).await {
                 Ok(Packet::Name(page)) => {
                     let files = page.files.into_iter().filter(|file| !file.attrs.is_dir());
-                    names.extend(files.map(|file| file.filename));
+                    names.extend(
+                        files.map(|file| (file.filename, file.attrs.size.unwrap_or_default())),
+                    );
                 }
                 Err(Stop::Status(StatusCode::Eof, _)) => break,
                 other => return Err(unexpected(other)),
@@ -325,23 +467,41 @@ impl Session {
     }
 
     async fn get(&mut self, file: &str) -> Answer<Found> {
+        let content = self.read_file(file, usize::MAX).await?;
+        Ok(Found::Content(content))
+    }
+
+    async fn download(&mut self, file: &str) -> Answer<Found> {
+        let Some(size) = self.look(file).await? else {
+            let why = "shown by STAT".to_owned();
+            return Err(Stop::Status(StatusCode::NoSuchFile, why));
+        };
+        self.rest().await;
+        let content = self.read_file(file, size as usize).await?;
+        if content.len() < size as usize {
+            return Err(Stop::Status(StatusCode::Failure, TOO_SHORT.to_owned()));
+        }
+        Ok(Found::Content(content))
+    }
+
+    /// At most this many bytes of a file.
+    async fn read_file(&mut self, file: &str, size: usize) -> Answer<Bytes> {
         let handle = self.open(file, OpenFlags::READ).await?;
         let mut content = BytesMut::new();
-        loop {
+        while content.len() < size {
             self.rest().await;
             let (same, offset) = (handle.clone(), content.len() as u64);
-            match self
-                .ask(|id| {
-                    Read {
-                        id,
-                        handle: same,
-                        offset,
-                        len: BLOCK as u32,
-                    }
-                    .into()
-                })
-                .await
-            {
+            let len = BLOCK.min(size - content.len()) as u32;
+            let read = self.ask(|id| {
+                Read {
+                    id,
+                    handle: same,
+                    offset,
+                    len,
+                }
+                .into()
+            });
+            match read.await {
                 Ok(Packet::Data(data)) => content.extend_from_slice(&data.data),
                 Err(Stop::Status(StatusCode::Eof, _)) => break,
                 other => {
@@ -354,7 +514,7 @@ impl Session {
             }
         }
         self.ask(|id| Close { id, handle }.into()).await?;
-        Ok(Found::Content(content.freeze()))
+        Ok(content.freeze())
     }
 
     async fn open(&mut self, file: &str, pflags: OpenFlags) -> Answer<String> {
@@ -379,53 +539,16 @@ impl Session {
         }
     }
 
-    /// Asks for the very thing that the action is about.
-    async fn decide(&mut self, request: impl FnOnce(u32) -> Packet) -> Answer<Packet> {
+    /// Sends the only request of an action.
+    fn decide(&mut self, request: impl FnOnce(u32) -> Packet) -> Answer<Stage> {
         self.is_asked_for = true;
-        self.ask(request).await
+        let pending = self.line.send(request)?;
+        Ok(Stage::Sent(pending))
     }
 
     /// Sends a request and waits for its answer; a status other than OK is an error.
     async fn ask(&mut self, request: impl FnOnce(u32) -> Packet) -> Answer<Packet> {
-        self.last_id += 1;
-        self.send(request(self.last_id))?;
-        match self.receive().await? {
-            Packet::Status(status) if status.status_code != StatusCode::Ok => {
-                Err(Stop::Status(status.status_code, status.error_message))
-            }
-            reply => Ok(reply),
-        }
-    }
-
-    fn send(&mut self, packet: Packet) -> Answer<()> {
-        let bytes = Bytes::try_from(packet).expect("a packet that can be encoded");
-        self.connection
-            .requests
-            .send(bytes)
-            .map_err(|_| Stop::Disconnected)
-    }
-
-    async fn receive(&mut self) -> Answer<Packet> {
-        loop {
-            if let Some(packet) = self.take_packet() {
-                return Ok(packet);
-            }
-            match timeout(ANSWER_TIMEOUT, self.connection.replies.recv()).await {
-                Ok(Some(bytes)) => self.received.extend_from_slice(&bytes),
-                Ok(None) => return Err(Stop::Disconnected),
-                Err(_elapsed) => return Err(Stop::Hung),
-            }
-        }
-    }
-
-    fn take_packet(&mut self) -> Option<Packet> {
-        let length = self.received.get(..4)?.get_u32() as usize;
-        if self.received.len() < 4 + length {
-            return None;
-        }
-        self.received.advance(4);
-        let mut packet = self.received.split_to(length).freeze();
-        Some(Packet::try_from(&mut packet).expect("a reply that can be decoded"))
+        self.line.send(request)?.answer().await
     }
 
     /// The path that the client's user has for a key.
@@ -447,12 +570,5 @@ fn size_of(size: u64) -> FileAttributes {
     FileAttributes {
         size: Some(size),
         ..FileAttributes::empty()
-    }
-}
-
-fn unexpected(answer: Answer<Packet>) -> Stop {
-    match answer {
-        Ok(packet) => panic!("an answer to another question: {packet:?}"),
-        Err(stop) => stop,
     }
 }

@@ -1,6 +1,6 @@
 //! What happened, in the order in which it happened: there is one thread, so there is one order.
 
-use super::plan::{Action, brief};
+use super::plan::{Action, BreakKind, brief};
 use super::remote::RequestName;
 use bytes::Bytes;
 use std::fmt;
@@ -18,13 +18,17 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     /// A client began an action.
-    Began {
-        id: usize,
-        who: String,
-        action: Action,
-    },
+    Began { id: usize, who: Who, action: Action },
+    /// The STAT of an action was answered: with this size, or that there is no such file.
+    Shown { id: usize, size: Option<u64> },
+    /// A file is open for writing.
+    Opened { id: usize },
+    /// A client sends the CLOSE that makes its file.
+    Closing { id: usize },
     /// The client knows how it went, or will never know.
     Ended { id: usize, outcome: Outcome },
+    /// A client left a session.
+    Left { who: Who, kind: BreakKind },
     /// The client waited in vain for an answer.
     Hung { id: usize },
     /// An object in the bucket is another one now.
@@ -40,6 +44,14 @@ pub enum What {
         request: RequestName,
         fault: Fault,
     },
+}
+
+/// A session of a client. A client has one after the other, and may leave some of them open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Who {
+    pub client: usize,
+    pub gateway: usize,
+    pub session: usize,
 }
 
 /// How an action went, as far as the client knows.
@@ -62,8 +74,10 @@ pub enum Outcome {
 pub enum Found {
     Nothing,
     Content(Bytes),
-    /// Names of files, without the directory.
-    Names(Vec<String>),
+    /// In bytes.
+    Size(u64),
+    /// Names of files, without the directory, and their sizes.
+    Names(Vec<(String, u64)>),
 }
 
 /// Why an object changed.
@@ -174,6 +188,21 @@ impl fmt::Display for Event {
         write!(f, "{:>9} ms  ", self.at)?;
         match &self.what {
             What::Began { id, who, action } => write!(f, "{who} begins #{id}: {action}"),
+            What::Shown {
+                id,
+                size: Some(size),
+            } => write!(f, "#{id} is shown {size} bytes"),
+            What::Shown { id, size: None } => write!(f, "#{id} is shown no such file"),
+            What::Opened { id } => write!(f, "#{id} has opened its file"),
+            What::Closing { id } => write!(f, "#{id} sends CLOSE"),
+            What::Left {
+                who,
+                kind: BreakKind::HangsUp,
+            } => write!(f, "{who} hangs up"),
+            What::Left {
+                who,
+                kind: BreakKind::FallsSilent,
+            } => write!(f, "{who} falls silent"),
             What::Ended { id, outcome } => write!(f, "#{id} ends: {outcome}"),
             What::Hung { id } => write!(f, "#{id} hangs: no answer"),
             What::Changed {
@@ -201,6 +230,17 @@ impl fmt::Display for Event {
     }
 }
 
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Who {
+            client,
+            gateway,
+            session,
+        } = self;
+        write!(f, "client {client} at gateway {gateway}, session {session}")
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -208,6 +248,7 @@ impl fmt::Display for Outcome {
             Outcome::Done(Found::Content(content)) => {
                 write!(f, "OK, {}", brief(&String::from_utf8_lossy(content)))
             }
+            Outcome::Done(Found::Size(size)) => write!(f, "OK, {size} bytes"),
             Outcome::Done(Found::Names(names)) => write!(f, "OK, {names:?}"),
             Outcome::Missing => write!(f, "no such file"),
             Outcome::Refused(why) => write!(f, "refused: {why}"),

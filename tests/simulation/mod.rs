@@ -16,7 +16,9 @@ mod client;
 #[path = "../support/dice.rs"]
 mod dice;
 pub mod history;
+mod line;
 pub mod plan;
 pub mod remote;
 pub mod run;
+mod session_rules;
 pub mod shrink;

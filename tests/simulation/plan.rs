@@ -71,8 +71,39 @@ pub struct Step {
     pub action: Action,
     /// Milliseconds between two requests of one action.
     pub slow: u64,
-    /// The client hangs up this many milliseconds after it began, if it is still at it.
-    pub hang_up: Option<u64>,
+    pub manner: Manner,
+    /// How the connection breaks, if the client is still at it then.
+    pub line_break: Option<LineBreak>,
+}
+
+/// When a client goes on to its next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// When it has its answer.
+    Waits,
+    /// When its bytes are written: it sends CLOSE this many milliseconds later, as sshfs does.
+    ClosesLater(u64),
+    /// When its bytes are written: it never sends CLOSE.
+    NeverCloses,
+    /// When the request is sent.
+    Pipelines,
+}
+
+/// The end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineBreak {
+    /// Milliseconds after the beginning of the step.
+    pub after: u64,
+    pub kind: BreakKind,
+}
+
+/// What the server sees of the end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakKind {
+    /// The end.
+    HangsUp,
+    /// Nothing: the client goes on in another session.
+    FallsSilent,
 }
 
 /// What is done. Names are full keys, so that clients with different homes can be compared.
@@ -84,6 +115,11 @@ pub enum Action {
         exclusive: bool,
     },
     Append {
+        file: String,
+        content: String,
+    },
+    /// STAT, then what the file lacks of this content.
+    Resume {
         file: String,
         content: String,
     },
@@ -114,11 +150,67 @@ pub enum Action {
     List {
         directory: String,
     },
+    /// READs until the end of the file.
     Get {
         file: String,
     },
+    /// STAT, then READs of as many bytes as it has told.
+    Download {
+        file: String,
+    },
+    /// STAT, or LSTAT.
+    Look {
+        file: String,
+        request: Look,
+    },
     /// Nothing, until the session has ended.
     Idle,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    Stat,
+    Lstat,
+}
+
+impl Action {
+    /// Can its client go on before it sends CLOSE?
+    pub fn is_upload(&self) -> bool {
+        match self {
+            Action::Put { .. } | Action::Append { .. } | Action::Resume { .. } => true,
+            Action::Cut { .. }
+            | Action::Empty { .. }
+            | Action::Remove { .. }
+            | Action::Rename { .. }
+            | Action::MakeDirectory { .. }
+            | Action::RemoveDirectory { .. }
+            | Action::List { .. }
+            | Action::Get { .. }
+            | Action::Download { .. }
+            | Action::Look { .. }
+            | Action::Idle => false,
+        }
+    }
+
+    /// Is it one request?
+    pub fn is_one_request(&self) -> bool {
+        match self {
+            Action::Empty { .. }
+            | Action::Remove { .. }
+            | Action::Rename { .. }
+            | Action::MakeDirectory { .. }
+            | Action::RemoveDirectory { .. }
+            | Action::Look { .. } => true,
+            Action::Put { .. }
+            | Action::Append { .. }
+            | Action::Resume { .. }
+            | Action::Cut { .. }
+            | Action::List { .. }
+            | Action::Get { .. }
+            | Action::Download { .. }
+            | Action::Idle => false,
+        }
+    }
 }
 
 impl fmt::Display for Action {
@@ -135,6 +227,7 @@ impl fmt::Display for Action {
                 exclusive: true,
             } => write!(f, "put EXCL {file} {}", brief(content)),
             Action::Append { file, content } => write!(f, "append {file} {}", brief(content)),
+            Action::Resume { file, content } => write!(f, "resume {file} {}", brief(content)),
             Action::Cut { file, size } => write!(f, "cut {file} to {size} bytes"),
             Action::Empty { file } => write!(f, "empty {file}"),
             Action::Remove { file } => write!(f, "remove {file}"),
@@ -152,6 +245,15 @@ impl fmt::Display for Action {
             Action::RemoveDirectory { directory } => write!(f, "rmdir {directory}"),
             Action::List { directory } => write!(f, "list {directory}"),
             Action::Get { file } => write!(f, "get {file}"),
+            Action::Download { file } => write!(f, "download {file}"),
+            Action::Look {
+                file,
+                request: Look::Stat,
+            } => write!(f, "stat {file}"),
+            Action::Look {
+                file,
+                request: Look::Lstat,
+            } => write!(f, "lstat {file}"),
             Action::Idle => write!(f, "idle"),
         }
     }
@@ -196,6 +298,7 @@ impl Plan {
             dice,
             names: draw_names(files),
             next_id: 0,
+            sources: Vec::new(),
         };
         let setup = drawing.draw_setup(homes);
         let clients = 2 + drawing.dice.below(4) as usize;
@@ -235,6 +338,8 @@ struct Drawing {
     /// Paths of files that most actions are about.
     names: Vec<String>,
     next_id: usize,
+    /// Files and contents of uploads that break off: other clients may have the same source.
+    sources: Vec<(String, String)>,
 }
 
 impl Drawing {
@@ -254,8 +359,16 @@ impl Drawing {
     fn draw_client(&mut self, number: usize, gateways: usize, homes: &[&str]) -> ClientPlan {
         let gateway = self.dice.below(gateways as u64) as usize;
         let home = (*self.dice.pick(homes)).to_owned();
-        let steps = 2 + self.dice.below(6);
-        let steps = (0..steps).map(|_| self.draw_step(&home)).collect();
+        let least = 2 + self.dice.below(5) as usize;
+        let mut steps = Vec::new();
+        while steps.len() < least {
+            match self.dice.below(100) {
+                0..68 => steps.push(self.draw_step(&home)),
+                68..78 => steps.extend(self.draw_broken_upload(&home)),
+                78..96 => steps.extend(self.draw_late_close(&home)),
+                _ => steps.extend(self.draw_broken_wait(&home)),
+            }
+        }
         ClientPlan {
             number,
             gateway,
@@ -275,6 +388,7 @@ impl Drawing {
         let is_race = matches!(
             action,
             Action::Get { .. }
+                | Action::Download { .. }
                 | Action::Put {
                     exclusive: true,
                     ..
@@ -286,47 +400,218 @@ impl Drawing {
             70..99 => self.dice.below(400),
             _ => IDLE_TIMEOUT + 1000,
         };
-        let hang_up = if self.dice.happens(50) {
-            Some(self.dice.below(500))
-        } else {
-            None
-        };
+        let mut step = self.step(pause, action);
+        step.slow = slow;
+        if self.dice.happens(50) {
+            let after = self.dice.below(500);
+            step.line_break = Some(self.draw_break(after));
+        }
+        step
+    }
+
+    fn step(&mut self, pause: u64, action: Action) -> Step {
         Step {
             id: self.fresh_id(),
             pause,
             action,
-            slow,
-            hang_up,
+            slow: 0,
+            manner: Manner::Waits,
+            line_break: None,
         }
+    }
+
+    fn draw_break(&mut self, after: u64) -> LineBreak {
+        let kind = match self.dice.happens(500) {
+            true => BreakKind::HangsUp,
+            false => BreakKind::FallsSilent,
+        };
+        LineBreak { after, kind }
+    }
+
+    /// An upload that breaks off, and what its client does in a new session: it goes on, or sends
+    /// all of it again and looks.
+    fn draw_broken_upload(&mut self, home: &str) -> Vec<Step> {
+        let file = format!("{home}{}", self.draw_file());
+        let content = self.draw_long_content();
+        let exclusive = false;
+        let put = Action::Put {
+            file: file.clone(),
+            content: content.clone(),
+            exclusive,
+        };
+        let pause = self.dice.below(40);
+        let mut broken = self.step(pause, put.clone());
+        broken.slow = 5 + self.dice.below(60);
+        let after = 20 + self.dice.below(500);
+        broken.line_break = Some(self.draw_break(after));
+        self.sources.push((file.clone(), content.clone()));
+        let again = match self.dice.happens(600) {
+            true => Action::Resume {
+                file: file.clone(),
+                content,
+            },
+            false => put,
+        };
+        let pause = self.dice.below(100);
+        let mut again = self.step(pause, again);
+        again.slow = self.dice.below(60);
+        let mut steps = vec![broken, again];
+        if self.dice.happens(500) {
+            let pause = self.dice.below(40);
+            let action = self.draw_reading(home, file);
+            steps.push(self.step(pause, action));
+        }
+        steps
+    }
+
+    /// An upload whose CLOSE is sent in the background, or never, and what its client does with the
+    /// file meanwhile.
+    fn draw_late_close(&mut self, home: &str) -> Vec<Step> {
+        let file = format!("{home}{}", self.draw_file());
+        let content = self.draw_content();
+        let upload = match self.dice.below(100) {
+            0..75 => Action::Put {
+                file: file.clone(),
+                content,
+                exclusive: false,
+            },
+            _ => Action::Append {
+                file: file.clone(),
+                content,
+            },
+        };
+        let pause = self.dice.below(40);
+        let mut upload = self.step(pause, upload);
+        upload.manner = match self.dice.below(100) {
+            0..50 => Manner::ClosesLater(1 + self.dice.below(200)),
+            50..75 => Manner::ClosesLater(1 + self.dice.below(2800)),
+            75..85 => Manner::ClosesLater(3000 + self.dice.below(3000)),
+            _ => Manner::NeverCloses,
+        };
+        let mut steps = vec![upload];
+        for _ in 0..1 + self.dice.below(3) {
+            let action = self.draw_overtaking(home, file.clone());
+            let pause = self.dice.below(20);
+            let mut step = self.step(pause, action);
+            if step.action.is_one_request() && self.dice.happens(600) {
+                step.manner = Manner::Pipelines;
+            }
+            steps.push(step);
+        }
+        steps
+    }
+
+    /// A file that is written and moved, by a client that is gone before its CLOSE.
+    fn draw_broken_wait(&mut self, home: &str) -> Vec<Step> {
+        let file = format!("{home}{}", self.draw_file());
+        let content = self.draw_content();
+        let exclusive = false;
+        let put = Action::Put {
+            file: file.clone(),
+            content,
+            exclusive,
+        };
+        let pause = self.dice.below(40);
+        let mut put = self.step(pause, put);
+        put.manner = Manner::NeverCloses;
+        let action = match self.dice.below(100) {
+            0..80 => self.draw_rename(home, file),
+            80..90 => Action::Remove { file },
+            _ => Action::Empty { file },
+        };
+        let pause = self.dice.below(20);
+        let mut waiting = self.step(pause, action);
+        let after = self.dice.below(2800);
+        waiting.line_break = Some(self.draw_break(after));
+        vec![put, waiting]
+    }
+
+    /// What a client does with a file that it has written and not closed yet.
+    fn draw_overtaking(&mut self, home: &str, file: String) -> Action {
+        match self.dice.below(100) {
+            0..12 => Action::Put {
+                file,
+                content: self.draw_content(),
+                exclusive: false,
+            },
+            12..22 => Action::Append {
+                file,
+                content: self.draw_content(),
+            },
+            22..38 => self.draw_rename(home, file),
+            38..50 => Action::Rename {
+                from: format!("{home}{}", self.draw_file()),
+                to: file,
+                replace: self.dice.happens(700),
+            },
+            50..54 => {
+                let from = format!("{home}{}", self.draw_file());
+                self.draw_rename(home, from)
+            }
+            54..66 => Action::Remove { file },
+            66..72 => Action::Empty { file },
+            _ => self.draw_reading(home, file),
+        }
+    }
+
+    fn draw_reading(&mut self, home: &str, file: String) -> Action {
+        match self.dice.below(100) {
+            0..30 => Action::Get { file },
+            30..55 => Action::Download { file },
+            55..85 => self.draw_look(file),
+            _ => Action::List {
+                directory: self.draw_directory(home),
+            },
+        }
+    }
+
+    fn draw_look(&mut self, file: String) -> Action {
+        let request = *self.dice.pick(&[Look::Stat, Look::Lstat]);
+        Action::Look { file, request }
+    }
+
+    /// Of what an upload of this home breaks off with, or of its own.
+    fn draw_resume(&mut self, home: &str, file: String) -> Action {
+        let sources = self.sources.iter().cloned();
+        let known: Vec<_> = sources.filter(|(file, _)| file.starts_with(home)).collect();
+        if known.is_empty() || self.dice.happens(300) {
+            let content = self.draw_long_content();
+            return Action::Resume { file, content };
+        }
+        let (file, content) = self.dice.pick(&known).clone();
+        Action::Resume { file, content }
     }
 
     fn draw_action(&mut self, home: &str) -> Action {
         let file = format!("{home}{}", self.draw_file());
         match self.dice.below(100) {
-            0..20 => Action::Put {
+            0..18 => Action::Put {
                 file,
                 content: self.draw_content(),
                 exclusive: false,
             },
-            20..30 => Action::Put {
+            18..26 => Action::Put {
                 file,
                 content: self.draw_lock(),
                 exclusive: true,
             },
-            30..42 => Action::Append {
+            26..36 => Action::Append {
                 file,
                 content: self.draw_content(),
             },
-            42..63 => self.draw_rename(home, file),
-            63..68 => self.draw_directory_rename(home),
-            68..76 => Action::Remove { file },
-            76..79 => Action::Cut {
+            36..40 => self.draw_resume(home, file),
+            40..58 => self.draw_rename(home, file),
+            58..63 => self.draw_directory_rename(home),
+            63..71 => Action::Remove { file },
+            71..74 => Action::Cut {
                 file,
                 size: self.dice.below(6) as usize,
             },
-            79 => Action::Empty { file },
-            80..88 => Action::Get { file },
-            88..92 => Action::List {
+            74 => Action::Empty { file },
+            75..80 => Action::Get { file },
+            80..84 => Action::Download { file },
+            84..89 => self.draw_look(file),
+            89..92 => Action::List {
                 directory: self.draw_directory(home),
             },
             92..95 => Action::MakeDirectory {
@@ -380,6 +665,12 @@ impl Drawing {
             82..88 => "equal".to_owned(),
             _ => String::new(),
         }
+    }
+
+    /// Several WRITEs.
+    fn draw_long_content(&mut self) -> String {
+        let token = format!("<{:03}>", self.fresh_id());
+        token.repeat(13 + self.dice.below(40) as usize)
     }
 
     /// What is made with EXCL is a lock file as often as not, and those are empty.

@@ -3,7 +3,7 @@
 
 use super::checker::{Rule, check};
 use super::history::{Event, History, What};
-use super::plan::{Faults, Plan};
+use super::plan::{Faults, Manner, Plan};
 use super::remote::RequestName;
 use super::run::run;
 
@@ -152,7 +152,10 @@ impl Shrinking {
         for client in 0..self.plan.clients.len() {
             for step in 0..self.plan.clients[client].steps.len() {
                 let mut plan = self.plan.clone();
-                plan.clients[client].steps[step].hang_up = None;
+                plan.clients[client].steps[step].line_break = None;
+                self.try_plan(plan);
+                let mut plan = self.plan.clone();
+                plan.clients[client].steps[step].manner = Manner::Waits;
                 self.try_plan(plan);
                 let mut plan = self.plan.clone();
                 plan.clients[client].steps[step].slow = 0;
