@@ -190,6 +190,7 @@ fn silence(signs: &SignsOfLife) -> String {
 
 /// Waits for the request as long as it gives signs of life. `None` if it has been silent for the
 /// timeout, counted from `in_advance` after its beginning.
+#[cfg(any(feature = "s3", test))]
 pub(super) async fn wait<T>(
     request: impl Future<Output = T>,
     timeout: Duration,
