@@ -6,6 +6,7 @@
 
 mod support;
 
+use bytes::Bytes;
 use russh_sftp::protocol::{OpenFlags, StatusCode};
 use sftpd::events::Teller;
 use sftpd::store::memory::MemoryStore;
@@ -18,7 +19,7 @@ use support::process::Process;
 use support::s3::{FakeS3, Fault, When};
 use support::stores::Hooked;
 use support::*;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 
 /// A server with parts of 16 MiB, four of which fill the pool.
@@ -475,13 +476,13 @@ async fn open_files_are_limited_by_user_and_uploads_by_memory() {
     })
     .await;
     let mut handles = Vec::new();
-    for n in 0..6 {
+    for n in 0..4 {
         handles.push(client.open(&format!("/{n}"), PUT).await.unwrap());
     }
     assert_eq!(
         code(client.open("/more", PUT).await),
         StatusCode::Failure,
-        "three quarters are a user's"
+        "as many as are free are a user's"
     );
     let writer = server.client_as("writer").await;
     let theirs = [
@@ -491,7 +492,7 @@ async fn open_files_are_limited_by_user_and_uploads_by_memory() {
     assert_eq!(
         code(writer.open("/c", PUT).await),
         StatusCode::Failure,
-        "all are taken"
+        "two are left for others"
     );
     client.close(&handles[0]).await.unwrap();
     let third = writer.open("/c", PUT).await.unwrap();
@@ -676,4 +677,61 @@ async fn one_user_does_not_take_every_connection() {
         while Client::try_connect(server.address).await.is_none() {}
     })
     .await;
+}
+
+/// The names of both directories together are more than the share of the pool for them.
+#[tokio::test]
+async fn the_rename_of_a_large_directory_waits_for_another_one() {
+    let (released, hold) = watch::channel(false);
+    let (renames, lists) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut store = Hooked::new({
+        let (renames, lists) = (renames.clone(), lists.clone());
+        move |method| {
+            let counted = match method {
+                "rename" => Some(&renames),
+                "list" => Some(&lists),
+                _ => None,
+            };
+            if let Some(count) = counted {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            let mut hold = hold.clone();
+            Box::pin(async move {
+                if method == "rename" {
+                    hold.wait_for(|released| *released).await.unwrap();
+                }
+                Ok(())
+            })
+        }
+    });
+    store.store = MemoryStore::default();
+    let long = "x".repeat(200);
+    for n in 0..4000 {
+        for directory in ["a", "b"] {
+            let key = Key::new(format!("alice/{directory}/{long}{n}")).unwrap();
+            let (attributes, free) = (Attributes::default(), Condition::None);
+            store
+                .store
+                .put(&key, Bytes::new(), &attributes, &free)
+                .await
+                .unwrap();
+        }
+    }
+    let server = Server::with(Arc::new(store), |builder| builder.buffer_memory(20 << 20)).await;
+    let (first, second) = (server.client().await, server.client().await);
+    let first = tokio::spawn(async move { first.posix_rename("/a", "/c").await });
+    eventually("the names of the first are listed", || {
+        renames.load(Ordering::Relaxed) > 0
+    })
+    .await;
+    let before = lists.load(Ordering::Relaxed);
+    let second = tokio::spawn(async move { second.posix_rename("/b", "/d").await });
+    eventually("the memory is used up", || {
+        lists.load(Ordering::Relaxed) > before + 3
+    })
+    .await;
+    released.send_replace(true);
+    within("the first", first).await.unwrap().unwrap();
+    within("the second", second).await.unwrap().unwrap();
+    assert_eq!(server.client().await.list("/d").await.unwrap().len(), 4000);
 }

@@ -79,8 +79,8 @@ pub struct ServeArgs {
     /// Connections at once, of which one user may have a quarter; more are refused.
     #[arg(long, env = "SFTPD_MAX_SESSIONS", default_value = "1000", value_parser = parse_session_limit, value_name = "N")]
     pub max_sessions: usize,
-    /// Files open for writing at once, of which one user may have three quarters. The default is
-    /// what fits into this machine's memory, or into the unit's MemoryMax.
+    /// Files open for writing at once. A user who holds as many as are free gets no more. The default
+    /// is what fits into this machine's memory, or into the unit's MemoryMax.
     #[arg(long, env = "SFTPD_MAX_UPLOADS", value_parser = parse_upload_limit, value_name = "N")]
     max_uploads: Option<usize>,
     /// For a client to log in after it has connected.

@@ -292,8 +292,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Limit on files that are open for writing: 256 by default. One user may have three quarters
-    /// of it.
+    /// Limit on files that are open for writing: 256 by default. A user who holds as many as are
+    /// free gets no more.
     ///
     /// With one upload in each session, `(memory - 34 MiB - buffer_memory) / 9.25 MiB` fit into the
     /// memory of the machine or the container: the default needs 2.6 GiB.

@@ -24,7 +24,7 @@ pub use ssh::{Algorithms, UnknownAlgorithms};
 use crate::events::{Event, Plural, Teller};
 use crate::metrics::{BUFFER_MEMORY, BUFFER_MEMORY_LIMIT, MAX_SESSIONS};
 use crate::store::Store;
-use crate::transfer::UserLimits;
+use crate::transfer::{UploadPlaces, UserLimits};
 use crate::users::Auth;
 use admission::Admission;
 use builder::Settings;
@@ -59,8 +59,8 @@ struct Shared {
     mounts: Mounts,
     /// A permit for each connection.
     places: Arc<Semaphore>,
-    /// A permit for each file that is open for writing.
-    uploads: Arc<Semaphore>,
+    /// For files that are open for writing.
+    uploads: Arc<UploadPlaces>,
     /// How much SSH windows may grow.
     windows: WindowBudget,
     /// Limits of the users that have a connection, by name.
@@ -86,7 +86,7 @@ impl Shared {
             admission: Arc::new(Admission::new(settings.max_sessions)),
             penalties: Arc::default(),
             places: Arc::new(Semaphore::new(settings.max_sessions)),
-            uploads: Arc::new(Semaphore::new(settings.max_uploads)),
+            uploads: Arc::new(UploadPlaces::new(settings.max_uploads)),
             windows: WindowBudget::new(mounts.pool.size()),
             users: Mutex::default(),
             events,
@@ -107,7 +107,6 @@ impl Shared {
         users.retain(|_, limits| limits.strong_count() > 0);
         let limits = Arc::new(UserLimits::new(
             self.settings.max_sessions,
-            self.settings.max_uploads,
             &self.mounts.pool,
         ));
         users.insert(name.to_owned(), Arc::downgrade(&limits));

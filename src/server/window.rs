@@ -294,7 +294,7 @@ mod tests {
     async fn the_budget_is_shared_and_never_exceeded() {
         let pool = BufferPool::new(256 * MIB);
         let budget = WindowBudget::new(pool.size());
-        let one = UserLimits::new(1, 1, &pool);
+        let one = UserLimits::new(1, &pool);
         let mut held = Vec::new();
         while let Some(taken) = budget.take(MAX_SIZE - FIRST_SIZE, &one) {
             held.push(taken);
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(held[0].0, MAX_SIZE - FIRST_SIZE);
         let of_one: u64 = held.iter().map(|(bytes, _)| u64::from(*bytes)).sum();
         assert!(of_one <= 192 * MIB, "{of_one}");
-        let another = UserLimits::new(1, 1, &pool);
+        let another = UserLimits::new(1, &pool);
         let (bytes, permits) = budget.take(MAX_SIZE - FIRST_SIZE, &another).unwrap();
         assert!(u64::from(bytes) >= 16 * MIB, "{bytes}");
         drop((held, permits));

@@ -5,11 +5,13 @@ use super::failure::{Answer, Failure, Outcome};
 use super::inbound::RequestMemory;
 use super::reads::QueuedReads;
 use super::replies::PendingReply;
-use super::session::{Handle, OpenHandle, Session, UploadPlace};
+use super::session::{Handle, OpenHandle, Session};
 use super::table::CHANGES;
 use super::transfer_events::{ReadEvent, WriteEvent, tell_opened};
 use crate::path::Path;
-use crate::transfer::{Download, MAX_USER_HANDLES, Read as QueuedRead, Reply, UploadError};
+use crate::transfer::{
+    Download, MAX_USER_HANDLES, NoUploadPlace, Read as QueuedRead, Reply, UploadError, UploadPlace,
+};
 use crate::vfs::{Stat, VfsError, WriteMode};
 use bytes::Bytes;
 use russh_sftp::protocol::{self, Data, FSetStat, Open, OpenFlags, StatusCode};
@@ -105,16 +107,11 @@ impl Session {
 
     /// A place for a file to be written.
     fn take_upload_place(&self) -> Result<UploadPlace, Failure> {
-        let Some(user) = self.settings.limits.open_upload() else {
-            return Err(too_many_uploads("this user"));
-        };
-        let Ok(server) = self.settings.uploads.clone().try_acquire_owned() else {
-            return Err(too_many_uploads("the server"));
-        };
-        Ok(UploadPlace {
-            _server: server,
-            _user: user,
-        })
+        match self.settings.limits.open_upload(&self.settings.uploads) {
+            Ok(place) => Ok(place),
+            Err(NoUploadPlace::User) => Err(too_many_uploads("this user")),
+            Err(NoUploadPlace::Server) => Err(too_many_uploads("the server")),
+        }
     }
 
     pub(super) async fn close(&mut self, id: u32, handle: &str) -> Outcome {
@@ -259,7 +256,7 @@ fn not_for_writing() -> Failure {
 
 fn too_many_uploads(whose: &str) -> Failure {
     let why = format!(
-        "{whose} has as many files open for writing as the memory allows (--max-uploads): try again later"
+        "{whose} has as many files open for writing as it may (--max-uploads): try again later"
     );
     Failure::new(StatusCode::Failure, why)
 }

@@ -10,7 +10,9 @@ use super::table::find_row;
 use super::waiting::WaitingRequests;
 use crate::events::{SessionEnd, Teller};
 use crate::path::Path;
-use crate::transfer::{BufferPool, Download, SessionLimits, Upload, UserLimits};
+use crate::transfer::{
+    BufferPool, Download, SessionLimits, Upload, UploadPlace, UploadPlaces, UserLimits,
+};
 use crate::users::Access;
 use crate::vfs::{Listing, Vfs};
 use bytes::Bytes;
@@ -58,7 +60,7 @@ pub struct SessionParams {
     /// Limits on all sessions of the user together.
     pub limits: Arc<UserLimits>,
     /// Places for files that are open for writing, for the whole server.
-    pub uploads: Arc<Semaphore>,
+    pub uploads: Arc<UploadPlaces>,
     /// The user's view of the store.
     pub vfs: Vfs,
     /// What the user may do.
@@ -129,18 +131,13 @@ pub(super) enum Handle {
         upload: Upload,
         path: Path,
         append: bool,
+        /// Lasts until the CLOSE is answered.
         place: UploadPlace,
         /// Whether a request has waited for its CLOSE in vain, and nothing was written since.
         is_kept_open: bool,
         /// READs that found no room at once; `None` until there is one.
         queued_reads: Option<QueuedReads>,
     },
-}
-
-/// A place for a file that is open for writing; it lasts until its CLOSE is answered.
-pub(super) struct UploadPlace {
-    pub _server: OwnedSemaphorePermit,
-    pub _user: OwnedSemaphorePermit,
 }
 
 pub(super) struct Session {

@@ -5,6 +5,8 @@
 
 use super::{BufferPool, Reservation, Share};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Limit on the open files and directories of one user in all sessions: four sessions' worth.
@@ -25,7 +27,8 @@ pub struct UserLimits {
     max_connections: usize,
     connections: Arc<Semaphore>,
     handles: Arc<Semaphore>,
-    uploads: Arc<Semaphore>,
+    /// Places of [`UploadPlaces`] that the user holds. Changed under its lock only.
+    uploads: AtomicUsize,
     read_ahead: Arc<Semaphore>,
     /// How much the SSH windows of the user's sessions may grow, in KiB. All users together have as
     /// much as the pool, but not of the pool: it is no memory of ours.
@@ -33,9 +36,9 @@ pub struct UserLimits {
 }
 
 impl UserLimits {
-    /// One user may take a quarter of the server's connections, and three quarters of its uploads,
-    /// of its read-ahead, and of what SSH windows may grow by.
-    pub fn new(max_sessions: usize, max_uploads: usize, pool: &BufferPool) -> UserLimits {
+    /// One user may take a quarter of the server's connections, and three quarters of its
+    /// read-ahead, and of what SSH windows may grow by.
+    pub fn new(max_sessions: usize, pool: &BufferPool) -> UserLimits {
         let share = |all: usize| Arc::new(Semaphore::new((all - all.div_ceil(4)).max(1)));
         let in_units = |bytes: u64| usize::try_from(bytes / UNIT).unwrap_or(Semaphore::MAX_PERMITS);
         let max_connections = max_user_connections(max_sessions);
@@ -43,7 +46,7 @@ impl UserLimits {
             max_connections,
             connections: Arc::new(Semaphore::new(max_connections)),
             handles: Arc::new(Semaphore::new(MAX_USER_HANDLES)),
-            uploads: share(max_uploads),
+            uploads: AtomicUsize::new(0),
             read_ahead: share(in_units(pool.size_of(Share::ReadAhead))),
             windows: share(in_units(pool.size())),
         }
@@ -64,9 +67,70 @@ impl UserLimits {
         self.handles.clone().try_acquire_owned().ok()
     }
 
-    /// A place for a file that is open for writing; `None` if the user has none left.
-    pub fn open_upload(&self) -> Option<OwnedSemaphorePermit> {
-        self.uploads.clone().try_acquire_owned().ok()
+    /// A place for a file that is open for writing.
+    pub fn open_upload(
+        self: &Arc<Self>,
+        places: &Arc<UploadPlaces>,
+    ) -> Result<UploadPlace, NoUploadPlace> {
+        let mut free = places.free();
+        let held = self.uploads.load(Ordering::Relaxed);
+        match *free {
+            0 => Err(NoUploadPlace::Server),
+            free if held >= free => Err(NoUploadPlace::User),
+            _ => {
+                *free -= 1;
+                self.uploads.store(held + 1, Ordering::Relaxed);
+                drop(free);
+                Ok(UploadPlace {
+                    places: places.clone(),
+                    user: self.clone(),
+                })
+            }
+        }
+    }
+}
+
+/// Places for files that are open for writing, for the whole server. A user who holds as many as
+/// are free gets no more: half of all if alone. So a newcomer finds a place, whatever the others
+/// want, until as many users compete as halve the last one.
+pub struct UploadPlaces {
+    /// A std lock: never held across an await.
+    free: Mutex<usize>,
+}
+
+impl UploadPlaces {
+    /// This many places.
+    pub fn new(count: usize) -> UploadPlaces {
+        UploadPlaces {
+            free: Mutex::new(count),
+        }
+    }
+
+    fn free(&self) -> MutexGuard<'_, usize> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why there is no place for a file to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoUploadPlace {
+    /// All are taken.
+    Server,
+    /// The user holds as many as are free.
+    User,
+}
+
+/// A place for a file that is open for writing, given back when dropped.
+pub struct UploadPlace {
+    places: Arc<UploadPlaces>,
+    user: Arc<UserLimits>,
+}
+
+impl Drop for UploadPlace {
+    fn drop(&mut self) {
+        let mut free = self.places.free();
+        *free += 1;
+        self.user.uploads.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -144,6 +208,37 @@ fn try_acquire(semaphore: &Arc<Semaphore>, bytes: u64) -> Option<OwnedSemaphoreP
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_user_leaves_others_as_many_places_as_it_holds() {
+        let pool = BufferPool::new(1 << 20);
+        let places = Arc::new(UploadPlaces::new(16));
+        let mut held = Vec::new();
+        let mut counts = Vec::new();
+        for _ in 0..6 {
+            let user = Arc::new(UserLimits::new(1000, &pool));
+            let before = held.len();
+            while let Ok(place) = user.open_upload(&places) {
+                held.push(place);
+            }
+            counts.push(held.len() - before);
+        }
+        assert_eq!(counts, [8, 4, 2, 1, 1, 0]);
+        let newcomer = Arc::new(UserLimits::new(1000, &pool));
+        let refused = newcomer.open_upload(&places).err();
+        assert_eq!(refused, Some(NoUploadPlace::Server));
+        held.truncate(4);
+        let refused = (0..20).find_map(|_| match newcomer.open_upload(&places) {
+            Ok(place) => {
+                held.push(place);
+                None
+            }
+            Err(refused) => Some(refused),
+        });
+        assert_eq!((refused, held.len()), (Some(NoUploadPlace::User), 10));
+        held.clear();
+        assert_eq!(*places.free(), 16);
+    }
 
     #[test]
     fn a_user_has_a_quarter_of_the_connections_and_with_few_up_to_half() {

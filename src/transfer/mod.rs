@@ -17,7 +17,10 @@ mod upload;
 mod upload_task;
 
 pub use download::{Download, DownloadSummary, OpenedObject, ReadSink};
-pub use limits::{BlockMemory, MAX_USER_HANDLES, MAX_WAITING_READS, SessionLimits, UserLimits};
+pub use limits::{
+    BlockMemory, MAX_USER_HANDLES, MAX_WAITING_READS, NoUploadPlace, SessionLimits, UploadPlace,
+    UploadPlaces, UserLimits,
+};
 pub use multipart::{COPY_PART_SIZE, MultipartUpload};
 pub use name_locks::{LockedName, NameLock, NameLocks};
 pub use part_buffer::{

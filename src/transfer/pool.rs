@@ -15,7 +15,7 @@
 use memmap2::MmapMut;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch};
 
 /// Permits are counted in KiB: a semaphore hands out at most `u32::MAX` at once.
 const UNIT: u64 = 1024;
@@ -44,6 +44,8 @@ pub struct BufferPool {
     requests: Arc<Semaphore>,
     grown_parts: Arc<Semaphore>,
     renames: Arc<Semaphore>,
+    /// See [`BufferPool::take_rename_turn`].
+    rename_turn: Arc<tokio::sync::Mutex<()>>,
     /// Reservations that are waited for.
     waiting: watch::Sender<usize>,
     // A std lock: never held across an await.
@@ -86,6 +88,7 @@ impl BufferPool {
             requests: share(Share::Requests),
             grown_parts: share(Share::GrownParts),
             renames: share(Share::Renames),
+            rename_turn: Arc::default(),
             waiting: watch::Sender::new(0),
             buffers: Arc::default(),
         }
@@ -131,6 +134,12 @@ impl BufferPool {
         let mut reservation = self.take(bytes).await?;
         reservation.share = Some(share);
         Some(reservation)
+    }
+
+    /// The turn of one rename, which then waits for memory while it holds some. The others give
+    /// theirs back before they wait.
+    pub async fn take_rename_turn(&self) -> OwnedMutexGuard<()> {
+        self.rename_turn.clone().lock_owned().await
     }
 
     /// Size of a share in bytes.

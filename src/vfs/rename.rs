@@ -14,8 +14,9 @@ use crate::store::{
 };
 use crate::transfer::{COPY_PART_SIZE, LockedName, MultipartUpload, Reservation, Share, Transfers};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 /// Limit on the keys that the rename of a directory moves: each takes three requests, and the
 /// client waits.
@@ -33,6 +34,12 @@ const LOADED_COPY_SIZE: u64 = 5 * 1024 * 1024;
 /// How often a file is copied anew because another client replaced it meanwhile.
 const SOURCE_TRIES: usize = 5;
 
+/// How long the rename of a directory waits for the memory that other renames hold.
+const MAX_MEMORY_WAIT: Duration = Duration::from_secs(60);
+
+const NO_MEMORY: VfsError = VfsError::Refused(
+    "the server has no memory left for the names in the directory: try again later",
+);
 const STOPPED: VfsError = VfsError::Refused("the server is shutting down");
 
 impl Vfs {
@@ -127,22 +134,48 @@ impl Vfs {
         Ok(())
     }
 
-    /// Lists every key in a directory. Fails if one of them does not fit below the target.
+    /// Lists every key in a directory. Fails if one of them does not fit below the target. If other
+    /// renames hold the memory for the names, waits until they have ended.
     async fn list_moves(&self, source: &Key, target: &Key) -> Result<DirectoryMove> {
+        if let Some(moves) = self.try_list_moves(source, target, Memory::Free).await? {
+            return Ok(moves);
+        }
+        let listing = async {
+            let _turn = self.transfers.pool.take_rename_turn().await;
+            self.try_list_moves(source, target, Memory::Awaited).await
+        };
+        let listing = timeout(MAX_MEMORY_WAIT, listing);
+        match self.transfers.stop.run_until_cancelled(listing).await {
+            Some(Ok(listed)) => listed?.ok_or(NO_MEMORY),
+            Some(Err(_elapsed)) => Err(NO_MEMORY),
+            None => Err(STOPPED),
+        }
+    }
+
+    /// [`Vfs::list_moves`]; `None` if there is not enough memory.
+    async fn try_list_moves(
+        &self,
+        source: &Key,
+        target: &Key,
+        memory: Memory,
+    ) -> Result<Option<DirectoryMove>> {
         let mut moves = DirectoryMove {
             transfers: self.transfers.clone(),
             source: source.clone(),
             target: target.clone(),
             keys: Vec::new(),
             memory: Vec::new(),
+            memory_size: 0,
         };
         let mut after = None;
         loop {
             let page = self.list(source, after, MAX_PAGE).await?;
-            moves.add(page.entries)?;
+            if !moves.add(page.entries, memory).await? {
+                return Ok(None);
+            }
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok(moves),
+                None => return Ok(Some(moves)),
             }
         }
     }
@@ -161,6 +194,15 @@ impl Vfs {
     }
 }
 
+/// Which memory the names of a directory may take.
+#[derive(Clone, Copy)]
+enum Memory {
+    /// What is free.
+    Free,
+    /// What others have to give back first, too.
+    Awaited,
+}
+
 /// The rename of a directory.
 struct DirectoryMove {
     transfers: Arc<Transfers>,
@@ -171,6 +213,8 @@ struct DirectoryMove {
     keys: Vec<MovedKey>,
     /// Taken from the pool for `keys`.
     memory: Vec<Reservation>,
+    /// How much that is, in bytes.
+    memory_size: u64,
 }
 
 /// One key of a directory that is renamed.
@@ -216,8 +260,9 @@ struct CheckedCopy {
 }
 
 impl DirectoryMove {
-    /// Adds a page of entries, within the limits on memory and keys.
-    fn add(&mut self, entries: Vec<Entry>) -> Result<()> {
+    /// Adds a page of entries, within the limits on memory and keys. Returns false if there is not
+    /// enough memory.
+    async fn add(&mut self, entries: Vec<Entry>, memory: Memory) -> Result<bool> {
         let mut objects = Vec::with_capacity(entries.len());
         let mut bytes = 0;
         for entry in entries {
@@ -231,12 +276,11 @@ impl DirectoryMove {
             bytes += name.len() as u64 + KEY_OVERHEAD;
             objects.push((Box::from(name), version));
         }
-        let Some(memory) = self.transfers.pool.try_take_share(Share::Renames, bytes) else {
-            return Err(VfsError::Refused(
-                "the server has no memory left for the names in it: try again later",
-            ));
+        let Some(reservation) = self.take_memory(bytes, memory).await else {
+            return Ok(false);
         };
-        self.memory.push(memory);
+        self.memory.push(reservation);
+        self.memory_size += bytes;
         for (name, version) in objects {
             join(&self.target, &name)?;
             self.keys.push(MovedKey {
@@ -251,7 +295,19 @@ impl DirectoryMove {
                 "the directory holds more than 100,000 files: too many to copy",
             ));
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Memory for some keys more; `None` if it is not free, or more than all renames have.
+    async fn take_memory(&self, bytes: u64, memory: Memory) -> Option<Reservation> {
+        let pool = &self.transfers.pool;
+        if self.memory_size + bytes > pool.size_of(Share::Renames) {
+            return None;
+        }
+        match memory {
+            Memory::Free => pool.try_take_share(Share::Renames, bytes),
+            Memory::Awaited => pool.take_share(Share::Renames, bytes).await,
+        }
     }
 
     fn key(&self, index: usize) -> Result<&MovedKey> {

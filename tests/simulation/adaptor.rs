@@ -17,8 +17,8 @@ use sftpd::store::{
     Object, Page, Part, PartSource, Result, Store, StoreError, Timeouts, slice_pieces,
 };
 use sftpd::transfer::BufferPool;
-use sftpd::transfer::UserLimits;
 use sftpd::transfer::{PartSizes, Transfers};
+use sftpd::transfer::{UploadPlaces, UserLimits};
 use sftpd::users::Access;
 use sftpd::{
     path::Home,
@@ -28,7 +28,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -397,7 +397,7 @@ pub struct Gateway {
     context: Arc<Transfers>,
     local: Arc<Overlay>,
     limits: Arc<UserLimits>,
-    uploads: Arc<Semaphore>,
+    uploads: Arc<UploadPlaces>,
     has_markers: bool,
 }
 
@@ -428,8 +428,8 @@ impl Gateway {
             BufferPool::new(memory),
             sizes,
         );
-        let limits = Arc::new(UserLimits::new(1000, MAX_UPLOADS, &context.pool));
-        let uploads = Arc::new(Semaphore::new(MAX_UPLOADS));
+        let limits = Arc::new(UserLimits::new(1000, &context.pool));
+        let uploads = Arc::new(UploadPlaces::new(MAX_UPLOADS));
         Gateway {
             context: Arc::new(context),
             local: Arc::default(),

@@ -5,13 +5,12 @@ use sftpd::events::Teller;
 use sftpd::sftp::SessionParams;
 use sftpd::store::{Store, Timeouts};
 use sftpd::transfer::BufferPool;
-use sftpd::transfer::UserLimits;
 use sftpd::transfer::{PartSizes, Transfers};
+use sftpd::transfer::{UploadPlaces, UserLimits};
 use sftpd::users::Access;
 use sftpd::{path::Home, vfs::Vfs};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,8 +31,8 @@ pub fn settings(
     let tasks = context.tasks.clone();
     let settings = SessionParams {
         pool: context.pool.clone(),
-        limits: Arc::new(UserLimits::new(1000, 256, &context.pool)),
-        uploads: Arc::new(Semaphore::new(256)),
+        limits: Arc::new(UserLimits::new(1000, &context.pool)),
+        uploads: Arc::new(UploadPlaces::new(256)),
         vfs: Vfs::new(context, Arc::default(), Home::new("", home).unwrap(), false),
         access: Access::ReadWrite,
         events: Teller::default(),
