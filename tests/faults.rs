@@ -11,10 +11,10 @@ mod support;
 
 use aws_sdk_s3::config::retry::{RetryConfig, RetryPartition, TokenBucket};
 use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{AsyncSleep, Sleep, StalledStreamProtectionConfig};
+use aws_sdk_s3::config::{AsyncSleep, Sleep};
 use bytes::Bytes;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use sftpd::store::Store;
+use sftpd::store::{Store, Timeouts};
 use sftpd::transfer::PartSizes;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -31,8 +31,9 @@ use tokio_util::task::AbortOnDropHandle;
 const PART: usize = 64 * 1024;
 /// How long the store's client waits for an answer; see [`Impatience`].
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The same if the body of an answer stops half-way, which only the real clock can detect.
-const STALLED: Duration = Duration::from_secs(1);
+/// How long the server waits if the body of an answer stops half-way, which only the real clock can
+/// detect.
+const STALLED: Duration = Duration::from_secs(3);
 /// Cells that run at once.
 const AT_ONCE: usize = 16;
 /// Fewer cells would mean that a request is no longer sent, or no longer struck by its fault.
@@ -192,7 +193,7 @@ impl Scenario {
             PutExcl => put(client, create | OpenFlags::EXCLUDE, 0, &small()).await?,
             PutLarge | PutLargeInDoubt | PutLargeRefused => put(client, PUT, 0, &large()).await?,
             PutLargeCutOff => {
-                let mut server = serve(store).await;
+                let mut server = serve(store, Timeouts::default().open).await;
                 let client = server.client().await;
                 let handle = client.open("/f", PUT).await?;
                 // A part that failed may or may not be reported before the client goes.
@@ -300,14 +301,17 @@ async fn put(client: &Client, flags: OpenFlags, at: usize, data: &[u8]) -> Resul
     closed
 }
 
-async fn serve(store: &Arc<dyn Store>) -> Server {
+async fn serve(store: &Arc<dyn Store>, open_timeout: Duration) -> Server {
     let sizes = PartSizes {
         first: PART as u64,
         cap: PART as u64,
         double_every: 1000,
         ..PartSizes::default()
     };
-    Server::with(store.clone(), |builder| builder.part_sizes(sizes)).await
+    Server::with(store.clone(), |builder| {
+        builder.part_sizes(sizes).open_timeout(open_timeout)
+    })
+    .await
 }
 
 /// The clock of the SDK: [`PATIENCE`] ends as soon as every request under way hangs, and not
@@ -510,7 +514,10 @@ async fn run(scenario: Scenario, etags: ETags, cell: Option<Cell>) -> Report {
     }
     let stalls = |cell: &Cell| cell.op == "GetObject" && matches!(cell.fault, Fault::HangMidBody);
     let by_the_clock = cell.as_ref().is_some_and(stalls);
-    let stalled = if by_the_clock { STALLED } else { 2 * PATIENCE };
+    let open_timeout = match by_the_clock {
+        true => STALLED,
+        false => Timeouts::default().open,
+    };
     let (impatience, mut hanging) = (Impatience::default(), s3.hanging());
     let told = impatience.clone();
     let telling = async move {
@@ -541,13 +548,8 @@ async fn run(scenario: Scenario, etags: ETags, cell: Option<Cell>) -> Report {
             )
             .timeout_config(timeouts.build())
             .sleep_impl(impatience.clone())
-            .stalled_stream_protection(
-                StalledStreamProtectionConfig::enabled()
-                    .grace_period(stalled)
-                    .build(),
-            )
     });
-    let mut server = serve(&store).await;
+    let mut server = serve(&store, open_timeout).await;
     let client = server.client().await;
     scenario.prepare(&s3, &client).await;
     let before = s3.snapshot();

@@ -1,5 +1,6 @@
 //! Requests to S3 that are not answered: sent again on another connection, and what they have done
-//! is found out before the server's timeouts end.
+//! is found out before the server's timeouts end. A request that moves is never silent, however slow
+//! the link is.
 
 // A panic is how a test fails.
 #![allow(clippy::restriction)]
@@ -7,11 +8,13 @@
 mod support;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use sftpd::store::{
     Attributes, Condition, CopySource, Key, ListRequest, Object, Part, PartSource, PatientStore,
     Store, StoreError, Timeouts,
 };
 use std::time::Duration;
+use support::process::Process;
 use support::s3::{FakeS3, Fault, When};
 use support::*;
 
@@ -196,4 +199,90 @@ async fn a_refusal_after_a_silent_try_is_no_clear_answer() {
     s3.fault("PutObject", When::From(2), conflict);
     put(&store, "new").await.unwrap();
     assert_eq!(s3.object("new").unwrap(), NEW);
+}
+
+/// The binary with its own settings, except that its store may be silent for two seconds, and so one
+/// try for 1.3: a fifteenth of the default. Its link to S3 carries this much a second.
+fn start_on_narrow_link(s3: &FakeS3, bytes_per_second: u32) -> (Link, Process) {
+    let address = s3.endpoint.strip_prefix("http://").unwrap();
+    let link = Link::narrow(address.parse().unwrap(), bytes_per_second);
+    let setting = format!("export AWS_ENDPOINT_URL=http://{}", link.address);
+    let server = Process::start_after(&setting, s3, &["--close-timeout", "2s"]);
+    // What it has found out at its start.
+    s3.reset();
+    (link, server)
+}
+
+/// As slow for its timeout as 100 kB/s are with the default, which four uploads share.
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_share_a_slow_link_are_not_cut() {
+    let s3 = FakeS3::start().await;
+    let (_link, server) = start_on_narrow_link(&s3, 1_500_000);
+    // A part, and what goes at CLOSE.
+    let content = noise(5 * MIB + 1, 1);
+    let uploads = (0..4).map(|number| {
+        let (server, content) = (&server, &content);
+        async move {
+            let client = server.client().await;
+            client.put(&format!("/{number}"), content).await
+        }
+    });
+    for uploaded in join_all(uploads).await {
+        uploaded.unwrap();
+    }
+    for number in 0..4 {
+        let stored = s3.object(&format!("alice/{number}")).unwrap();
+        assert!(stored == content);
+    }
+    assert_eq!(s3.count("UploadPart"), 8, "each part is sent once");
+}
+
+/// As slow for its timeout as 20 kB/s are with the default.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_upload_over_a_very_slow_link_is_not_cut() {
+    let s3 = FakeS3::start().await;
+    let (_link, server) = start_on_narrow_link(&s3, 300_000);
+    let content = noise(4 * MIB, 1);
+    server.client().await.put("/f", &content).await.unwrap();
+    assert!(s3.object("alice/f").unwrap() == content);
+    assert_eq!(s3.count("PutObject"), 1, "it is sent once");
+}
+
+/// The SDK of itself ends a body that pauses for 6 seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_whose_bodies_pause_is_not_cut() {
+    let s3 = FakeS3::start().await;
+    let content = noise(300 * 1024, 1);
+    s3.put("alice/f", content.clone());
+    let server = Process::start(&s3, &[]);
+    let pause = Fault::PauseMidBody(Duration::from_secs(8));
+    s3.fault("GetObject", When::Every, pause);
+    let read = server.client().await.get("/f").await.unwrap();
+    assert!(read == content);
+}
+
+/// Eight times half of what is missing.
+#[tokio::test]
+async fn a_get_that_has_brought_bytes_is_no_failed_try() {
+    let (s3, store) = start().await;
+    let content = noise(8 * MIB, 1);
+    s3.put("f", content.clone());
+    let version = store.head(&key("f")).await.unwrap();
+    for number in 1..=8 {
+        s3.fault("GetObject", When::Nth(number), Fault::ResetMidBody);
+    }
+    let read = store.get(&key("f"), 0..version.size, &version.etag).await;
+    assert!(read.unwrap().concat() == content);
+}
+
+/// A body that stops is asked for again on another connection, as long as the server waits.
+#[tokio::test]
+async fn a_get_whose_body_stops_costs_one_try() {
+    let (s3, store) = start().await;
+    let content = noise(64 * 1024, 1);
+    s3.put("f", content.clone());
+    let version = store.head(&key("f")).await.unwrap();
+    s3.fault("GetObject", When::Nth(1), Fault::HangMidBody);
+    let read = store.get(&key("f"), 0..version.size, &version.etag).await;
+    assert!(read.unwrap().concat() == content);
 }

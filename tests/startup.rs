@@ -767,7 +767,7 @@ async fn a_request_without_an_answer_is_retried_after_the_answer_timeout() {
 
 /// The longest timeout of each operation.
 #[tokio::test(flavor = "multi_thread")]
-async fn only_bodies_and_copies_have_the_long_timeout() {
+async fn only_bodies_copies_and_lists_have_the_long_timeout() {
     let s3 = FakeS3::start().await;
     s3.put("f", "content");
     s3.put("large", noise(6 * MIB, 1));
@@ -791,7 +791,7 @@ async fn only_bodies_and_copies_have_the_long_timeout() {
         })
         .await
         .unwrap();
-    assert_eq!(longest(), Some(LIST_TIMEOUT));
+    assert_eq!(longest(), Some(LONG));
     store
         .put(
             &key,

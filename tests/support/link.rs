@@ -1,14 +1,15 @@
-//! A long way between clients and a server: every byte arrives after the same time, and up to 64
-//! MiB are under way in each direction of a connection.
+//! A long or a narrow way between clients and a server. Long: every byte arrives after the same
+//! time, and up to 64 MiB are under way in each direction of a connection. Narrow: what clients send
+//! has a rate that all connections share.
 
 use bytes::{Bytes, BytesMut};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,10 @@ use tokio_util::sync::CancellationToken;
 const UNDER_WAY: usize = 64 * 1024 * 1024;
 /// Longest read in bytes.
 const CHUNK: usize = 256 * 1024;
+/// The same on a narrow way, so that its connections take turns.
+const NARROW_CHUNK: usize = 4 * 1024;
+/// Bytes under way on a connection of a narrow way, and the size of its socket's buffer.
+const NARROW_UNDER_WAY: usize = 32 * 1024;
 
 /// Forwards connections until it is dropped.
 pub struct Link {
@@ -26,6 +31,26 @@ pub struct Link {
     is_deaf: watch::Sender<bool>,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What clients may send on all connections together.
+#[derive(Clone)]
+struct Pace {
+    bytes_per_second: u32,
+    /// When everything that was let through has passed.
+    free_at: Arc<Mutex<Instant>>,
+}
+
+impl Pace {
+    async fn let_through(&self, bytes: usize) {
+        let takes = Duration::from_secs(1) * bytes as u32 / self.bytes_per_second;
+        let passed = {
+            let mut free_at = self.free_at.lock().unwrap();
+            *free_at = Instant::now().max(*free_at) + takes;
+            *free_at
+        };
+        sleep_until(passed).await;
+    }
 }
 
 /// Bytes under way.
@@ -39,6 +64,30 @@ impl Link {
     /// Starts a link whose bytes take the time `delay` in each direction.
     pub fn start(server: SocketAddr, delay: Duration) -> Link {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Link::run(listener, server, delay, None)
+    }
+
+    /// Starts a link over which clients send this much altogether.
+    pub fn narrow(server: SocketAddr, bytes_per_second: u32) -> Link {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket
+            .set_recv_buffer_size(NARROW_UNDER_WAY as u32)
+            .unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1024).unwrap().into_std().unwrap();
+        let pace = Pace {
+            bytes_per_second,
+            free_at: Arc::new(Mutex::new(Instant::now())),
+        };
+        Link::run(listener, server, Duration::ZERO, Some(pace))
+    }
+
+    fn run(
+        listener: std::net::TcpListener,
+        server: SocketAddr,
+        delay: Duration,
+        pace: Option<Pace>,
+    ) -> Link {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let is_deaf = watch::Sender::new(false);
@@ -48,7 +97,7 @@ impl Link {
             .enable_all()
             .build()
             .unwrap();
-        let forwarding = forward(listener, server, delay, is_deaf.subscribe());
+        let forwarding = forward(listener, server, delay, pace, is_deaf.subscribe());
         let stopping = stop.clone();
         let thread = std::thread::spawn(move || {
             runtime.block_on(stopping.run_until_cancelled(forwarding));
@@ -80,6 +129,7 @@ async fn forward(
     listener: std::net::TcpListener,
     server: SocketAddr,
     delay: Duration,
+    pace: Option<Pace>,
     is_deaf: watch::Receiver<bool>,
 ) {
     let listener = TcpListener::from_std(listener).unwrap();
@@ -95,8 +145,14 @@ async fn forward(
         }
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        start_direction(from_client, to_server, delay, hears.subscribe());
-        start_direction(from_server, to_client, delay, is_deaf.clone());
+        start_direction(
+            from_client,
+            to_server,
+            delay,
+            pace.clone(),
+            hears.subscribe(),
+        );
+        start_direction(from_server, to_client, delay, None, is_deaf.clone());
     }
 }
 
@@ -104,11 +160,12 @@ fn start_direction(
     from: OwnedReadHalf,
     to: OwnedWriteHalf,
     delay: Duration,
+    pace: Option<Pace>,
     is_deaf: watch::Receiver<bool>,
 ) {
     let (queue, under_way) = mpsc::unbounded_channel();
-    tokio::spawn(take(from, queue, delay, is_deaf));
-    tokio::spawn(deliver(under_way, to));
+    tokio::spawn(take(from, queue, delay, pace.is_some(), is_deaf));
+    tokio::spawn(deliver(under_way, pace, to));
 }
 
 /// Reads until the end.
@@ -116,14 +173,19 @@ async fn take(
     mut from: OwnedReadHalf,
     queue: mpsc::UnboundedSender<Chunk>,
     delay: Duration,
+    is_narrow: bool,
     mut is_deaf: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(UNDER_WAY));
+    let (chunk, under_way) = match is_narrow {
+        true => (NARROW_CHUNK, NARROW_UNDER_WAY),
+        false => (CHUNK, UNDER_WAY),
+    };
+    let places = Arc::new(Semaphore::new(under_way));
     let mut buffer = BytesMut::new();
     loop {
         let _ = is_deaf.wait_for(|is_deaf| !is_deaf).await;
-        buffer.reserve(CHUNK);
-        let Ok(count @ 1..) = from.read_buf(&mut buffer).await else {
+        buffer.reserve(chunk);
+        let Ok(count @ 1..) = (&mut from).take(chunk as u64).read_buf(&mut buffer).await else {
             return;
         };
         let place = places.clone().acquire_many_owned(count as u32).await;
@@ -139,9 +201,16 @@ async fn take(
 }
 
 /// Writes until the end, each chunk when it is due.
-async fn deliver(mut under_way: mpsc::UnboundedReceiver<Chunk>, mut to: OwnedWriteHalf) {
+async fn deliver(
+    mut under_way: mpsc::UnboundedReceiver<Chunk>,
+    pace: Option<Pace>,
+    mut to: OwnedWriteHalf,
+) {
     while let Some(chunk) = under_way.recv().await {
         sleep_until(chunk.due).await;
+        if let Some(pace) = &pace {
+            pace.let_through(chunk.bytes.len()).await;
+        }
         if to.write_all(&chunk.bytes).await.is_err() {
             return;
         }

@@ -4,12 +4,13 @@
 //!
 //! Every client of this store gets these checks from [`S3Store::new`](super::S3Store::new).
 
+use super::http::StoreHttp;
 use super::identity::RenewableIdentities;
 use super::signs::WatchAnswer;
 use super::tries::WatchTries;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::AfterDeserializationInterceptorContextRef;
-use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents, StalledStreamProtectionConfig};
 use aws_sdk_s3::error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::InterceptorContext;
 use aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint;
@@ -22,16 +23,23 @@ use std::time::Duration;
 /// Limit on the wait that a server can ask for, as a client waits for its answer meanwhile.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
 
-/// Adds the checks of this module to a client, and signs of life.
+/// Adds the checks of this module to a client, and signs of life, which replace the SDK's own
+/// protection against bodies that pause.
 pub fn check_answers(client: &Client) -> Client {
     let identities = RenewableIdentities::new();
-    let config = client
+    let mut config = client
         .config()
         .to_builder()
         .interceptor(CheckAnswers)
         .interceptor(WatchAnswer)
         .interceptor(WatchTries)
-        .identity_cache(identities.clone());
+        .identity_cache(identities.clone())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+    if client.config().http_client().is_none()
+        && let Ok(http) = StoreHttp::trusting_system()
+    {
+        config = config.http_client(http);
+    }
     Client::from_conf(
         config
             .retry_classifier(RetryDoubtful { identities })

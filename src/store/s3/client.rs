@@ -7,20 +7,19 @@
 
 use super::answers::check_answers;
 use super::errors::sentence;
+use super::http::StoreHttp;
 use super::{KeptConditions, S3Store, StartError};
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
 use aws_sdk_s3::config::{
-    ConfigBag, Credentials, Intercept, ProvideCredentials, RuntimeComponents, SharedHttpClient,
+    ConfigBag, Credentials, Intercept, ProvideCredentials, RuntimeComponents,
 };
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::BoxError;
-use aws_smithy_http_client::{ConnectorBuilder, proxy::ProxyConfig, tls};
 use aws_smithy_runtime_api::client::interceptors::context::BeforeSerializationInterceptorContextRef;
 use aws_smithy_runtime_api::client::{interceptors::dyn_dispatch_hint, orchestrator::Metadata};
-use aws_smithy_types::base64;
 use aws_types::service_config::ServiceConfigKey;
 use hyper::Uri;
 use rustls::RootCertStore;
@@ -44,16 +43,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// retries](https://docs.aws.amazon.com/whitepapers/latest/s3-optimizing-performance-best-practices/timeouts-and-retries-for-latency-sensitive-applications.html));
 /// five times as long leaves room for slower stores.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Limit on one attempt of a list request: stores walk over deleted keys before they find one to
-/// list. In the server its timeouts end it before (see `resend.rs`).
+/// Limit on one attempt of a request for one page of what is left to clean up: stores walk over
+/// deleted keys before they find one to list.
 pub const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Limit on the time from a request, its body included, to the first byte of its answer: enough for
-/// a part of 64 MiB at 370 kB/s, and for one of 5 MiB at 30. S3 sends white space while a long
-/// CompleteMultipartUpload or CopyObject is at work, so this needn't cover them.
-const BODY_TIMEOUT: Duration = Duration::from_secs(3 * 60);
-/// Limit on one attempt of any other request as a whole. Parts of 5 GiB that S3 copies inside take
-/// minutes.
-pub const WORK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// The region with which requests to a server without regions are signed.
 const NO_REGION: Region = Region::from_static("us-east-1");
 /// Lengths of bucket names, in bytes: at most 63 in S3, up to 255 for older buckets and in other
@@ -175,15 +167,14 @@ fn check_bucket_name(bucket: &str) -> Result<(), StartError> {
 }
 
 async fn load_settings() -> Result<SdkConfig, StartError> {
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(BODY_TIMEOUT)
-        .operation_attempt_timeout(WORK_TIMEOUT);
+    // A body or an answer may take as long as it moves: instead of a timeout, silence is watched
+    // (see `signs.rs`).
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT);
     let loader = aws_config::defaults(DEFAULTS())
         .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
         .timeout_config(timeouts.build());
     let loader = match find_ca_bundle().await {
-        Some(file) => loader.http_client(trusting_client(&file)?),
+        Some(file) => loader.http_client(trusting_http(&file)?),
         None => loader,
     };
     Ok(loader.load().await)
@@ -239,49 +230,23 @@ async fn find_ca_bundle() -> Option<String> {
     find_setting(&files, "AWS_CA_BUNDLE", "ca_bundle")
 }
 
-/// The HTTP client of the SDK, except that it trusts the certificates of this file.
-fn trusting_client(file: &str) -> Result<SharedHttpClient, StartError> {
-    let trusted = tls::TlsContext::builder()
-        .with_trust_store(read_ca_bundle(file)?)
-        .build();
-    let trusted = trusted.map_err(|error| unusable_bundle(file, &error))?;
-    Ok(
-        aws_smithy_http_client::Builder::new().build_with_connector_fn(
-            move |settings, components| {
-                let mut connector = ConnectorBuilder::default()
-                    .tls_provider(tls::Provider::Rustls(
-                        tls::rustls_provider::CryptoMode::AwsLc,
-                    ))
-                    .tls_context(trusted.clone());
-                connector.set_connector_settings(settings.cloned());
-                if let Some(components) = components {
-                    connector.set_sleep_impl(components.sleep_impl());
-                }
-                connector.set_proxy_config(Some(ProxyConfig::from_env()));
-                connector.build()
-            },
-        ),
-    )
+/// The HTTP client that trusts the certificates of this file instead of the system's.
+fn trusting_http(file: &str) -> Result<StoreHttp, StartError> {
+    let certificates = read_ca_bundle(file)?;
+    match StoreHttp::trusting(certificates) {
+        Ok(http) => Ok(http),
+        Err(error) => Err(unusable_bundle(file, &error)),
+    }
 }
 
-/// The certificates of the file, instead of the system's. The SDK panics over one that can't be
-/// used, so these are left out here.
-fn read_ca_bundle(file: &str) -> Result<tls::TrustStore, StartError> {
+/// The certificates of the file that can be used.
+fn read_ca_bundle(file: &str) -> Result<RootCertStore, StartError> {
     let bytes = std::fs::read(file).map_err(|error| unusable_bundle(file, &error))?;
-    let mut trusted = tls::TrustStore::empty();
     let mut usable = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&bytes) {
         let certificate = certificate.map_err(|error| unusable_bundle(file, &error))?;
-        let encoded = base64::encode(&certificate);
-        match usable.add(certificate) {
-            Ok(()) => {
-                let pem =
-                    format!("-----BEGIN CERTIFICATE-----\n{encoded}\n-----END CERTIFICATE-----\n");
-                trusted.add_pem_certificate(pem);
-            }
-            Err(error) => {
-                log::warn!("a certificate in {file} can't be used and is not trusted: {error}")
-            }
+        if let Err(error) = usable.add(certificate) {
+            log::warn!("a certificate in {file} can't be used and is not trusted: {error}");
         }
     }
     match usable.is_empty() {
@@ -289,7 +254,7 @@ fn read_ca_bundle(file: &str) -> Result<tls::TrustStore, StartError> {
             file: file.to_owned(),
             why: "it holds no certificate".to_owned(),
         }),
-        false => Ok(trusted),
+        false => Ok(usable),
     }
 }
 
@@ -345,15 +310,15 @@ pub(super) fn profile_name() -> String {
 #[derive(Debug)]
 pub struct AnswerTimeouts;
 
-/// The limit on one attempt of an operation; `None` for those that send a body, or on which S3
-/// works for minutes: the timeouts of the client limit these.
+/// The limit on one attempt of an operation; `None` for those that send a body, that answer with a
+/// long one, or on which S3 works for minutes: these may not be silent (see `resend.rs`).
 fn attempt_timeout(operation: &str) -> Option<Duration> {
     match operation {
         "HeadObject" | "HeadBucket" | "GetObject" | "DeleteObject" => Some(ANSWER_TIMEOUT),
         "CreateMultipartUpload" | "AbortMultipartUpload" => Some(ANSWER_TIMEOUT),
         "GetBucketLifecycleConfiguration" => Some(ANSWER_TIMEOUT),
-        "ListObjectsV2" | "ListMultipartUploads" | "ListParts" => Some(LIST_TIMEOUT),
-        // PutObject, UploadPart; CompleteMultipartUpload, CopyObject, UploadPartCopy.
+        "ListMultipartUploads" | "ListParts" => Some(LIST_TIMEOUT),
+        // PutObject, UploadPart; CompleteMultipartUpload, CopyObject, UploadPartCopy; ListObjectsV2.
         _ => None,
     }
 }

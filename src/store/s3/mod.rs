@@ -11,6 +11,7 @@ mod deletes;
 pub mod doubts;
 mod errors;
 mod fields;
+mod http;
 mod identity;
 mod incomplete;
 mod inspect;

@@ -1,13 +1,16 @@
 //! Ranges of objects: GET, continued if the body breaks off.
 
+use super::super::patience::SignsOfLife;
 use super::super::{Key, Object, Result, Store, StoreError};
 use super::S3Store;
 use super::client::{ATTEMPTS, retry_pause};
 use super::errors::{failed, sentence, status};
 use super::fields::{missing, object, quote};
+use super::resend::max_silence;
+use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 use std::ops::Range;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// Pieces of this size, in bytes, fill an SSH packet, and are passed on uncopied.
 const LARGE_PIECE: usize = 32 * 1024;
@@ -16,6 +19,8 @@ const LARGE_PIECE: usize = 32 * 1024;
 struct RangeBody {
     pieces: JoinedPieces,
     missing: Range<u64>,
+    /// Why the last request broke off.
+    last_failure: String,
 }
 
 /// How one request for a range ended.
@@ -26,8 +31,8 @@ enum Reading {
 }
 
 impl S3Store {
-    /// GetObject of a range. The SDK retries a request, not a body that breaks off: the next
-    /// request asks for what is missing.
+    /// GetObject of a range. The SDK retries a request, not a body that breaks off or falls silent:
+    /// the next request asks for what is missing. One that has brought a piece is no failed attempt.
     pub(super) async fn get_range(
         &self,
         key: &Key,
@@ -37,18 +42,23 @@ impl S3Store {
         let mut body = RangeBody {
             pieces: JoinedPieces::default(),
             missing: range,
+            last_failure: String::new(),
         };
-        let mut last_failure = String::new();
-        for attempt in 0..ATTEMPTS {
-            if attempt > 0 {
-                sleep(retry_pause(attempt)).await;
-            }
+        let mut attempt = 0;
+        while attempt < ATTEMPTS {
+            sleep(retry_pause(attempt)).await;
+            let start = body.missing.start;
             match self.get_missing(key, etag, &mut body).await? {
                 Reading::Done => return Ok(body.pieces.finish()),
-                Reading::BrokenOff(why) => last_failure = why,
+                Reading::BrokenOff(why) => body.last_failure = why,
             }
+            let brought = body.missing.start - start;
+            attempt = match brought >= LARGE_PIECE as u64 {
+                true => 1,
+                false => attempt + 1,
+            };
         }
-        Err(StoreError::Other(last_failure))
+        Err(StoreError::Other(body.last_failure))
     }
 
     /// One GetObject of what is missing in `body`.
@@ -73,20 +83,20 @@ impl S3Store {
                 return Ok(Reading::BrokenOff(why.to_owned()));
             }
         }
-        while let Some(chunk) = out.body.next().await {
-            match chunk {
-                Ok(chunk) if body.missing.start + chunk.len() as u64 <= end => {
+        loop {
+            match next_chunk(&mut out.body).await {
+                Ok(Some(chunk)) if body.missing.start + chunk.len() as u64 <= end => {
                     body.missing.start += chunk.len() as u64;
                     body.pieces.push(chunk);
                 }
-                Ok(_) => return Err(StoreError::Other("more bytes than asked for".to_owned())),
-                Err(error) => return Ok(Reading::BrokenOff(sentence(&error))),
+                Ok(Some(_)) => {
+                    return Err(StoreError::Other("more bytes than asked for".to_owned()));
+                }
+                Ok(None) if body.missing.is_empty() => return Ok(Reading::Done),
+                Ok(None) => return Ok(Reading::BrokenOff("the body ended early".to_owned())),
+                Err(why) => return Ok(Reading::BrokenOff(why)),
             }
         }
-        if body.missing.is_empty() {
-            return Ok(Reading::Done);
-        }
-        Ok(Reading::BrokenOff("the body ended early".to_owned()))
     }
 
     /// GetObject of the first bytes. See [`Store::open`].
@@ -118,12 +128,23 @@ impl S3Store {
         let mut bytes = BytesMut::with_capacity(len);
         // If the body breaks off, what is missing is asked for later, like the rest of the object.
         while bytes.len() < len
-            && let Some(Ok(chunk)) = out.body.next().await
+            && let Ok(Some(chunk)) = next_chunk(&mut out.body).await
         {
             bytes.extend_from_slice(&chunk);
         }
         bytes.truncate(len);
         Ok((object, bytes.freeze()))
+    }
+}
+
+/// The next bytes of a body, or `None` at its end. Errors: why it breaks off.
+async fn next_chunk(body: &mut ByteStream) -> std::result::Result<Option<Bytes>, String> {
+    let silence = max_silence(&SignsOfLife::current());
+    match timeout(silence, body.next()).await {
+        Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
+        Ok(Some(Err(error))) => Err(sentence(&error)),
+        Ok(None) => Ok(None),
+        Err(_elapsed) => Err("the body stopped".to_owned()),
     }
 }
 

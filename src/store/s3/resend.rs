@@ -58,14 +58,17 @@ pub async fn send_once<T>(
     let began = Instant::now();
     let signs = SignsOfLife::current();
     signs.give();
-    // Two thirds of what the server allows.
-    let max_silence = signs.timeout() / 3 * 2;
-    let answered = wait(request, max_silence, in_advance).await;
+    let answered = wait(request, max_silence(&signs), in_advance).await;
     if answered.is_none() {
         // The SDK does not notice that its request is dropped.
         record_no_answer(operation, began.elapsed());
     }
     answered
+}
+
+/// How long one try may be silent: two thirds of what the server allows.
+pub fn max_silence(signs: &SignsOfLife) -> Duration {
+    signs.timeout() / 3 * 2
 }
 
 async fn send_until_answered<T, F>(

@@ -16,13 +16,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A body is handed to the connection in pieces of at most this size, in bytes: one takes 16 seconds
+/// A body is handed to the connection in pieces of at most this size, in bytes: one takes 4 seconds
 /// at [`SLOWEST`].
-const MAX_PIECE: usize = 256 * 1024;
-
-/// Bytes of a body that have been handed to the connection and may not have left yet: hyper takes
-/// more while it holds less than 408 KiB, and the system's socket buffer holds some too.
-const MAX_UNSENT: u64 = 1024 * 1024;
+const MAX_PIECE: usize = 64 * 1024;
+/// Bytes of a body that have been handed to the connection and may not have left yet: those that
+/// hyper and the system hold (see `http.rs`), and as much on the way.
+const MAX_UNSENT: u64 = 512 * 1024;
 /// How fast the last bytes of a body leave at least, in bytes a second.
 const SLOWEST: u64 = 16 * 1024;
 
@@ -180,6 +179,8 @@ mod tests {
     use std::future::{pending, poll_fn};
 
     const MIB: u64 = 1024 * 1024;
+    /// Of a body that may not have left when it is taken.
+    const LEN: u64 = MAX_UNSENT;
 
     /// A body of one piece that does not know its end, as one with trailers.
     struct Endless(Option<Bytes>);
@@ -196,14 +197,14 @@ mod tests {
         }
 
         fn size_hint(&self) -> SizeHint {
-            SizeHint::with_exact(MIB)
+            SizeHint::with_exact(LEN)
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_last_piece_asks_for_time_to_leave() {
         const TIMEOUT: Duration = Duration::from_secs(20);
-        let data = Bytes::from(vec![0; MIB as usize]);
+        let data = Bytes::from(vec![0; LEN as usize]);
         for body in [
             SdkBody::from(data.clone()),
             SdkBody::from_body_1_x(Endless(Some(data))),
@@ -215,7 +216,7 @@ mod tests {
                 let mut body = Pin::new(&mut body);
                 let mut taken = 0;
                 // hyper takes no more than the length that it was told.
-                while taken < MIB {
+                while taken < LEN {
                     let frame = poll_fn(|context| body.as_mut().poll_frame(context)).await;
                     let data = frame.unwrap().unwrap().into_data().unwrap();
                     taken += data.len() as u64;
@@ -223,7 +224,7 @@ mod tests {
                 pending::<()>().await;
             };
             assert_eq!(wait(send, TIMEOUT, Duration::ZERO).await, None);
-            assert_eq!(began.elapsed().as_secs(), 64 + 20);
+            assert_eq!(began.elapsed().as_secs(), 32 + 20);
         }
     }
 
@@ -236,10 +237,10 @@ mod tests {
         // Taken at once, so nothing is known of the speed.
         assert_eq!(seconds(0, 0), 0);
         assert_eq!(seconds(16 * 1024, 0), 1);
-        assert_eq!(seconds(MIB, 0), 64);
+        assert_eq!(seconds(LEN, 0), 32);
         // Fast, slow, and slower than the slowest.
         assert_eq!(seconds(5 * MIB, 1), 0);
-        assert_eq!(seconds(5 * MIB, 40), 20);
-        assert_eq!(seconds(5 * MIB, 400), 64);
+        assert_eq!(seconds(5 * MIB, 90), 20);
+        assert_eq!(seconds(5 * MIB, 400), 32);
     }
 }

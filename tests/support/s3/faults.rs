@@ -42,6 +42,8 @@ pub enum Fault {
     HangAfter,
     /// The answer stops half-way through its body, and the connection stays open.
     HangMidBody,
+    /// The answer pauses that long half-way through its body, then goes on.
+    PauseMidBody(Duration),
     /// HTTP 200 with an error for a body, as `CompleteMultipartUpload` may answer; nothing is done.
     ErrorBody,
     /// HTTP 200 without a body; nothing is done. Like the next two, no answer of S3's but of a

@@ -13,9 +13,11 @@ use s3s::service::S3Service;
 use s3s::{Body, HttpError, HttpRequest, HttpResponse, S3Error, S3ErrorCode, StdError};
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::{Sleep, sleep};
 
 type Answer = Result<HttpResponse, HttpError>;
 
@@ -110,11 +112,15 @@ async fn fail(fault: Fault, store: Store, s3: S3Service, request: HttpRequest) -
         }
         Fault::ResetMidBody => {
             let answer = call(&s3, request).await?;
-            answer_half(answer, None).await
+            answer_half(answer, Then::End).await
         }
         Fault::HangMidBody => {
             let answer = call(&s3, request).await?;
-            answer_half(answer, Some(store)).await
+            answer_half(answer, Then::Hang(Some(store))).await
+        }
+        Fault::PauseMidBody(time) => {
+            let answer = call(&s3, request).await?;
+            answer_half(answer, Then::Pause(time)).await
         }
         Fault::WithoutEffect => {
             let before = store.lock().objects.clone();
@@ -189,25 +195,35 @@ async fn without_etag(mut answer: HttpResponse) -> Answer {
     Ok(with_body(answer, rest))
 }
 
-async fn answer_half(mut answer: HttpResponse, hangs: Option<Store>) -> Answer {
+async fn answer_half(mut answer: HttpResponse, then: Then) -> Answer {
     let whole = whole_body(&mut answer).await?;
     let headers = answer.headers_mut();
     headers.insert("content-length", whole.len().into());
     let half = Half {
-        bytes: Some(whole.slice(..whole.len() / 2)),
-        waits_for_ever: hangs.is_some(),
-        to_tell: hangs,
+        first: Some(whole.slice(..whole.len() / 2)),
+        second: Some(whole.slice(whole.len() / 2..)),
+        then,
+        pause: None,
     };
     Ok(answer.map(|_| Body::http_body(half)))
 }
 
-/// The first half of an answer. hyper sends it, finds that the Content-Length has promised more,
-/// and closes the connection; or waits for the rest for ever.
+/// What follows the first half of an answer.
+enum Then {
+    /// hyper finds that the Content-Length has promised more, and closes the connection.
+    End,
+    /// Nothing, for ever. `None` once the store was told: hyper may poll more than once.
+    Hang(Option<Store>),
+    /// The second half, later.
+    Pause(Duration),
+}
+
+/// The first half of an answer, and what follows.
 struct Half {
-    bytes: Option<Bytes>,
-    waits_for_ever: bool,
-    /// `None` once it was told: hyper may poll more than once.
-    to_tell: Option<Store>,
+    first: Option<Bytes>,
+    second: Option<Bytes>,
+    then: Then,
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl HttpBody for Half {
@@ -216,21 +232,33 @@ impl HttpBody for Half {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        if let Some(half) = self.bytes.take() {
+        if let Some(half) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(half))));
         }
-        if !self.waits_for_ever {
-            return Poll::Ready(None);
+        match &mut self.then {
+            Then::End => Poll::Ready(None),
+            Then::Hang(to_tell) => {
+                if let Some(store) = to_tell.take() {
+                    store.lock().faults.announce_hanging();
+                }
+                Poll::Pending
+            }
+            Then::Pause(time) => {
+                let time = *time;
+                let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(time)));
+                ready!(pause.as_mut().poll(context));
+                Poll::Ready(self.second.take().map(|half| Ok(Frame::data(half))))
+            }
         }
-        if let Some(store) = self.to_tell.take() {
-            store.lock().faults.announce_hanging();
-        }
-        Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {
-        self.bytes.is_none() && !self.waits_for_ever
+        match self.then {
+            Then::End => self.first.is_none(),
+            Then::Hang(_) => false,
+            Then::Pause(_) => self.second.is_none(),
+        }
     }
 }
