@@ -9,6 +9,7 @@ mod limits;
 mod multipart;
 mod name_locks;
 mod part_buffer;
+mod part_places;
 mod pool;
 mod read_ahead;
 mod read_queue;

@@ -5,6 +5,7 @@
 //! shutdown need no code of their own. A panic is one more way for a request to fail.
 
 use super::part_buffer::copy_overlap;
+use super::part_places::PartPlaces;
 use super::upload::{Command, Result};
 use super::{
     ANSWERED_AHEAD, MAX_HOLES, MultipartUpload, NameLock, OWN_BYTES, PartBuffer, Progress,
@@ -21,11 +22,6 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// Limit on the parts of one upload in flight: enough to fill a link to a distant S3, little enough
-/// for one session's memory.
-const PARTS_IN_FLIGHT: u64 = 8;
-/// Limit on their bytes, once parts have grown; two parts are always allowed.
-const BYTES_IN_FLIGHT: u64 = 40 * 1024 * 1024;
 /// Old bytes are copied inside the store in ranges of this size in bytes, side by side.
 const COPY_RANGE: u64 = 512 * 1024 * 1024;
 /// Limit on old bytes that are loaded at once, in bytes.
@@ -69,7 +65,8 @@ pub(super) struct UploadTask {
     part_memory: Option<Reservation>,
     /// Created with the first part.
     multipart: Option<MultipartUpload>,
-    parts_in_flight: JoinSet<store::Result<Part>>,
+    parts_in_flight: JoinSet<store::Result<SentPart>>,
+    places: PartPlaces,
     parts_done: Vec<Part>,
     /// Of the object that was made.
     etag: Option<String>,
@@ -86,6 +83,13 @@ struct HeldReply {
     /// Where the write began.
     offset: u64,
     reply: Reply<()>,
+}
+
+/// A part that has arrived in the store.
+struct SentPart {
+    part: Part,
+    /// How long its bytes were under way, unless the store has copied them.
+    took: Option<Duration>,
 }
 
 /// A request that changes the file.
@@ -128,6 +132,7 @@ impl UploadTask {
             part_memory: None,
             multipart: None,
             parts_in_flight: JoinSet::new(),
+            places: PartPlaces::default(),
             parts_done: Vec::new(),
             etag: None,
             held_replies: VecDeque::new(),
@@ -500,7 +505,12 @@ impl UploadTask {
         let body = self.buffer.take_part()?;
         self.parts_in_flight.spawn(async move {
             let _memory = memory;
-            multipart.upload_part(number, body).await
+            let began = Instant::now();
+            let part = multipart.upload_part(number, body).await?;
+            Ok(SentPart {
+                part,
+                took: Some(began.elapsed()),
+            })
         });
         Ok(())
     }
@@ -519,7 +529,8 @@ impl UploadTask {
                 etag: &etag,
                 range,
             };
-            multipart.copy_part(number, source).await
+            let part = multipart.copy_part(number, source).await?;
+            Ok(SentPart { part, took: None })
         });
         Ok(())
     }
@@ -528,8 +539,10 @@ impl UploadTask {
     async fn wait_for_place(&mut self) -> Result<u32> {
         let number = self.buffer.number()?;
         let size = self.buffer.part_size();
-        let max_in_flight = (BYTES_IN_FLIGHT / size).clamp(2, PARTS_IN_FLIGHT) as usize;
-        self.collect_parts(max_in_flight - 1).await?;
+        self.collect_done_parts()?;
+        while self.parts_in_flight.len() >= self.places.limit(size) {
+            self.collect_next_part().await?;
+        }
         Ok(number)
     }
 
@@ -571,15 +584,12 @@ impl UploadTask {
         }
     }
 
-    /// Collects the parts that are done, and waits until at most `max` are in flight.
-    async fn collect_parts(&mut self, max: usize) -> Result<()> {
-        while self.parts_in_flight.len() > max {
-            match self.parts_in_flight.join_next().await {
-                Some(joined) => self.collect_part(joined)?,
-                None => break,
-            }
+    /// Waits for one of the parts in flight, and collects it.
+    async fn collect_next_part(&mut self) -> Result<()> {
+        match self.parts_in_flight.join_next().await {
+            Some(joined) => self.collect_part(joined),
+            None => Ok(()),
         }
-        self.collect_done_parts()
     }
 
     /// Collects the parts that are done, without waiting.
@@ -592,11 +602,15 @@ impl UploadTask {
 
     fn collect_part(
         &mut self,
-        joined: std::result::Result<store::Result<Part>, JoinError>,
+        joined: std::result::Result<store::Result<SentPart>, JoinError>,
     ) -> Result<()> {
         match joined {
-            Ok(part) => {
-                self.parts_done.push(part?);
+            Ok(sent) => {
+                let SentPart { part, took } = sent?;
+                if let Some(took) = took {
+                    self.places.note_part(took);
+                }
+                self.parts_done.push(part);
                 Ok(())
             }
             Err(_panicked_or_cancelled) => Err(UploadError::CutOff),
@@ -766,7 +780,9 @@ impl UploadTask {
         if self.buffer.contiguous_len() > 0 {
             self.send_part().await?;
         }
-        self.collect_parts(0).await?;
+        while !self.parts_in_flight.is_empty() {
+            self.collect_next_part().await?;
+        }
         self.check_parts(received)?;
         lock.wait().await;
         let condition = &self.target.condition;
