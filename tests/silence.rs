@@ -9,14 +9,19 @@ mod support;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use sftpd::store::s3::S3Store;
 use sftpd::store::{
     Attributes, Condition, CopySource, Key, ListRequest, Object, Part, PartSource, PatientStore,
     Store, StoreError, Timeouts,
 };
+use std::sync::Arc;
 use std::time::Duration;
 use support::process::Process;
-use support::s3::{FakeS3, Fault, When};
+use support::s3::{BUCKET, FakeS3, Fault, When};
 use support::*;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc};
 
 /// Of the server; a twentieth of the defaults, so that the tests are quick.
 const TIMEOUT: Duration = Duration::from_millis(1500);
@@ -285,4 +290,99 @@ async fn a_get_whose_body_stops_costs_one_try() {
     s3.fault("GetObject", When::Nth(1), Fault::HangMidBody);
     let read = store.get(&key("f"), 0..version.size, &version.etag).await;
     assert!(read.unwrap().concat() == content);
+}
+
+/// A proxy may pass on later what a silent try has sent. So the next one, after a look, replaces
+/// only what was there.
+#[tokio::test]
+async fn a_silent_put_is_repeated_under_the_condition_of_what_is_there() {
+    let (s3, store) = start().await;
+    for name in ["new", "old"] {
+        s3.fault("PutObject", When::Nth(1), Fault::Hang);
+        put(&store, name).await.unwrap();
+        assert_eq!(s3.object(name).unwrap(), NEW);
+        s3.clear_faults();
+    }
+    let conditions = s3.put_conditions();
+    assert_eq!(conditions, ["", "if-none-match", "", "if-match"]);
+}
+
+/// A queue before the store holds the second try. It is passed on after the third was answered, and
+/// another gateway has replaced the object.
+#[tokio::test]
+async fn a_repeated_put_that_arrives_late_replaces_no_newer_version() {
+    let (s3, store) = start().await;
+    let held = Arc::new(Notify::new());
+    s3.fault("PutObject", When::Nth(1), Fault::Hang);
+    s3.fault("PutObject", When::Nth(2), Fault::Hold(held.clone()));
+    put(&store, "old").await.unwrap();
+    assert_eq!(s3.object("old").unwrap(), NEW);
+    s3.put("old", "newer");
+    pass_on(&s3, held).await;
+    assert_eq!(s3.object("old").unwrap(), "newer");
+}
+
+/// Lets a held request go on, and waits until it is carried out or refused.
+async fn pass_on(s3: &FakeS3, held: Arc<Notify>) {
+    s3.clear_faults();
+    held.notify_one();
+    eventually("the request is carried out", || {
+        Arc::strong_count(&held) == 1
+    })
+    .await;
+}
+
+/// A queue before the store holds the first DELETE, which is given up; it is passed on after the
+/// second was answered and the name has a new object.
+#[tokio::test]
+async fn a_delete_that_arrives_late_deletes_no_newer_version() {
+    let (s3, store) = start().await;
+    let server = Server::start(Arc::new(store)).await;
+    let client = server.client().await;
+    client.put("/g", b"first").await.unwrap();
+    let held = Arc::new(Notify::new());
+    s3.fault("DeleteObject", When::Nth(1), Fault::Hold(held.clone()));
+    client.sftp.remove("/g").await.unwrap();
+    client.put("/g", b"second").await.unwrap();
+    pass_on(&s3, held).await;
+    assert_eq!(s3.object("alice/g").unwrap(), &b"second"[..]);
+}
+
+/// A store that takes requests and never answers. It says which connection got a request, and which
+/// was closed.
+#[tokio::test]
+async fn the_connection_of_a_silent_try_is_closed_before_the_next_try() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut access = FakeS3::start().await.access();
+    access.endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let client = aws_sdk_s3::Client::from_conf(access.sdk_config().build());
+    let store = PatientStore::new(
+        Arc::new(S3Store::new(client, BUCKET)),
+        Timeouts {
+            open: TIMEOUT,
+            close: TIMEOUT,
+        },
+    );
+    let (events, mut happened) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        for number in 1.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let events = events.clone();
+            tokio::spawn(async move {
+                let mut bytes = [0; 64 * 1024];
+                assert!(stream.read(&mut bytes).await.unwrap() > 0);
+                events.send((number, "request")).unwrap();
+                while matches!(stream.read(&mut bytes).await, Ok(1..)) {}
+                events.send((number, "closed")).unwrap();
+            });
+        }
+    });
+    let put = put(&store, "new").await;
+    assert!(matches!(put, Err(StoreError::Unknown(_))), "{put:?}");
+    drop(store);
+    let mut seen = Vec::new();
+    while let Ok(event) = happened.try_recv() {
+        seen.push(event);
+    }
+    assert_eq!(seen[..3], [(1, "request"), (1, "closed"), (2, "request")]);
 }

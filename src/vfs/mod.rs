@@ -361,9 +361,11 @@ impl Vfs {
     pub async fn remove(&self, path: &Path) -> Result<()> {
         let keys = self.home.keys(path)?;
         let _lock = self.lock(&keys).await;
-        self.lookup(&keys).await?.into_object()?;
+        let object = self.lookup(&keys).await?.into_object()?;
         let store = &self.transfers.store;
-        store.delete(&keys.file, &Condition::None).await?;
+        store
+            .delete(&keys.file, &Condition::Unchanged(object.etag))
+            .await?;
         self.overlay.supersede_uploads(&keys.file);
         self.keep_parent(path).await;
         Ok(())

@@ -187,8 +187,8 @@ impl doubts::Requests for S3Store {
         attributes: &Attributes,
         condition: &Condition,
     ) -> Result<String> {
-        let send = || self.put_object(key, body.clone(), attributes, condition);
-        change_until_answered("PutObject", Duration::ZERO, send).await
+        self.put_until_answered(key, body, attributes, condition)
+            .await
     }
 
     async fn send_create_upload(&self, key: &Key, attributes: &Attributes) -> Result<String> {

@@ -10,6 +10,7 @@ use super::errors::{failed, status, uncertain};
 use super::fields::{
     etag, if_match, if_none_match, metadata, object, size, storage_class, uncertain_under,
 };
+use super::resend::{TRIES, as_doubt, no_answer, send_once};
 use super::signs::WatchRequest;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::head_object::{HeadObjectError, HeadObjectOutput};
@@ -18,7 +19,10 @@ use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+/// What S3 calls it.
+const PUT: &str = "PutObject";
 /// All but RFC 3986's unreserved characters and the slash.
 const NOT_IN_A_URL_PATH: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -51,6 +55,65 @@ impl S3Store {
         match page.entries.into_iter().next() {
             Some(Entry::Object(found, object)) if found == key.as_str() => Ok(object),
             Some(_) | None => Err(StoreError::NotFound),
+        }
+    }
+
+    /// PutObject, sent again if it is silent. Returns the ETag.
+    ///
+    /// The store may carry out a silent try late. So before the next one it is looked what is
+    /// there, and only that may be replaced, by this try or by one that is late itself.
+    pub(super) async fn put_until_answered(
+        &self,
+        key: &Key,
+        body: Bytes,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> Result<String> {
+        let request = self.put_object(key, body.clone(), attributes, condition);
+        if let Some(answer) = send_once(PUT, Duration::ZERO, request).await {
+            return answer;
+        }
+        for _ in 1..TRIES {
+            let now = match self.look_for_put(key, attributes, condition).await {
+                AfterSilence::Done { etag } => return Ok(etag),
+                AfterSilence::Open(condition) => condition,
+            };
+            let request = self.put_object(key, body.clone(), attributes, &now);
+            match send_once(PUT, Duration::ZERO, request).await {
+                Some(Ok(etag)) => return Ok(etag),
+                Some(Err(StoreError::Precondition)) if now != *condition => {
+                    let why = "the object changed while the store did not answer PutObject";
+                    return Err(StoreError::Unknown(why.to_owned()));
+                }
+                Some(Err(refusal)) => return Err(as_doubt(refusal)),
+                None => {}
+            }
+        }
+        Err(StoreError::Unknown(no_answer(PUT)))
+    }
+
+    /// Looks what a silent PutObject has done.
+    async fn look_for_put(
+        &self,
+        key: &Key,
+        attributes: &Attributes,
+        condition: &Condition,
+    ) -> AfterSilence {
+        // It has its own time, after that of the request in doubt.
+        SignsOfLife::current().give();
+        let found = self.head_object(key).await;
+        let write_id = attributes.metadata.get(WRITE_ID);
+        match (found, condition) {
+            (Ok(found), _) if write_id.is_some() && found.write_id.as_ref() == write_id => {
+                AfterSilence::Done { etag: found.etag }
+            }
+            (Ok(found), Condition::None) if self.conditions.put_unchanged => {
+                AfterSilence::Open(Condition::Unchanged(found.etag))
+            }
+            (Err(StoreError::NotFound), Condition::None) if self.conditions.put_absent => {
+                AfterSilence::Open(Condition::Absent)
+            }
+            (_, condition) => AfterSilence::Open(condition.clone()),
         }
     }
 
@@ -172,6 +235,14 @@ impl S3Store {
         let key = utf8_percent_encode(key.as_str(), NOT_IN_A_URL_PATH);
         format!("{}/{key}", self.bucket)
     }
+}
+
+/// What a look after a silent PutObject has found.
+enum AfterSilence {
+    /// It was carried out.
+    Done { etag: String },
+    /// It was not yet. The next try goes under this condition.
+    Open(Condition),
 }
 
 /// Whether an answer to HEAD is certainly from S3. S3 gives no reason for a failure of HEAD, so a

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How often a request is sent.
-const TRIES: u32 = 3;
+pub const TRIES: u32 = 3;
 
 /// How a request was answered.
 enum Sent<T> {
@@ -90,14 +90,15 @@ where
 }
 
 /// A refusal after a silent try: it may be due to what that try has done, or is still doing.
-fn as_doubt(refusal: StoreError) -> StoreError {
+pub fn as_doubt(refusal: StoreError) -> StoreError {
     match refusal {
         StoreError::Precondition | StoreError::Unknown(_) => refusal,
         other => StoreError::Unknown(other.to_string()),
     }
 }
 
-fn no_answer(operation: &str) -> String {
+/// Why a request has failed whose tries were all silent.
+pub fn no_answer(operation: &str) -> String {
     let last_failure = SignsOfLife::current().describe_last_failure();
     format!("the store did not answer {operation}, which was sent {TRIES} times{last_failure}")
 }

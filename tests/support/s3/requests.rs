@@ -25,6 +25,8 @@ pub struct RequestLog {
     unsigned_bodies: usize,
     /// Since the start.
     checksums: usize,
+    /// Of each `PutObject` since the start: the name of its condition's header, or nothing.
+    put_conditions: Vec<&'static str>,
 }
 
 impl RequestLog {
@@ -41,6 +43,12 @@ impl RequestLog {
         }
         if headers.keys().any(is_checksum) {
             self.checksums += 1;
+        }
+        if Request::identify(request).op == "PutObject" {
+            let names = ["if-match", "if-none-match"].into_iter();
+            let mut conditions = names.filter(|name| headers.contains_key(*name));
+            self.put_conditions
+                .push(conditions.next().unwrap_or_default());
         }
     }
 }
@@ -77,6 +85,11 @@ impl FakeS3 {
     /// Bodies that came unsigned, since the start.
     pub fn unsigned_bodies(&self) -> usize {
         self.store.lock().log.unsigned_bodies
+    }
+
+    /// The condition of each `PutObject`, by the name of its header, since the start.
+    pub fn put_conditions(&self) -> Vec<&'static str> {
+        self.store.lock().log.put_conditions.clone()
     }
 
     /// Requests that came with a checksum of the newer kind, since the start.
