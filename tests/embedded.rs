@@ -978,7 +978,12 @@ async fn a_login_that_is_late_is_not_told() {
     sleep(Duration::from_secs(4)).await;
     assert_eq!(
         told.names(),
-        ["server_started", "connection_opened", "connection_ended"]
+        [
+            "server_started",
+            "connection_opened",
+            "no_login",
+            "connection_ended"
+        ]
     );
     assert_eq!(told.ends(), ["login_timeout"]);
 }

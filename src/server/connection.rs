@@ -424,6 +424,7 @@ impl Connection {
 
     /// Asks the application whether the client may log in with this.
     async fn ask(&self, user: &str, proof: Proof) -> Answer {
+        lock(&self.tries).set_name(user);
         if self.rejected.get().is_some() {
             return Answer::Refuse(LoginRefusal::Disconnected);
         }
