@@ -170,7 +170,7 @@ impl Deed {
         match (&self.action, content) {
             (Action::Put { content: own, .. }, Some(content)) => content == own.as_bytes(),
             (Action::Append { content: own, .. }, Some(content)) => {
-                content.ends_with(own.as_bytes())
+                content.ends_with(own.as_bytes()) && content.is_empty() == own.is_empty()
             }
             (Action::Resume { content: own, .. }, Some(content)) => {
                 let there = own.len() - self.rest().len()..own.len();

@@ -808,7 +808,7 @@ fn a_resumed_upload_is_its_source() {
         .begin_in(2, 2, resume("a", "<001>"))
         .show(2, Some(2))
         .close(2);
-    half.change("a", None, Some("\0\001>"))
+    half.change("a", None, Some("\0\x0001>"))
         .ok(2)
         .breaks(&[Rule::SizesAreTrue, Rule::ResumeIsWhole]);
     let old = Script::default()
@@ -820,7 +820,7 @@ fn a_resumed_upload_is_its_source() {
         .ok(2)
         .breaks_nothing();
     old.clone()
-        .change("a", Some("<0"), Some("\0\001>"))
+        .change("a", Some("<0"), Some("\0\x0001>"))
         .ok(2)
         .breaks(&[Rule::ResumeIsWhole]);
     old.clone().ok(2).breaks(&[Rule::DoneMeansDone]);

@@ -67,11 +67,9 @@ impl Story {
     /// The index of the event from which an action must see the bucket: its beginning, or the last
     /// change that an outstanding action of its session makes.
     pub(super) fn sees_from(&self, number: usize) -> usize {
-        let waits_for_close = match self.deeds[number].action {
-            Action::Look { .. } | Action::List { .. } => false,
-            _ => true,
-        };
-        self.comes_after(number, waits_for_close)
+        let action = &self.deeds[number].action;
+        let shows_uploads = matches!(action, Action::Look { .. } | Action::List { .. });
+        self.comes_after(number, !shows_uploads)
     }
 
     /// As [`Story::sees_from`]. STAT and lists don't wait for a CLOSE, as they show uploads of the
@@ -404,7 +402,7 @@ impl Story {
             let how = format!("was shown {shown}, and not its own upload #{}", upload.id);
             return Some(deed.violates(Rule::SizesAreTrue, &how));
         }
-        if is_stored || own.iter().any(|upload| is_own(upload)) {
+        if is_stored || own.iter().any(is_own) {
             return None;
         }
         let mut all = own.into_iter().chain(uploads(false));
