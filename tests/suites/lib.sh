@@ -14,6 +14,7 @@ top=$(cd "$suites/../.." && pwd)
 packages=$top/target/ci/suites
 host=127.0.0.1
 user=tester
+home=/
 as_server=()
 
 begin() {
@@ -43,11 +44,11 @@ end() {
 	rm -rf "$scratch"
 }
 
-# Installs the Debian packages of lines "FILE-OR-COMMAND PACKAGE" that are missing. As root, on Debian.
+# Installs the Debian packages of lines "FILE-OR-COMMAND PACKAGE" that are missing; a file may be a pattern. As root, on Debian.
 install_debian() {
 	local found package missing=()
 	while read -r found package; do
-		command -v "$found" >/dev/null || [[ -e $found ]] || missing+=("$package")
+		command -v "$found" >/dev/null || compgen -G "$found" >/dev/null || missing+=("$package")
 	done
 	if ((${#missing[@]})); then
 		# Several suites may be installing.
@@ -67,8 +68,9 @@ fetch_debian_source() {
 		echo 'deb-src http://deb.debian.org/debian bookworm main' >"$apt/sources.list"
 		apt-get "${options[@]}" update -qq
 		(cd "$scratch" && apt-get "${options[@]}" source -qq --download-only "$name=$version" 2>/dev/null)
-		mkdir "$source"
-		tar -xf "$scratch/${name}_${version%-*}".orig.tar.* -C "$source" --strip-components=1
+		mkdir "$scratch/$name"
+		tar -xf "$scratch/${name}_${version%-*}".orig.tar.* -C "$scratch/$name" --strip-components=1
+		mv "$scratch/$name" "$source"
 	fi
 	echo "$source"
 }
@@ -77,7 +79,8 @@ fetch_debian_source() {
 install_python() {
 	local venv=$packages/$suite
 	[[ -x $venv/bin/python3 ]] || python3 -m venv "$venv"
-	"$venv/bin/python3" -m pip install --quiet --disable-pip-version-check "$@"
+	grep -Fqsx "$*" "$venv/installed" || "$venv/bin/python3" -m pip install --quiet --disable-pip-version-check "$@"
+	echo "$*" >>"$venv/installed"
 	PATH=$venv/bin:$PATH
 }
 
