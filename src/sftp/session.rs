@@ -224,7 +224,8 @@ impl Session {
         let drain = self.settings.drain.clone();
         let mut last_requests_end = None;
         loop {
-            let is_through = drain.is_cancelled() && self.handles.is_empty() && self.waiting.is_empty();
+            let is_through =
+                drain.is_cancelled() && self.handles.is_empty() && self.waiting.is_empty();
             if is_through && !self.replies.are_owed() {
                 let now = Instant::now();
                 if *last_requests_end.get_or_insert(now + MAX_LAST_REQUESTS_TIME) <= now {
