@@ -4,8 +4,9 @@
 //! next with the file (open, unlink, truncate, rename) may arrive before its CLOSE. Such a request
 //! waits for the CLOSE, and what arrives behind it and concerns one of its names waits too: requests
 //! for one name are carried out in the order in which they arrived. The session goes on with other
-//! names meanwhile. Invariants: a request waits for [`MAX_WAIT`] at most, counted from its arrival;
-//! those that wait are counted as requests of the session; and they end with it.
+//! names meanwhile. Invariants: a request waits for [`MAX_WAIT`] at most, counted from its arrival
+//! and without the time in which the session carries out others; those that wait are counted as
+//! requests of the session; and they end with it.
 
 use super::codec::{ExtendedRequest, Request};
 use super::failure::Failure;
@@ -225,7 +226,7 @@ impl Session {
             return self.let_wait(concern, incoming).await;
         }
         let is_close = matches!(incoming.request, Request::Close(_));
-        self.carry_out(incoming).await?;
+        self.carry_out_untimed(incoming).await?;
         match is_close {
             // What waited for it comes after it, as it has its place in the queue of the name.
             true => self.carry_out_due().await,
@@ -265,8 +266,20 @@ impl Session {
             if due.deadline <= Instant::now() {
                 self.note_kept_open(&due.concern);
             }
-            self.carry_out(due.incoming).await?;
+            self.carry_out_untimed(due.incoming).await?;
         }
+    }
+
+    /// Carries out a request, and gives those that wait the time that it took: the CLOSE that they
+    /// wait for may have arrived meanwhile, and is taken from the queue only now.
+    async fn carry_out_untimed(&mut self, incoming: Incoming) -> Result<(), End> {
+        let began = Instant::now();
+        self.carry_out(incoming).await?;
+        let took = began.elapsed();
+        for waiting in &mut self.waiting.requests {
+            waiting.deadline += took;
+        }
+        Ok(())
     }
 
     /// Notes that files are kept open on purpose: nothing more waits for their CLOSE, until they
