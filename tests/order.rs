@@ -10,6 +10,7 @@ mod support;
 
 use futures_util::future::join_all;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
+use std::pin::{Pin, pin};
 use support::s3::FakeS3;
 use support::*;
 
@@ -229,22 +230,44 @@ async fn a_rename_onto_an_open_file_waits_for_its_close() {
     assert_eq!(client.get("/f").await.unwrap(), b"new");
 }
 
-#[tokio::test]
-async fn a_rename_waits_for_the_close_of_another_session() {
-    let (s3, server, client) = world().await;
-    let other = server.client().await;
-    let handle = begin(&client, "/a", b"new").await;
-    let mut rename = std::pin::pin!(other.posix_rename("/a", "/b"));
-    // Its reply comes after the RENAME has arrived.
+/// Sends a request, and returns once it waits.
+async fn send<F: Future<Output: std::fmt::Debug>>(client: &Client, mut request: Pin<&mut F>) {
+    // The reply to the second request comes after the first one has arrived.
     tokio::select! {
         biased;
-        renamed = &mut rename => panic!("it has not waited: {renamed:?}"),
-        size = other.size("/none") => assert_eq!(code(size), StatusCode::NoSuchFile),
+        done = &mut request => panic!("it has not waited: {done:?}"),
+        size = client.size("/none") => assert_eq!(code(size), StatusCode::NoSuchFile),
     }
-    client.close(&handle).await.unwrap();
-    rename.await.unwrap();
-    assert_eq!(s3.objects(), ["alice/b"]);
-    assert_object(&s3, "alice/b", b"new");
+}
+
+/// Clients with several connections close a file on one, and go on on another one (sshfs with
+/// `max_conns`, OpenDAL).
+#[tokio::test]
+async fn requests_wait_for_the_close_of_another_session() {
+    for old in [None, Some(noise(500, 1))] {
+        let (s3, server, client) = world().await;
+        if let Some(old) = &old {
+            s3.put("alice/a", old.clone());
+        }
+        let other = server.client().await;
+        let third = server.client().await;
+        let handle = begin(&client, "/a", b"new").await;
+        let mut size = pin!(other.size("/a"));
+        let mut get = pin!(third.get("/a"));
+        send(&other, size.as_mut()).await;
+        send(&third, get.as_mut()).await;
+        client.close(&handle).await.unwrap();
+        assert_eq!(size.await, Ok(3));
+        assert_eq!(get.await.unwrap(), b"new");
+
+        let handle = begin(&client, "/a", b"newer").await;
+        let mut rename = pin!(other.posix_rename("/a", "/b"));
+        send(&other, rename.as_mut()).await;
+        client.close(&handle).await.unwrap();
+        rename.await.unwrap();
+        assert_eq!(s3.objects(), ["alice/b"]);
+        assert_object(&s3, "alice/b", b"newer");
+    }
 }
 
 #[tokio::test]
@@ -279,12 +302,7 @@ async fn what_waits_for_a_close_ends_with_its_session() {
                     false => code(client.sftp.rename("/a", "/b").await),
                 }
             };
-            let mut rename = std::pin::pin!(rename);
-            tokio::select! {
-                biased;
-                status = &mut rename => panic!("it has not waited: {status:?}"),
-                size = client.size("/none") => assert_eq!(code(size), StatusCode::NoSuchFile),
-            }
+            send(&client, pin!(rename)).await;
         }
         drop(client);
         within("the end of the session", server.server.shut_down()).await;

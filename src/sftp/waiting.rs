@@ -14,10 +14,12 @@ use super::inbound::Incoming;
 use super::request_events::Asked;
 use super::session::{End, Handle, OpenHandle, Session};
 use crate::path::Path;
+use crate::transfer::Progress;
 use crate::vfs::Vfs;
 use russh_sftp::protocol::StatusCode;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
@@ -45,8 +47,9 @@ struct Name {
 enum WaitsFor {
     /// None: it waits only for requests that arrived before it.
     NoFile,
-    /// Those that its session has open for writing.
-    OwnFiles,
+    /// Those that other sessions have open for writing: a client may have several. Those of its own
+    /// session are shown while they are open.
+    ForeignFiles,
     /// Those that any session has open for writing.
     AllFiles,
 }
@@ -70,19 +73,18 @@ impl Concern {
     /// What a request concerns. A path that is not allowed has no name: its request fails at once.
     fn of(request: &Request) -> Concern {
         match request {
-            Request::Open(open) => Concern::file(&open.filename, WaitsFor::OwnFiles),
+            Request::Open(open) => Concern::file(&open.filename, WaitsFor::AllFiles),
             Request::Remove(remove) => Concern::file(&remove.filename, WaitsFor::AllFiles),
             Request::SetStat(set_stat) => match set_stat.attrs.size {
-                Some(_) => Concern::file(&set_stat.path, WaitsFor::OwnFiles),
-                None => Concern::file(&set_stat.path, WaitsFor::NoFile),
+                Some(_) => Concern::file(&set_stat.path, WaitsFor::AllFiles),
+                None => Concern::file(&set_stat.path, WaitsFor::ForeignFiles),
             },
             Request::Rename(rename) => Concern::rename(&rename.oldpath, &rename.newpath),
             Request::Extended(ExtendedRequest::PosixRename { from, to }) => {
                 Concern::rename(from, to)
             }
-            // An upload of the session is shown while it is open.
-            Request::Lstat(lstat) => Concern::file(&lstat.path, WaitsFor::NoFile),
-            Request::Stat(stat) => Concern::file(&stat.path, WaitsFor::NoFile),
+            Request::Lstat(lstat) => Concern::file(&lstat.path, WaitsFor::ForeignFiles),
+            Request::Stat(stat) => Concern::file(&stat.path, WaitsFor::ForeignFiles),
             Request::MkDir(mk_dir) => Concern::file(&mk_dir.path, WaitsFor::NoFile),
             Request::RmDir(rm_dir) => Concern::subtrees(&[&rm_dir.path], WaitsFor::NoFile),
             Request::OpenDir(open_dir) => Concern::subtrees(&[&open_dir.path], WaitsFor::NoFile),
@@ -143,17 +145,27 @@ impl Concern {
 
     /// Is a file open for whose CLOSE the request waits?
     fn is_blocked(&self, handles: &BTreeMap<String, OpenHandle>, vfs: &Vfs) -> bool {
-        let is_open_here = || handles.values().any(|open| self.awaits(&open.handle));
-        let is_open_elsewhere = || {
-            self.names
-                .iter()
-                .any(|name| vfs.is_uploaded_elsewhere(&name.path))
-        };
         match self.waits_for {
             WaitsFor::NoFile => false,
-            WaitsFor::OwnFiles => is_open_here(),
-            WaitsFor::AllFiles => is_open_here() || is_open_elsewhere(),
+            WaitsFor::ForeignFiles => self.is_open_elsewhere(vfs),
+            WaitsFor::AllFiles => {
+                handles.values().any(|open| self.awaits(&open.handle))
+                    || self.is_open_elsewhere(vfs)
+            }
         }
+    }
+
+    fn is_open_elsewhere(&self, vfs: &Vfs) -> bool {
+        let uploads = self.foreign_uploads(vfs);
+        uploads.iter().any(|upload| !upload.is_kept_open())
+    }
+
+    fn foreign_uploads(&self, vfs: &Vfs) -> Vec<Arc<Progress>> {
+        let mut uploads = Vec::new();
+        for name in &self.names {
+            uploads.extend(vfs.foreign_uploads(&name.path, name.subtree));
+        }
+        uploads
     }
 
     fn awaits(&self, handle: &Handle) -> bool {
@@ -282,8 +294,8 @@ impl Session {
         Ok(())
     }
 
-    /// Notes that files are kept open on purpose: nothing more waits for their CLOSE, until they
-    /// are written to again.
+    /// Notes that files are kept open on purpose. Nothing more waits for the CLOSE of a file of this
+    /// session until it is written to again, nor for that of another session at all.
     fn note_kept_open(&mut self, concern: &Concern) {
         for open in self.handles.values_mut() {
             if concern.awaits(&open.handle)
@@ -291,6 +303,9 @@ impl Session {
             {
                 *is_kept_open = true;
             }
+        }
+        for upload in concern.foreign_uploads(&self.settings.vfs) {
+            upload.note_kept_open();
         }
     }
 

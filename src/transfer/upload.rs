@@ -179,6 +179,8 @@ pub struct Progress {
     waiting: AtomicU64,
     /// Whether the file may differ from the object that it was opened on.
     is_changed: AtomicBool,
+    /// Whether another session has waited for its CLOSE in vain.
+    is_kept_open: AtomicBool,
     /// When it was opened.
     pub started: SystemTime,
 }
@@ -192,6 +194,7 @@ impl Progress {
             announced_size: size.into(),
             waiting: 0.into(),
             is_changed: base.is_none().into(),
+            is_kept_open: false.into(),
             started: SystemTime::now(),
         }
     }
@@ -207,6 +210,16 @@ impl Progress {
     /// Whether the file may differ from the object that it was opened on.
     pub fn is_changed(&self) -> bool {
         self.is_changed.load(Ordering::Relaxed)
+    }
+
+    /// Whether another session has waited for its CLOSE in vain.
+    pub fn is_kept_open(&self) -> bool {
+        self.is_kept_open.load(Ordering::Relaxed)
+    }
+
+    /// Notes that another session has waited for its CLOSE in vain.
+    pub fn note_kept_open(&self) {
+        self.is_kept_open.store(true, Ordering::Relaxed);
     }
 
     #[cfg(test)]

@@ -169,11 +169,12 @@ impl Vfs {
         }
     }
 
-    /// Has another session an upload in progress to this path, or to one below it?
-    pub fn is_uploaded_elsewhere(&self, path: &Path) -> bool {
+    /// The uploads in progress of other sessions to this path and, with its `subtree`, to those
+    /// below it.
+    pub fn foreign_uploads(&self, path: &Path, subtree: bool) -> Vec<Arc<Progress>> {
         match self.home.keys(path) {
-            Ok(keys) => self.overlay.has_foreign_upload(&keys, self.session),
-            Err(_) => false,
+            Ok(keys) => self.overlay.foreign_uploads(&keys, subtree, self.session),
+            Err(_) => Vec::new(),
         }
     }
 

@@ -289,14 +289,24 @@ impl Overlay {
         self.tables().newest_upload(file.as_str(), session)
     }
 
-    /// Has another session an upload in progress to this file or, if it is a directory, to one in
-    /// it?
-    pub fn has_foreign_upload(&self, keys: &ObjectKeys, session: SessionId) -> bool {
+    /// The uploads of other sessions to this file and, with its `subtree`, to those in a directory
+    /// of this name.
+    pub fn foreign_uploads(
+        &self,
+        keys: &ObjectKeys,
+        subtree: bool,
+        session: SessionId,
+    ) -> Vec<Arc<Progress>> {
         let tables = self.tables();
-        let mut all = tables
-            .uploads_to(keys.file.as_str())
-            .chain(tables.uploads_in(keys.directory.as_str()));
-        all.any(|(_, upload)| upload.session != session)
+        let to_file = tables.uploads_to(keys.file.as_str());
+        let inside = tables.uploads_in(keys.directory.as_str());
+        let mut found = Vec::new();
+        for (_, upload) in to_file.chain(inside.filter(|_| subtree)) {
+            if upload.session != session {
+                found.push(upload.progress.clone());
+            }
+        }
+        found
     }
 }
 
