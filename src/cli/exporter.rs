@@ -68,6 +68,11 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         Unit::Bytes,
         "Size of the pool (--buffer-memory)"
     );
+    describe_counter!(NO_LOGINS, "SSH connections that ended before a login");
+    describe_counter!(
+        DROPPED_LOG_LINES,
+        "Lines of the log that were dropped, as it was not read"
+    );
     describe_gauge!(OPEN_UPLOADS, "Files open for writing");
     describe_counter!(ABORTED_UPLOADS, "Multipart uploads that were to be aborted");
     describe_gauge!(USERS, "Users of the users file that is in force");

@@ -4,6 +4,7 @@
 
 use bytes::{Bytes, BytesMut};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub struct Link {
     pub address: SocketAddr,
     /// Are the server's bytes left unread?
     is_deaf: watch::Sender<bool>,
+    /// Bytes of clients that the server's sockets have taken.
+    delivered: Arc<AtomicUsize>,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
@@ -97,7 +100,9 @@ impl Link {
             .enable_all()
             .build()
             .unwrap();
-        let forwarding = forward(listener, server, delay, pace, is_deaf.subscribe());
+        let delivered = Arc::new(AtomicUsize::new(0));
+        let hears = is_deaf.subscribe();
+        let forwarding = forward(listener, server, delay, pace, hears, delivered.clone());
         let stopping = stop.clone();
         let thread = std::thread::spawn(move || {
             runtime.block_on(stopping.run_until_cancelled(forwarding));
@@ -105,9 +110,15 @@ impl Link {
         Link {
             address,
             is_deaf,
+            delivered,
             stop,
             thread: Some(thread),
         }
+    }
+
+    /// Bytes of clients that the server's sockets have taken so far.
+    pub fn delivered(&self) -> usize {
+        self.delivered.load(Ordering::Relaxed)
     }
 
     /// From now on no client reads what the server sends, or all do again.
@@ -131,6 +142,7 @@ async fn forward(
     delay: Duration,
     pace: Option<Pace>,
     is_deaf: watch::Receiver<bool>,
+    delivered: Arc<AtomicUsize>,
 ) {
     let listener = TcpListener::from_std(listener).unwrap();
     // Never written to: what clients send is always read.
@@ -151,8 +163,16 @@ async fn forward(
             delay,
             pace.clone(),
             hears.subscribe(),
+            delivered.clone(),
         );
-        start_direction(from_server, to_client, delay, None, is_deaf.clone());
+        start_direction(
+            from_server,
+            to_client,
+            delay,
+            None,
+            is_deaf.clone(),
+            Arc::default(),
+        );
     }
 }
 
@@ -162,10 +182,11 @@ fn start_direction(
     delay: Duration,
     pace: Option<Pace>,
     is_deaf: watch::Receiver<bool>,
+    delivered: Arc<AtomicUsize>,
 ) {
     let (queue, under_way) = mpsc::unbounded_channel();
     tokio::spawn(take(from, queue, delay, pace.is_some(), is_deaf));
-    tokio::spawn(deliver(under_way, pace, to));
+    tokio::spawn(deliver(under_way, pace, to, delivered));
 }
 
 /// Reads until the end.
@@ -205,6 +226,7 @@ async fn deliver(
     mut under_way: mpsc::UnboundedReceiver<Chunk>,
     pace: Option<Pace>,
     mut to: OwnedWriteHalf,
+    delivered: Arc<AtomicUsize>,
 ) {
     while let Some(chunk) = under_way.recv().await {
         sleep_until(chunk.due).await;
@@ -214,5 +236,6 @@ async fn deliver(
         if to.write_all(&chunk.bytes).await.is_err() {
             return;
         }
+        delivered.fetch_add(chunk.bytes.len(), Ordering::Relaxed);
     }
 }
