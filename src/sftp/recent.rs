@@ -2,7 +2,7 @@
 //! just listed, which would be a request to the store for each.
 //!
 //! Invariant: nothing here is older than [`KEEP_TIME`], or than the beginning or the end of any
-//! change through this server.
+//! change through this server, and nothing was listed while one was under way.
 
 use crate::path::Path;
 use crate::vfs::{Item, Stat};
@@ -22,12 +22,14 @@ const ENTRY_BYTES: usize = 128;
 #[derive(Clone, Copy)]
 pub struct ListingAge {
     opened: Instant,
-    changes: u64,
+    /// `None` if a change was under way, which may show at any time.
+    changes: Option<u64>,
 }
 
 impl ListingAge {
-    /// Now, after this many changes. To be taken before the store is asked.
-    pub fn start(changes: u64) -> ListingAge {
+    /// Now, after this many changes; `None` while one is under way. To be taken before the store is
+    /// asked.
+    pub fn start(changes: Option<u64>) -> ListingAge {
         ListingAge {
             opened: Instant::now(),
             changes,
@@ -53,7 +55,7 @@ impl RecentStats {
     /// Records what a listing of this directory says, unless there were changes since it began.
     pub fn record(&mut self, directory: &Path, items: &[Item], age: ListingAge, changes: u64) {
         self.forget_if_changed(changes);
-        if age.changes != changes {
+        if age.changes != Some(changes) {
             return;
         }
         let listed = age.opened;
@@ -108,7 +110,7 @@ mod tests {
     async fn what_is_old_or_changed_is_not_told() {
         let path = |text| Path::parse(text).unwrap();
         let mut recent = RecentStats::default();
-        let age = ListingAge::start(1);
+        let age = ListingAge::start(Some(1));
         recent.record(&path("/"), &[item("a")], age, 1);
         recent.record(&path("/d"), &[item("b")], age, 1);
         assert_eq!(recent.find(&path("/a"), 1), Some(Stat::Directory));
@@ -118,10 +120,10 @@ mod tests {
         assert_eq!(recent.find(&path("/a"), 1), None);
         recent.record(&path("/"), &[item("a")], age, 1);
         assert_eq!(recent.find(&path("/a"), 1), None);
-        recent.record(&path("/"), &[item("a")], ListingAge::start(1), 1);
+        recent.record(&path("/"), &[item("a")], ListingAge::start(Some(1)), 1);
         assert_eq!(recent.find(&path("/a"), 1), Some(Stat::Directory));
         assert_eq!(recent.find(&path("/a"), 2), None);
-        recent.record(&path("/"), &[item("a")], ListingAge::start(1), 2);
+        recent.record(&path("/"), &[item("a")], ListingAge::start(Some(1)), 2);
         assert_eq!(recent.find(&path("/a"), 2), None);
         assert_eq!(recent.bytes, 0);
     }
@@ -131,7 +133,12 @@ mod tests {
         let root = Path::parse("/").unwrap();
         let mut recent = RecentStats::default();
         for n in 0..100_000 {
-            recent.record(&root, &[item(&format!("{n:06}"))], ListingAge::start(0), 0);
+            recent.record(
+                &root,
+                &[item(&format!("{n:06}"))],
+                ListingAge::start(Some(0)),
+                0,
+            );
             assert!(recent.bytes <= MAX_BYTES && recent.entries.len() <= MAX_BYTES / ENTRY_BYTES);
         }
     }

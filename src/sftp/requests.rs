@@ -220,7 +220,7 @@ impl Session {
         let path = Path::parse(path)?;
         let place = self.take_place()?;
         let vfs = &self.settings.vfs;
-        let age = ListingAge::start(vfs.changes());
+        let age = ListingAge::start(vfs.changes_when_idle());
         let listing = vfs.open_directory(&path).await?;
         let handle = Handle::Directory {
             listing,

@@ -85,7 +85,7 @@ impl Concern {
             }
             Request::Lstat(lstat) => Concern::file(&lstat.path, WaitsFor::ForeignFiles),
             Request::Stat(stat) => Concern::file(&stat.path, WaitsFor::ForeignFiles),
-            Request::MkDir(mk_dir) => Concern::file(&mk_dir.path, WaitsFor::NoFile),
+            Request::MkDir(mk_dir) => Concern::subtrees(&[&mk_dir.path], WaitsFor::NoFile),
             Request::RmDir(rm_dir) => Concern::subtrees(&[&rm_dir.path], WaitsFor::NoFile),
             Request::OpenDir(open_dir) => Concern::subtrees(&[&open_dir.path], WaitsFor::NoFile),
             Request::Init

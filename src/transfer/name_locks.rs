@@ -110,6 +110,15 @@ impl NameLocks {
         queue.next_number + queue.ended
     }
 
+    /// As [`NameLocks::count`]; `None` while an operation holds or waits for a name.
+    pub fn count_when_idle(&self) -> Option<u64> {
+        let queue = self.queue();
+        match queue.entries.is_empty() {
+            true => Some(queue.next_number + queue.ended),
+            false => None,
+        }
+    }
+
     /// Waits for the operations on this name that began before this call, and takes nothing.
     pub async fn wait_for_earlier(&self, name: &LockedName) {
         let number = self.queue().next_number;

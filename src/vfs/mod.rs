@@ -151,6 +151,12 @@ impl Vfs {
         self.transfers.locks.count() + self.overlay.ended_uploads()
     }
 
+    /// As [`Vfs::changes`]; `None` while a change is under way.
+    pub fn changes_when_idle(&self) -> Option<u64> {
+        let changes = self.transfers.locks.count_when_idle()?;
+        Some(changes + self.overlay.ended_uploads())
+    }
+
     /// Resolves, with the number of uploads that have ended, once it is not `seen` any more.
     pub async fn wait_for_ended_upload(&self, seen: u64) -> u64 {
         self.overlay.wait_for_ended_upload(seen).await

@@ -990,7 +990,7 @@ impl Story {
         let mut found = Vec::new();
         for (key, content) in contents {
             for token in tokens(content) {
-                if self.is_sent_twice(&token) {
+                if self.is_sent_twice(&token) || self.is_joined(&token, content) {
                     continue;
                 }
                 let other = places.insert(token.clone(), key);
@@ -1017,6 +1017,23 @@ impl Story {
             _ => false,
         });
         sources.count() > 1
+    }
+
+    /// Is it where a resumed upload went on? What lies before may be of another file, and both
+    /// together look like a token.
+    fn is_joined(&self, token: &[u8], content: &[u8]) -> bool {
+        self.deeds
+            .iter()
+            .any(|deed| match (&deed.action, deed.shown) {
+                (Action::Resume { .. }, Some((_, Some(size)))) => {
+                    let reach = token.len() - 1;
+                    let from = (size as usize).saturating_sub(reach);
+                    let to = content.len().min(size as usize + reach);
+                    let around = content.get(from..to).unwrap_or_default();
+                    around.windows(token.len()).any(|text| text == token)
+                }
+                _ => false,
+            })
     }
 
     /// [`Rule::NothingHangs`] and [`Rule::QuietIsQuiet`].
