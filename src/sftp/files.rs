@@ -4,7 +4,7 @@ use super::codec::{MAX_DATA, SegmentedBuf};
 use super::failure::{Answer, Failure, Outcome};
 use super::inbound::RequestMemory;
 use super::reads::QueuedReads;
-use super::replies::PendingReply;
+use super::replies::{PendingReply, Replies};
 use super::session::{Handle, OpenHandle, Session};
 use super::table::CHANGES;
 use super::transfer_events::{ReadEvent, WriteEvent, tell_opened};
@@ -135,12 +135,6 @@ impl Session {
         Ok(Answer::Later)
     }
 
-    /// Answers with OK, or with the failure.
-    fn status_reply(&self, id: u32) -> Reply<()> {
-        let reply = self.replies.reply_later(id);
-        Box::new(move |result| reply.send_status(result))
-    }
-
     /// `memory` is held until the data is part of the upload.
     pub(super) async fn write(
         &mut self,
@@ -164,9 +158,9 @@ impl Session {
                     true => None,
                     false => Some(offset),
                 };
-                let reply = self.replies.reply_later(id);
-                let reply = Box::new(move |result| reply.send_status(result));
-                upload.write(offset, data, reply).await;
+                upload
+                    .write(offset, data, status_reply(&self.replies, id))
+                    .await;
                 Ok(Answer::Later)
             }
             Some(Handle::Reader(_)) => Err(not_for_writing()),
@@ -234,13 +228,19 @@ impl Session {
         match (self.find(&set_stat.handle), set_stat.attrs.size) {
             (None, _) => Err(Failure::bad_handle()),
             (Some(Handle::Writer { upload, .. }), Some(size)) => {
-                upload.truncate(size, self.status_reply(id)).await;
+                upload.truncate(size, status_reply(&self.replies, id)).await;
                 Ok(Answer::Later)
             }
             (Some(Handle::Reader(_) | Handle::Directory { .. }), Some(_)) => Err(not_for_writing()),
             (Some(_), None) => Ok(Answer::ok(id)),
         }
     }
+}
+
+/// Answers with OK, or with the failure.
+fn status_reply(replies: &Replies, id: u32) -> Reply<()> {
+    let reply = replies.reply_later(id);
+    Box::new(move |result| reply.send_status(result))
 }
 
 fn send_data(reply: PendingReply, result: Result<Bytes, UploadError>, room: OwnedSemaphorePermit) {
